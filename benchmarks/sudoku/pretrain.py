@@ -1,0 +1,129 @@
+"""Pretrain the shipped Sudoku backbone: a small BERT as a masked diffusion model, from scratch, on two CPU cores.
+
+    python -m benchmarks.sudoku.pretrain --output runs/sudoku-pretrain
+
+Writes `log.jsonl` and, every 500 steps, a Hugging Face folder `step-N/`; started again with the same folder it goes on
+from `state.pt`. The loss is the masked diffusion bound: mask ratio t uniform in `--t-range`, cross-entropy on masked cells
+weighted 1/t (MDLM, arXiv 2406.07524, eq. 10 with the linear schedule).
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM
+
+from prism_plugin.evaluation.tasks import sudoku
+
+NUM_GRIDS, TRAIN_SEED, PROBE_SEED = 20_000, 0, 1
+PROBE_PUZZLES, PROBE_CELLS_PER_STEP = 128, 2
+
+
+def build_backbone() -> BertForMaskedLM:
+    """Build the 0.8 M parameter BERT, randomly initialised from the global generator."""
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=sudoku.VOCAB_SIZE, hidden_size=128, num_hidden_layers=6, num_attention_heads=4,
+            intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            max_position_embeddings=sudoku.NUM_CELLS, type_vocab_size=1, pad_token_id=sudoku.PAD_TOKEN_ID,
+        )
+    )  # fmt: skip
+
+
+def build_optimizers(model: BertForMaskedLM, name: str, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """AdamW throughout, or Muon for the matrices of the layers and AdamW for the rest."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layer." in n] if name == "muon" else []
+    rest = [p for p in model.parameters() if all(p is not q for q in inner)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.01, fused=True)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def rate(step: int, steps: int, warmup: int = 300) -> float:
+    """Share of the peak learning rate: linear warm-up, then cosine to 2 %."""
+    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+
+def diffusion_loss(model: BertForMaskedLM, grids: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Masked diffusion bound in nats per cell, averaged over the batch. `grids` is [batch, 81], `t` is [batch]."""
+    masked = torch.rand(grids.shape, generator=generator) < t.unsqueeze(-1)
+    logits = model(input_ids=torch.where(masked, sudoku.MASK_TOKEN_ID, grids)).logits
+    weight = (masked / t.unsqueeze(-1))[masked]
+    return (F.cross_entropy(logits[masked], grids[masked], reduction="none") * weight).sum() / grids.numel()
+
+
+@torch.no_grad()
+def probe(model: BertForMaskedLM, puzzles: torch.Tensor) -> float:
+    """Share of puzzles solved by filling the surest cells first, never looking back."""
+    grids = puzzles.clone()
+    while (grids == sudoku.MASK_TOKEN_ID).any():
+        logits = model(input_ids=grids).logits[..., 1:10]
+        confidence, digits = logits.softmax(-1).max(-1)
+        confidence = confidence.masked_fill(grids != sudoku.MASK_TOKEN_ID, -1.0)
+        chosen = confidence.topk(PROBE_CELLS_PER_STEP).indices
+        chosen_mask = torch.zeros_like(grids, dtype=torch.bool).scatter(1, chosen, True) & (confidence >= 0)
+        grids = torch.where(chosen_mask, digits + 1, grids)
+    return sudoku.is_solved(grids, puzzles).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the log, the state and the checkpoints")
+    parser.add_argument("--steps", type=int, default=12_000, help="optimizer steps, also the length of the cosine")
+    parser.add_argument("--batch-size", type=int, default=64, help="grids per step")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak rate")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon", help="for the matrices of the layers")
+    parser.add_argument("--t-range", type=float, nargs=2, default=(0.05, 0.8), help="range of the mask ratio")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(TRAIN_SEED)
+    model = build_backbone()
+    optimizers = build_optimizers(model, args.optimizer, args.learning_rate)
+    state_file, start = args.output / "state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        start = state["step"]
+    grids = sudoku.complete_grids(NUM_GRIDS, TRAIN_SEED)
+    probe_puzzles, _ = sudoku.make_puzzles(PROBE_PUZZLES, PROBE_SEED)
+
+    began, total = time.time(), 0.0
+    for step in range(start, args.steps):
+        generator = torch.Generator().manual_seed(step)  # a function of the step, so that going on changes nothing
+        batch = sudoku.augment(grids[torch.randint(NUM_GRIDS, (args.batch_size,), generator=generator)], generator)
+        low, high = args.t_range
+        t = low + (high - low) * torch.rand(args.batch_size, generator=generator)
+        loss = diffusion_loss(model, batch, t, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * rate(step, args.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        total += loss.item()
+        if (step + 1) % 50 == 0:
+            record = {"step": step + 1, "loss": total / 50, "seconds": time.time() - began}
+            total = 0.0
+            if (step + 1) % 500 == 0:
+                record["solved"] = probe(model, probe_puzzles)
+                model.save_pretrained(args.output / f"step-{step + 1}")
+                everything = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+                torch.save(everything, state_file.with_suffix(".new"))
+                os.replace(state_file.with_suffix(".new"), state_file)
+            with (args.output / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+            print(record, flush=True)
+
+
+if __name__ == "__main__":
+    main()

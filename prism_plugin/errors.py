@@ -1,0 +1,50 @@
+"""Every error that a user can cause. One root, `PrismError`; each class is also the built-in that fits.
+
+A message is one sentence: what must hold, what was found, what to do.
+"""
+
+
+class PrismError(Exception):
+    """Root of all errors that prism_plugin raises on purpose."""
+
+
+class ConfigurationError(PrismError, ValueError):
+    """A setting is out of range, or two settings cannot go together."""
+
+
+class UnknownKeyError(PrismError, ValueError):
+    """A recipe, a JSON file or a mapping holds a key that nothing would read."""
+
+
+class UnknownNameError(PrismError, KeyError):
+    """A rule, schedule, preset, objective or backbone name that is not registered."""
+
+    __str__ = Exception.__str__  # KeyError would print the sentence in quotes
+
+
+class BackboneError(PrismError, ValueError):
+    """A model cannot be used as a backbone as it is."""
+
+
+class MaskTokenError(PrismError, ValueError):
+    """The mask token id is missing, outside the vocabulary, or sources disagree on it."""
+
+
+class MissingQualityError(PrismError, ValueError):
+    """A rule needs the quality head, but the model in use has none."""
+
+
+class DataFormatError(PrismError, ValueError):
+    """A data file or a row of it cannot be used."""
+
+
+class StoredStateError(PrismError, ValueError):
+    """A file on disk does not hold what it should, or belongs to another model."""
+
+
+class SavingError(PrismError, OSError):
+    """Files could not be written; what stood there before is unchanged."""
+
+
+class SamplingError(PrismError, ValueError):
+    """A sampling request cannot be met."""

@@ -1,0 +1,200 @@
+"""Sudoku, 9x9: grids from a seeded solver, the symmetry group, puzzles with one solution, and a strict checker.
+
+PRISM's own first benchmark (arXiv 2510.01384, section 5.1). A grid is 81 tokens in row-major order; token id `d` is the
+digit `d` and id 0, the mask, is a blank cell, so a puzzle file needs no tokenizer to be read.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from prism_plugin.errors import DataFormatError
+from prism_plugin.types import TokenIds, TokenMask
+
+SIDE = 9
+NUM_CELLS = SIDE * SIDE
+MASK_TOKEN_ID = 0
+PAD_TOKEN_ID = 10
+VOCAB_SIZE = 11
+
+_ALL_DIGITS = (1 << SIDE) - 1
+_UNITS_OF_CELL = [(cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3) for cell in range(NUM_CELLS)]
+_CELLS_OF_UNIT = torch.tensor(
+    [[cell for cell in range(NUM_CELLS) if _UNITS_OF_CELL[cell][kind] == unit] for kind in range(3) for unit in range(9)]
+)
+
+
+class _Search:
+    """Depth-first search that always fills the blank with the fewest candidates; used digits are bit masks per unit."""
+
+    def __init__(self, cells: Sequence[int]) -> None:
+        self.cells = list(cells)
+        self.rows, self.columns, self.boxes = [0] * 9, [0] * 9, [0] * 9
+        self.consistent = True
+        for cell, digit in enumerate(self.cells):
+            if digit:
+                self.consistent &= self._used(cell) >> (digit - 1) & 1 == 0
+                self._flip(cell, 1 << (digit - 1))
+        self.blanks = [cell for cell, digit in enumerate(self.cells) if not digit]
+
+    def _used(self, cell: int) -> int:
+        row, column, box = _UNITS_OF_CELL[cell]
+        return self.rows[row] | self.columns[column] | self.boxes[box]
+
+    def _flip(self, cell: int, bit: int) -> None:
+        row, column, box = _UNITS_OF_CELL[cell]
+        self.rows[row] ^= bit
+        self.columns[column] ^= bit
+        self.boxes[box] ^= bit
+
+    def run(self, limit: int, rng: random.Random | None = None) -> list[list[int]]:
+        found: list[list[int]] = []
+        if self.consistent:
+            self._fill(found, limit, rng)
+        return found
+
+    def _fill(self, found: list[list[int]], limit: int, rng: random.Random | None) -> None:
+        if not self.blanks:
+            found.append(list(self.cells))
+            return
+        best, fewest, options = 0, 10, 0
+        for index, cell in enumerate(self.blanks):
+            free = _ALL_DIGITS & ~self._used(cell)
+            count = free.bit_count()
+            if count < fewest:
+                best, fewest, options = index, count, free
+                if count <= 1:
+                    break
+        if not fewest:
+            return
+        cell = self.blanks.pop(best)
+        bits = [1 << digit for digit in range(9) if options >> digit & 1]
+        if rng is not None:
+            rng.shuffle(bits)
+        for bit in bits:
+            self.cells[cell] = bit.bit_length()
+            self._flip(cell, bit)
+            self._fill(found, limit, rng)
+            self._flip(cell, bit)
+            if len(found) >= limit:
+                break
+        self.cells[cell] = 0
+        self.blanks.insert(best, cell)
+
+
+def solve(cells: Sequence[int], limit: int = 2) -> list[list[int]]:
+    """Find up to `limit` solutions of a puzzle (81 digits, 0 for blank); none when it contradicts itself."""
+    return _Search(cells).run(limit)
+
+
+def complete_grids(count: int, seed: int) -> TokenIds:
+    """Make `count` complete grids, [count, 81], by randomised search. Grid `i` depends on (`seed`, `i`) alone."""
+    grids = [_Search([0] * NUM_CELLS).run(1, random.Random(f"{seed}/{index}"))[0] for index in range(count)]
+    return torch.tensor(grids, dtype=torch.long).reshape(count, NUM_CELLS)
+
+
+def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenIds:
+    """Move each grid by a random element of the Sudoku symmetry group.
+
+    Independently per grid: relabelling of the digits, order of the bands and of the rows within a band, the same for
+    columns, and transposition. Blanks (0) stay blank, so puzzles can be moved as well as complete grids.
+
+    Args:
+        grids: Cells in 0..9, [count, 81].
+        generator: Source of randomness on the CPU; the global one when None.
+    """
+    count = grids.shape[0]
+
+    def orders(*shape: int) -> torch.Tensor:
+        return torch.rand(count, *shape, generator=generator).argsort(-1)
+
+    def lines() -> torch.Tensor:  # [count, 9]: bands permuted, then the three lines inside each
+        return (orders(3).unsqueeze(-1) * 3 + orders(3, 3)).reshape(count, SIDE)
+
+    relabel = torch.cat((torch.zeros(count, 1, dtype=torch.long), orders(SIDE) + 1), dim=1)
+    cells = (lines().unsqueeze(2) * SIDE + lines().unsqueeze(1)).reshape(count, NUM_CELLS)
+    transposed = (cells % SIDE) * SIDE + cells // SIDE
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    moved = grids.gather(1, torch.where(flip, transposed, cells))
+    return relabel.gather(1, moved)
+
+
+def make_puzzles(count: int, seed: int, num_blanks: int = 51) -> tuple[TokenIds, TokenIds]:
+    """Make puzzles with exactly one solution.
+
+    Cells are blanked in random order, each only if the solution stays unique, until `num_blanks` are blank; a grid on
+    which that gets stuck is dropped.
+
+    Returns:
+        Puzzles and their solutions, both [count, 81]; puzzle `i` depends on (`seed`, `i`) alone.
+    """
+    pairs = [_make_puzzle(random.Random(f"puzzle/{seed}/{index}"), num_blanks) for index in range(count)]
+    puzzles, solutions = zip(*pairs, strict=True) if pairs else ((), ())
+    return (torch.tensor(part, dtype=torch.long).reshape(count, NUM_CELLS) for part in (puzzles, solutions))
+
+
+def _make_puzzle(rng: random.Random, num_blanks: int) -> tuple[list[int], list[int]]:
+    while True:
+        solution = _Search([0] * NUM_CELLS).run(1, rng)[0]
+        puzzle, blanks = list(solution), 0
+        for cell in rng.sample(range(NUM_CELLS), NUM_CELLS):
+            if blanks == num_blanks:
+                return puzzle, solution
+            digit, puzzle[cell] = puzzle[cell], 0
+            if len(solve(puzzle)) == 1:
+                blanks += 1
+            else:
+                puzzle[cell] = digit
+        if blanks == num_blanks:
+            return puzzle, solution
+
+
+def is_solved(grids: TokenIds, puzzles: TokenIds) -> torch.Tensor:
+    """Say which grids solve their puzzle: digits 1-9, each once in every row, column and box, and every clue kept.
+
+    Args:
+        grids: Candidate solutions, [count, 81].
+        puzzles: Clues, 0 for blank, [count, 81].
+
+    Returns:
+        Bool, [count].
+    """
+    keeps_clues = ((puzzles == MASK_TOKEN_ID) | (grids == puzzles)).all(-1)
+    complete = grids[:, _CELLS_OF_UNIT].sort(-1).values == torch.arange(1, 10)
+    return keeps_clues & complete.flatten(1).all(-1)
+
+
+def clue_mask(puzzles: TokenIds) -> TokenMask:
+    """Mark the given cells of each puzzle."""
+    return puzzles != MASK_TOKEN_ID
+
+
+def format_grid(cells: Iterable[int]) -> str:
+    """Write 81 cells as one line, `.` for blank."""
+    return "".join(str(digit) if digit else "." for digit in map(int, cells))
+
+
+def read_puzzles(path: str | Path) -> TokenIds:
+    """Read a file of puzzles: one a line, 81 characters, digits 1-9 for clues and `0` or `.` for blanks.
+
+    Raises:
+        DataFormatError: If the file holds no puzzle, or a line is not one, or contradicts itself; names the line.
+    """
+    puzzles: list[list[int]] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        if len(text) != NUM_CELLS or not set(text) <= set("0123456789."):
+            raise DataFormatError(
+                f"{path}, line {number}: a puzzle is 81 characters of 1-9 and 0 or . for blank, found {text[:90]!r}."
+            )
+        cells = [0 if character == "." else int(character) for character in text]
+        if not _Search(cells).consistent:
+            raise DataFormatError(f"{path}, line {number}: the clues contradict each other; two equal digits meet in a unit.")
+        puzzles.append(cells)
+    if not puzzles:
+        raise DataFormatError(f"{path} holds no puzzle; write one a line, 81 characters of 1-9 and 0 or . for blank.")
+    return torch.tensor(puzzles, dtype=torch.long)
