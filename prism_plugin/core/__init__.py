@@ -1,0 +1,77 @@
+"""The mathematics: tensors in, tensors out. No model, tokenizer, file or device of its own."""
+
+from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
+from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
+from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
+from prism_plugin.core.labels import QualityLabels, drafted_labels, visible_labels
+from prism_plugin.core.losses import PrismLossOutput, diffusion_loss, prism_loss, quality_loss
+from prism_plugin.core.noise import uniforms
+from prism_plugin.core.remasking import (
+    REMASKING,
+    CommitConfidenceRemasking,
+    NeverRemasking,
+    QualityRemasking,
+    QualityThresholdRemasking,
+    RandomRemasking,
+    RemaskingRule,
+    RemdmConfRemasking,
+)
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, Schedule
+from prism_plugin.core.selection import at_most, select_above, select_top
+from prism_plugin.core.unmasking import (
+    UNMASKING,
+    ConfidenceUnmasking,
+    EntropyUnmasking,
+    MarginUnmasking,
+    RandomUnmasking,
+    ThresholdUnmasking,
+    UnmaskingRule,
+)
+from prism_plugin.core.view import Budget, StepView, apply_step, unmask_grant
+
+__all__ = [
+    "REMASKING",
+    "SCHEDULES",
+    "UNMASKING",
+    "Budget",
+    "CommitConfidenceRemasking",
+    "ConfidenceUnmasking",
+    "Draft",
+    "DraftRule",
+    "EntropyUnmasking",
+    "EvenSchedule",
+    "LoopSchedule",
+    "MarginUnmasking",
+    "MaskedTokens",
+    "NeverRemasking",
+    "PrismLossOutput",
+    "QualityLabels",
+    "QualityRemasking",
+    "QualityThresholdRemasking",
+    "RandomRemasking",
+    "RandomUnmasking",
+    "RemaskingRule",
+    "RemdmConfRemasking",
+    "RowStats",
+    "Schedule",
+    "StepView",
+    "ThresholdUnmasking",
+    "UnmaskingRule",
+    "apply_step",
+    "at_most",
+    "diffusion_loss",
+    "draft_positions",
+    "drafted_labels",
+    "draw_rows",
+    "draw_times",
+    "mask_tokens",
+    "num_to_draft",
+    "prism_loss",
+    "quality_loss",
+    "select_above",
+    "select_top",
+    "token_confidence",
+    "uniforms",
+    "unmask_grant",
+    "visible_labels",
+]

@@ -1,0 +1,124 @@
+"""Which revealed positions to mask again. A rule takes back at most its budget, and may take back less."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from prism_plugin.core.schedules import even_target
+from prism_plugin.core.selection import at_most, select_top
+from prism_plugin.core.validation import require_number
+from prism_plugin.core.view import StepView
+from prism_plugin.registry import Registry
+from prism_plugin.types import PerRow, PerToken, TokenMask
+
+
+class RemaskingRule(Protocol):
+    """Picks the positions to take back: a subset of `view.revealed` of at most `budget` positions per row."""
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask: ...
+
+
+REMASKING: Registry[RemaskingRule] = Registry("remasking rule")
+
+
+@REMASKING.register("never")
+@dataclass(frozen=True)
+class NeverRemasking:
+    """Take nothing back: what is revealed stays."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        return torch.zeros_like(view.revealed)
+
+
+@REMASKING.register("random")
+@dataclass(frozen=True)
+class RandomRemasking:
+    """Take back positions at random: the control that shows what a score is worth."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        # random unmasking ranks by the same numbers, at other positions: revealed and masked are disjoint
+        return select_top(view.noise, view.revealed, budget)
+
+
+@REMASKING.register("quality")
+@dataclass(frozen=True)
+class QualityRemasking:
+    """Take back the positions with the lowest quality, always as many as granted (PRISM, arXiv 2510.01384)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        return select_top(-view.require("quality", self), view.revealed, budget)
+
+
+@REMASKING.register("quality_threshold")
+@dataclass(frozen=True)
+class QualityThresholdRemasking:
+    """Take back the positions whose quality is below a threshold, worst first, at most the grant.
+
+    Args:
+        threshold: Probability in [0, 1] that a token is right; what is below goes.
+    """
+
+    threshold: float
+    needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+
+    def __post_init__(self) -> None:
+        require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        quality = view.require("quality", self)
+        return at_most(view.revealed & (quality < self.threshold), -quality, budget)
+
+
+@REMASKING.register("commit_confidence")
+@dataclass(frozen=True)
+class CommitConfidenceRemasking:
+    """Take back the positions that the model was least sure of when it wrote them; needs no quality head."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        return select_top(-view.commit_confidence, view.revealed, budget)
+
+
+@REMASKING.register("remdm_conf")
+@dataclass(frozen=True)
+class RemdmConfRemasking:
+    """ReMDM-conf (arXiv 2503.00307, section 4.1): take back each position by chance, the less sure the likelier.
+
+    Position i goes with probability min(1, scale * sigma_max * softmax_i(-commit_confidence)), the softmax over the revealed
+    positions of the row and sigma_max = min(1, (1 - alpha_s) / alpha_t), where alpha is the share revealed before (t) and
+    after (s) the step under the even schedule. The paper knows no cap; grant a generous `num_remask` to follow it. Where
+    more are drawn than granted, those that the model was least sure of go.
+
+    Args:
+        scale: Multiplies the probability, > 0. At the paper's 1 the expected number of remasks per step is at most one,
+            whatever the length.
+    """
+
+    scale: float = 1.0
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require_number(self, "scale", "a finite number above 0", low=0, high=math.nextafter(math.inf, 0), open_low=True)
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        drawn = view.revealed & (view.noise < self.probabilities(view))
+        return at_most(drawn, -view.commit_confidence, budget)
+
+    def probabilities(self, view: StepView) -> PerToken:
+        """Give the probability with which each position is drawn; 0 where nothing is revealed."""
+        before = even_target(view.step - 1, view.num_steps, view.total)
+        after = even_target(view.step, view.num_steps, view.total)
+        sigma_max = ((view.total - after) / before.clamp(min=1)).clamp(max=1) * (before > 0)
+        # a finite stand-in for -inf: a row without revealed positions must give 0 and not NaN
+        scores = (-view.commit_confidence).masked_fill(~view.revealed, torch.finfo(view.commit_confidence.dtype).min)
+        share = torch.softmax(scores, dim=-1) * view.revealed
+        return (self.scale * sigma_max.unsqueeze(-1) * share).clamp(max=1)

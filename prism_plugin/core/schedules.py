@@ -1,0 +1,128 @@
+"""How many positions to unmask and to remask at each step. Integers only, so that every row ends exactly full."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.core.view import Budget
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.registry import Registry
+from prism_plugin.types import PerRow
+
+
+class Schedule(Protocol):
+    """Grants, per row, a number of remasks and a target number of revealed positions."""
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        """Give the budget of a step.
+
+        Args:
+            step: Steps taken before this one; at or past `num_steps`, the target is `total` and nothing may be remasked.
+            num_steps: Steps in all.
+            total: Positions to reveal in all.
+            revealed: Positions revealed now.
+        """
+        ...
+
+    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
+        """Say whether `step` or any step after it could grant a remask; where not, a full row is finished."""
+        ...
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+def ceil_div(numerator: Tensor, denominator: Tensor | int) -> Tensor:
+    """Divide integers, rounding up."""
+    return -(-numerator // denominator)
+
+
+def even_target(step: PerRow, num_steps: PerRow, total: PerRow) -> PerRow:
+    """Give the number of positions revealed after `step` when `total` are spread evenly over `num_steps`, early ones first."""
+    # a row that has finished stays in the batch and may be asked about steps past its last; a row without steps has 0
+    return ceil_div((step + 1) * total, num_steps.clamp(min=1)).minimum(total)
+
+
+_MILLION = 1_000_000
+
+
+def first_step_at(share: float, num_steps: PerRow) -> PerRow:
+    """Give the first step s with s / num_steps >= share, in integers: shares count to a millionth, rounded down."""
+    # the small addend undoes binary rounding: 0.29 of 100 steps is 29 and not 28.999...
+    return ceil_div(num_steps * int(share * _MILLION + 1e-6), _MILLION)
+
+
+@SCHEDULES.register("even")
+@dataclass(frozen=True)
+class EvenSchedule:
+    """Reveal the same number at each step; between two points of the way, take back up to `num_remask` at each.
+
+    What is taken back is granted again on top, so the number revealed follows the same line with or without remasking and
+    the forward passes stay `num_steps` (PRISM, arXiv 2510.01384). The last step takes nothing back.
+
+    Args:
+        num_remask: Positions that may be taken back per step and row, >= 0.
+        remask_from: Share of the steps after which remasking begins, in [0, 1].
+        remask_until: Share of the steps from which it has ended, in [0, 1], not before `remask_from`.
+    """
+
+    num_remask: int = 0
+    remask_from: float = 0.0
+    remask_until: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=0)
+        require_number(self, "remask_from", "a share of the steps in [0, 1]", low=0, high=1)
+        require_number(self, "remask_until", "a share of the steps in [0, 1]", low=0, high=1)
+        if self.remask_from > self.remask_until:
+            raise ConfigurationError(
+                f"`remask_from` of EvenSchedule must not exceed `remask_until`, found {self.remask_from} > {self.remask_until}."
+            )
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        target = even_target(step, num_steps, total)
+        active = (step >= first_step_at(self.remask_from, num_steps)) & (step < first_step_at(self.remask_until, num_steps))
+        remask = revealed.minimum(total - target).clamp(max=self.num_remask) * active
+        return Budget(remask=remask, target=target)
+
+    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
+        first = step.maximum(first_step_at(self.remask_from, num_steps))
+        stop = first_step_at(self.remask_until, num_steps).minimum(num_steps - 1)
+        return (first < stop) & (self.num_remask > 0)
+
+
+@SCHEDULES.register("loop")
+@dataclass(frozen=True)
+class LoopSchedule:
+    """Draft fast, then correct: fill everything in the first steps, then take back and refill at every look.
+
+    From the end of the draft on, each look refills what the look before took back and may take back `num_remask` more; the
+    last only refills.
+
+    Args:
+        num_remask: Positions that may be taken back per look and row, >= 1.
+        draft_share: Share of the steps that draft, in (0, 1], rounded up.
+    """
+
+    num_remask: int
+    draft_share: float
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=1)
+        require_number(self, "draft_share", "a share of the steps in (0, 1]", low=0, high=1, open_low=True)
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        active = (step >= self._draft_steps(num_steps)) & (step < num_steps - 1)
+        return Budget(
+            remask=revealed.clamp(max=self.num_remask) * active,
+            target=even_target(step, self._draft_steps(num_steps), total),
+        )
+
+    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
+        return step.maximum(self._draft_steps(num_steps)) < num_steps - 1
+
+    def _draft_steps(self, num_steps: PerRow) -> PerRow:
+        return first_step_at(self.draft_share, num_steps).clamp(min=1)

@@ -1,0 +1,36 @@
+"""Checks of settings, each one sentence. Called from `__post_init__`, so a rule that exists is a rule that can run."""
+
+from prism_plugin.errors import ConfigurationError
+
+
+def require_int(owner: object, name: str, *, minimum: int) -> None:
+    """Check that the field `name` of `owner` is an integer of at least `minimum`.
+
+    Raises:
+        ConfigurationError: If it is not; True and False are no integers here.
+    """
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(
+            f"`{name}` of {type(owner).__name__} must be an integer of at least {minimum}, found {value!r}."
+        )
+
+
+def require_number(owner: object, name: str, within: str, *, low: float, high: float, open_low: bool = False) -> None:
+    """Check that the field `name` of `owner` is a number in [low, high], or (low, high] when `open_low`.
+
+    Args:
+        owner: The dataclass being checked.
+        name: Its field.
+        within: The range in words for the message.
+        low: Smallest value.
+        high: Largest value.
+        open_low: `low` itself is excluded.
+
+    Raises:
+        ConfigurationError: If it is not a number, is NaN, or lies outside.
+    """
+    value = getattr(owner, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or (open_low and value == low):
+        raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be {within}, found {value!r}.")

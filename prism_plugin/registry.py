@@ -1,0 +1,123 @@
+"""Names for classes that appear in files: unmasking and remasking rules, schedules, objectives."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
+    """Build a dataclass from a mapping, refusing keys that `cls` does not declare and asking for those it lacks.
+
+    Args:
+        cls: A dataclass; its own `__post_init__` checks the values.
+        values: Field names and values.
+        source: Where the mapping was read, for the error message.
+
+    Raises:
+        UnknownKeyError: If `values` has a key that is no field of `cls`.
+        ConfigurationError: If a field without a default is missing.
+    """
+    known = {field.name: field for field in fields(cls) if field.init}
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise UnknownKeyError(
+            f"{source}: {cls.__name__} has no {', '.join(map(repr, sorted(unknown)))}{_did_you_mean(unknown[0], known)}; "
+            f"known: {', '.join(sorted(known)) or 'none'}."
+        )
+    needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    missing = sorted(set(needed) - set(values))
+    if missing:
+        raise ConfigurationError(f"{source}: {cls.__name__} needs {', '.join(map(repr, missing))}; add it.")
+    return cls(**values)
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class Registry(Generic[T]):
+    """Names for dataclasses of one kind. Not a plug-in loader: import your module and its names are there.
+
+    Args:
+        kind: What the classes are, in the singular, for error messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._by_name: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Give the decorated dataclass a name, which must never change afterwards: files hold it.
+
+        Raises:
+            ConfigurationError: If the name is not lower case with underscores, is taken, or the class is no dataclass.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ConfigurationError(f"A {self.kind} needs a name of lower-case letters, digits and _, found {name!r}.")
+            if name in self._by_name:
+                owner = self._by_name[name].__name__
+                raise ConfigurationError(f"The {self.kind} {name!r} is {owner} already; choose another name.")
+            if not is_dataclass(cls):
+                raise ConfigurationError(f"{cls.__name__} must be a dataclass to be saved as a {self.kind}; decorate it first.")
+            self._by_name[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """List the registered names in alphabetical order."""
+        return tuple(sorted(self._by_name))
+
+    def get(self, name: str) -> type[T]:
+        """Find the class of a name.
+
+        Raises:
+            UnknownNameError: If nothing has that name; the message lists all names and the nearest.
+        """
+        if name not in self._by_name:
+            near = get_close_matches(str(name), self._by_name, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownNameError(f"No {self.kind} is called {name!r}.{hint} Known: {', '.join(self.names()) or 'none'}.")
+        return self._by_name[name]
+
+    def to_dict(self, instance: T) -> dict[str, Any]:
+        """Write an instance as its name and its fields, ready for JSON.
+
+        Raises:
+            UnknownNameError: If its class is not registered, as a lambda's is not.
+        """
+        for name, cls in self._by_name.items():
+            if type(instance) is cls:
+                settings = {field.name: getattr(instance, field.name) for field in fields(cls) if field.init}
+                return {"name": name, **settings}
+        raise UnknownNameError(
+            f"Only a registered {self.kind} can be saved, found {type(instance).__name__}; "
+            f"register its class or use one of {', '.join(self.names()) or 'none'}."
+        )
+
+    def from_dict(self, values: Mapping[str, Any], *, source: str | None = None) -> T:
+        """Build the instance that `to_dict` wrote.
+
+        Args:
+            values: `name` and settings.
+            source: Where they were read, for the error message; the kind when None.
+
+        Raises:
+            ConfigurationError: If there is no `name`, a setting is missing, or a value is out of range.
+            UnknownNameError: If no class has that name.
+            UnknownKeyError: If the class has no such setting.
+        """
+        source = source or self.kind
+        if not isinstance(values, Mapping) or "name" not in values:
+            raise ConfigurationError(f"{source}: a {self.kind} is a mapping with a 'name' and its settings, found {values!r}.")
+        settings = {key: value for key, value in values.items() if key != "name"}
+        return from_mapping(self.get(values["name"]), settings, source=source)
