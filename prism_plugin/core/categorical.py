@@ -1,5 +1,6 @@
 """Rows of logits -> one token each, its probability, and how sure the model is."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,11 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import FlatIndex, Rows
+from prism_plugin.types import Rows
 
-# Entries of a chunk. The float64 probabilities, their integer weights and the running sum of a draw then take under 1 GB,
-# whatever the vocabulary.
-_CHUNK_ENTRIES = 2**25
+# Entries of a chunk: what a draw keeps in float64 and int64 at a time then stays under 1 GB, whatever the vocabulary.
+_CHUNK_ENTRIES = 2**24
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
@@ -22,7 +22,7 @@ _UNITS = 2**52
 class RowStats:
     """What was drawn from each row: [rows] each; `entropy` and `margin` are None unless asked for."""
 
-    candidates: FlatIndex
+    candidates: Int[Tensor, " rows"]
     confidence: Float[Tensor, " rows"]
     entropy: Float[Tensor, " rows"] | None
     margin: Float[Tensor, " rows"] | None
@@ -59,7 +59,8 @@ def draw_rows(
     Raises:
         ConfigurationError: If a setting is out of range, or uniforms are needed and missing.
     """
-    _check(rows, temperature, top_p, forbidden_ids, uniforms)
+    _check(rows, forbidden_ids, chunk_rows)
+    _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
     for chunk, here in _chunks(rows, forbidden_ids, chunk_rows):
         if temperature == 0:
@@ -82,7 +83,7 @@ def draw_rows(
 
 
 def token_confidence(
-    rows: Rows, token_ids: FlatIndex, *, forbidden_ids: tuple[int, ...] = (), chunk_rows: int = 4096
+    rows: Rows, token_ids: Int[Tensor, " rows"], *, forbidden_ids: tuple[int, ...] = (), chunk_rows: int = 4096
 ) -> Float[Tensor, " rows"]:
     """Give the probability of one given token per row, under the same softmax as the confidence of `draw_rows`.
 
@@ -95,7 +96,7 @@ def token_confidence(
     Returns:
         float32 in [0, 1].
     """
-    _check(rows, 0.0, 1.0, forbidden_ids, None)
+    _check(rows, forbidden_ids, chunk_rows)
     return torch.cat(
         [_confidence(chunk, token_ids[here], chunk.logsumexp(-1)) for chunk, here in _chunks(rows, forbidden_ids, chunk_rows)]
     )
@@ -112,7 +113,7 @@ def _chunks(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> Iter
         yield chunk, here
 
 
-def _confidence(chunk: Rows, token_ids: FlatIndex, log_total: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def _confidence(chunk: Rows, token_ids: Int[Tensor, " rows"], log_total: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     return (chunk.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - log_total).exp().float()
 
 
@@ -136,15 +137,18 @@ def _keep_nucleus(weights: Int[Tensor, "rows vocab"], top_p: float) -> Int[Tenso
     return torch.zeros_like(weights).scatter(-1, order, largest * kept)
 
 
-def _check(
-    rows: Rows, temperature: float, top_p: float, forbidden_ids: tuple[int, ...], uniforms: Float[Tensor, " rows"] | None
-) -> None:
+def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> None:
     vocab = rows.shape[-1]
-    if temperature < 0:
-        raise ConfigurationError(f"`temperature` must be 0 (argmax) or more, found {temperature}.")
-    if not 0 < top_p <= 1:
-        raise ConfigurationError(f"`top_p` must be in (0, 1], found {top_p}.")
     if any(not 0 <= token_id < vocab for token_id in forbidden_ids) or len(set(forbidden_ids)) >= vocab:
         raise ConfigurationError(f"`forbidden_ids` must be ids below {vocab} and leave one to draw, found {forbidden_ids}.")
+    if chunk_rows < 1:
+        raise ConfigurationError(f"`chunk_rows` must be at least 1, found {chunk_rows}.")
+
+
+def _check_drawing(temperature: float, top_p: float, uniforms: Float[Tensor, " rows"] | None) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ConfigurationError(f"`temperature` must be 0 (argmax) or a finite number above, found {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ConfigurationError(f"`top_p` must be in (0, 1], found {top_p}.")
     if temperature > 0 and uniforms is None:
         raise ConfigurationError(f"Drawing at temperature {temperature} needs `uniforms`, one number per row; found None.")

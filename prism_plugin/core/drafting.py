@@ -54,9 +54,9 @@ class DraftRule:
                     f"`{name}` of DraftRule must be one of {', '.join(known)}, found {getattr(self, name)!r}."
                 )
         require_int(self, "num_looks", minimum=1)
-        require_number(self, "temperature", "above 0 and at most 1000", low=0, high=1000, open_low=True)
-        require_number(self, "top_p", "in (0, 1]", low=0, high=1, open_low=True)
-        require_number(self, "weight", "above 0 and at most 1e9", low=0, high=1e9, open_low=True)
+        require_number(self, "temperature", "a number above 0", low=0, open_low=True)
+        require_number(self, "top_p", "a mass in (0, 1]", low=0, high=1, open_low=True)
+        require_number(self, "weight", "a number above 0", low=0, open_low=True)
         self._check_count()
         self._check_choices()
 

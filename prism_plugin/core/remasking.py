@@ -1,6 +1,5 @@
 """Which revealed positions to mask again. A rule takes back at most its budget, and may take back less."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -91,7 +90,7 @@ class CommitConfidenceRemasking:
 @REMASKING.register("remdm_conf")
 @dataclass(frozen=True)
 class RemdmConfRemasking:
-    """ReMDM-conf (arXiv 2503.00307, section 4.1): take back each position by chance, the less sure the likelier.
+    """Take back each position by chance, the less sure the likelier: ReMDM's confidence schedule (arXiv 2503.00307).
 
     Position i goes with probability min(1, scale * sigma_max * softmax_i(-commit_confidence)), the softmax over the revealed
     positions of the row and sigma_max = min(1, (1 - alpha_s) / alpha_t), where alpha is the share revealed before (t) and
@@ -107,7 +106,7 @@ class RemdmConfRemasking:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        require_number(self, "scale", "a finite number above 0", low=0, high=math.nextafter(math.inf, 0), open_low=True)
+        require_number(self, "scale", "a number above 0", low=0, open_low=True)
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         drawn = view.revealed & (view.noise < self.probabilities(view))

@@ -1,5 +1,7 @@
 """Checks of settings, each one sentence. Called from `__post_init__`, so a rule that exists is a rule that can run."""
 
+import math
+
 from prism_plugin.errors import ConfigurationError
 
 
@@ -16,8 +18,10 @@ def require_int(owner: object, name: str, *, minimum: int) -> None:
         )
 
 
-def require_number(owner: object, name: str, within: str, *, low: float, high: float, open_low: bool = False) -> None:
-    """Check that the field `name` of `owner` is a number in [low, high], or (low, high] when `open_low`.
+def require_number(
+    owner: object, name: str, within: str, *, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Check that the field `name` of `owner` is a finite number in [low, high], or (low, high] when `open_low`.
 
     Args:
         owner: The dataclass being checked.
@@ -28,9 +32,9 @@ def require_number(owner: object, name: str, within: str, *, low: float, high: f
         open_low: `low` itself is excluded.
 
     Raises:
-        ConfigurationError: If it is not a number, is NaN, or lies outside.
+        ConfigurationError: If it is not a number, is infinite or NaN, or lies outside.
     """
     value = getattr(owner, name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or (open_low and value == low):
         raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be {within}, found {value!r}.")
