@@ -1,0 +1,17 @@
+"""Sampling: lay the canvas, look, take back, reveal, until nothing is masked."""
+
+from prism_plugin.sampling.loop import StepRecord
+from prism_plugin.sampling.presets import PRESETS, Preset, get_preset
+from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
+from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, SamplerSettings
+
+__all__ = [
+    "PRESETS",
+    "SAMPLER_CONFIG_NAME",
+    "Preset",
+    "RemaskingSampler",
+    "SamplerOutput",
+    "SamplerSettings",
+    "StepRecord",
+    "get_preset",
+]

@@ -1,0 +1,124 @@
+"""Station 2 of sampling: requests of any shape laid out as one canvas, and taken back from it.
+
+On the canvas every row starts at column 0: its tokens stand without gaps and padding only follows them. Absolute positions
+are then the same as for the row alone, whatever side the caller padded, so a ragged batch equals its rows one by one.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from prism_plugin.errors import SamplingError
+from prism_plugin.types import PerRow, TokenIds, TokenMask
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What stays fixed during one request. All tensors begin with the batch; `length` is the longest row's."""
+
+    tokens: TokenIds  # as laid, masks at the positions to generate
+    attention_mask: Tensor  # [batch, length] int64, 1 for the row's own tokens
+    editable: TokenMask
+    block_of: TokenIds  # number of the block an editable position belongs to; -1 elsewhere
+    num_blocks: PerRow
+    lengths: PerRow  # own tokens of each row
+    place: TokenIds  # [batch, out length]: canvas column of each position of the request, 0 where it is padding
+    present: TokenMask  # [batch, out length]: the request's own tokens
+    request: TokenIds  # [batch, out length]: the request, masks at the positions to generate
+
+    def take(self, rows: Tensor) -> "Canvas":
+        """The canvas of some rows, in the order of `rows`."""
+        return Canvas(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def restore(self, values: Tensor, outside: Tensor | float | bool) -> Tensor:
+        """Bring values from the canvas, [batch, length], to the request's layout, with `outside` at its padding."""
+        return torch.where(self.present, values.gather(1, self.place), outside)
+
+
+def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None) -> Canvas:
+    """Lay out a request.
+
+    Args:
+        request: Tokens, with the mask token at the positions to generate.
+        present: The row's own tokens; what is not present is padding, on any side.
+        editable: Positions to generate, a subset of `present`.
+        block_length: Positions per block, >= 1, counted from the row's first editable position; None for one block. A
+            block without an editable position is left out, so blocks are numbered without gaps.
+    """
+    order = (~present).to(torch.int8).argsort(dim=-1, stable=True)
+    lengths = present.sum(-1)
+    width = int(lengths.max())
+    order = order[:, :width]
+    own = torch.arange(width, device=request.device) < lengths.unsqueeze(-1)
+    editable = editable.gather(1, order) & own
+    block_of, num_blocks = _number_blocks(editable, block_length)
+    return Canvas(
+        tokens=request.gather(1, order),
+        attention_mask=own.long(),
+        editable=editable,
+        block_of=block_of,
+        num_blocks=num_blocks,
+        lengths=lengths,
+        place=(present.cumsum(-1) - 1).clamp(min=0),
+        present=present,
+        request=request,
+    )
+
+
+def _number_blocks(editable: TokenMask, block_length: int | None) -> tuple[TokenIds, PerRow]:
+    batch, length = editable.shape
+    size = length if block_length is None else block_length
+    columns = torch.arange(length, device=editable.device)
+    first = torch.where(editable, columns, length).amin(-1, keepdim=True)
+    chunk = (columns - first).clamp(min=0) // size
+    used = torch.zeros(batch, length, dtype=torch.int64, device=editable.device)
+    used = used.scatter_reduce(1, chunk, editable.long(), reduce="amax")
+    number = (used.cumsum(-1) - 1).gather(1, chunk)
+    return torch.where(editable, number, -1), used.sum(-1)
+
+
+def share_steps(num_steps: int, num_blocks: PerRow, block: PerRow) -> PerRow:
+    """Steps that block number `block` gets when `num_steps` are shared over `num_blocks`, remainder first."""
+    num_blocks = num_blocks.clamp(min=1)
+    return num_steps // num_blocks + (block < num_steps % num_blocks)
+
+
+def check_request(input_ids: TokenIds, attention_mask: Tensor | None, vocab_size: int) -> TokenMask:
+    """Check what the caller passed, and say which positions are the rows' own tokens.
+
+    Raises:
+        SamplingError: If the ids are not a matrix of integers inside the vocabulary, or the mask does not fit them.
+    """
+    if input_ids.dim() != 2 or input_ids.shape[0] == 0 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise SamplingError(
+            f"`input_ids` must be integer ids of shape [batch, length] with at least one row, got {_describe(input_ids)}; "
+            "a single prompt needs a batch dimension (`input_ids.unsqueeze(0)`)."
+        )
+    if attention_mask is None:
+        present = torch.ones_like(input_ids, dtype=torch.bool)
+    elif attention_mask.shape != input_ids.shape:
+        raise SamplingError(
+            f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}, got {_describe(attention_mask)}."
+        )
+    elif not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise SamplingError("`attention_mask` must hold 1 for the row's own tokens and 0 for padding, found other values.")
+    else:
+        present = attention_mask.to(device=input_ids.device, dtype=torch.bool)
+    runs = present[:, :1].sum(-1) + (present[:, 1:] & ~present[:, :-1]).sum(-1)
+    if (runs > 1).any():
+        raise SamplingError(
+            f"`attention_mask` must pad on the left or on the right only, but row {int((runs > 1).nonzero()[0])} has padding "
+            "between its tokens; pad at the ends."
+        )
+    outside = present & ((input_ids < 0) | (input_ids >= vocab_size))
+    if outside.any():
+        raise SamplingError(
+            f"`input_ids` must lie in the model's vocabulary, 0 to {vocab_size - 1}, found {int(input_ids[outside][0])}; "
+            "use the tokenizer that belongs to the model."
+        )
+    return present
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"

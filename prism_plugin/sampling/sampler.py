@@ -1,0 +1,328 @@
+"""`RemaskingSampler`: settings and a model, and the three ways to ask for tokens."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.sampling.canvas import check_request, lay_canvas
+from prism_plugin.sampling.loop import Decoder, Generators, StepRecord, needs_of
+from prism_plugin.sampling.presets import preset_settings
+from prism_plugin.sampling.settings import SamplerSettings, read_settings, write_settings
+from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+
+Chat = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SamplerOutput:
+    """What a request gave, on the model's device.
+
+    Attributes:
+        sequences: The prompt as it was passed, padding included, then `max_new_tokens` tokens; for `infill`, the input with
+            its masks filled.
+        num_forward_passes: Looks that each returned sequence took part in, [batch].
+        num_remasked: Times that a position of the row was masked again, [batch].
+        quality: The last quality, in [0, 1], that the model gave to each generated token while it stood there. NaN where
+            none was seen: the prompt, padding, and tokens filled at the row's last look. None when no rule needs quality.
+        trace: One `StepRecord` per forward of the batch; None unless asked for.
+    """
+
+    sequences: TokenIds
+    num_forward_passes: PerRow
+    num_remasked: PerRow
+    quality: PerToken | None
+    trace: tuple[StepRecord, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class RemaskingSampler(SamplerSettings):
+    """Fills masks with a masked diffusion model, and takes back what looks wrong.
+
+    A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
+    gives the same sampler with other settings. The mask token is never drawn, nor the tokenizer's padding token unless it
+    is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a lambda, is given
+    quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be named.
+
+    Attributes:
+        model: The model that is asked; it is in eval mode while sampling, and as it was afterwards.
+
+    Raises:
+        ConfigurationError: If a setting is out of range, or two settings cannot go together.
+        MissingQualityError: If a rule needs the quality head and the model has none.
+    """
+
+    model: PrismModel = field(kw_only=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.model, PrismModel):
+            raise ConfigurationError(
+                f"`model` must be a PrismModel, got {type(self.model).__name__}; wrap it with `attach_quality_head(...)`."
+            )
+        for rule in (self.unmasking, self.remasking):
+            if "quality" in needs_of(rule) and self.model.quality_head is None:
+                raise MissingQualityError(
+                    f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
+                    "`attach_quality_head(...)`, or choose rules without it."
+                )
+        if self.eos_token_id is not None and self.eos_token_id >= self._vocab_size:
+            raise ConfigurationError(
+                f"`eos_token_id` must be in the model's vocabulary of {self._vocab_size} tokens, got {self.eos_token_id}."
+            )
+        if self.eos_token_id == self.model.mask_token_id:
+            raise ConfigurationError(f"`eos_token_id` must not be the mask token, got {self.eos_token_id} for both.")
+
+    def sample(
+        self,
+        input_ids: TokenIds,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        generator: Generators = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Continue prompts.
+
+        Args:
+            input_ids: Prompts, padded on the left or on the right; a row may be all padding.
+            attention_mask: 1 for the prompts' tokens, 0 for padding; None when there is no padding.
+            max_new_tokens: Tokens to generate after each prompt, >= 1.
+            generator: One for the batch; one per row, so that a row's tokens do not depend on the others; or None.
+            on_step: Called with the record of each look.
+            return_trace: Keep the records in the output.
+
+        Raises:
+            SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
+        """
+        _require_new_tokens(max_new_tokens)
+        present = check_request(input_ids, attention_mask, self._vocab_size)
+        if (input_ids == self.model.mask_token_id).any():
+            raise SamplingError(
+                f"a prompt must not contain the mask token (id {self.model.mask_token_id}), found it in `input_ids`; "
+                "use `infill` to fill masks in place."
+            )
+        new = torch.full((input_ids.shape[0], max_new_tokens), self.model.mask_token_id, device=input_ids.device)
+        request = torch.cat((input_ids, new), dim=1)
+        editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
+        present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
+        return self._fill(request, present, editable, generator, on_step, return_trace)
+
+    def infill(
+        self,
+        input_ids: TokenIds,
+        attention_mask: Tensor | None = None,
+        *,
+        generator: Generators = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Fill the mask tokens that are in place; all other tokens stay.
+
+        With `block_length`, blocks are counted from a row's first mask to its last. A row without masks is returned as it
+        is and takes part in no forward.
+
+        Args:
+            input_ids: Rows with mask tokens anywhere but in padding.
+            attention_mask: As for `sample`.
+            generator: As for `sample`.
+            on_step: As for `sample`.
+            return_trace: As for `sample`.
+
+        Raises:
+            SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
+        """
+        present = check_request(input_ids, attention_mask, self._vocab_size)
+        editable = input_ids == self.model.mask_token_id
+        if not editable.any():
+            raise SamplingError(
+                f"`input_ids` must hold the mask token (id {self.model.mask_token_id}) where something is to be filled, found "
+                "none in any row; use `sample` to continue prompts."
+            )
+        if (editable & ~present).any():
+            raise SamplingError(
+                "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
+                "include these positions."
+            )
+        return self._fill(input_ids, present, editable, generator, on_step, return_trace)
+
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Chat], *, max_new_tokens: int, generator: Generators = None
+    ) -> list[str]:
+        """Continue texts or answer chats, through the model's tokenizer.
+
+        A text's trailing special tokens (BERT's `[SEP]`) follow the new tokens, as in training. A chat is written by the
+        tokenizer's chat template with its prompt for the answer.
+
+        Args:
+            prompts: Texts, or chats as lists of {"role", "content"}.
+            max_new_tokens: Tokens to generate for each, >= 1.
+            generator: As for `sample`.
+
+        Returns:
+            The new text of each prompt, without special tokens.
+
+        Raises:
+            SamplingError: If there is no tokenizer, no prompt, or a chat and no chat template; also as `sample`.
+        """
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise SamplingError(
+                "`generate` needs a tokenizer, but the model has none; attach the head with `tokenizer=...`, or use `sample`."
+            )
+        if isinstance(prompts, str) or not prompts:
+            raise SamplingError(f"`prompts` must be a list with at least one text or chat, got {prompts!r}.")
+        _require_new_tokens(max_new_tokens)
+        encoded = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+        masks = [self.model.mask_token_id] * max_new_tokens
+        rows = [torch.tensor(before + masks + after) for before, after in encoded]
+        if any(self.model.mask_token_id in before for before, _ in encoded):
+            raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
+        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
+        input_ids = input_ids.masked_fill(~attention_mask, self._fill_id)
+        sequences = self.infill(input_ids, attention_mask, generator=generator).sequences.tolist()
+        starts = [len(before) for before, _ in encoded]
+        new = [row[start : start + max_new_tokens] for row, start in zip(sequences, starts, strict=True)]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    @classmethod
+    def from_preset(cls, name: str, model: PrismModel, *, num_steps: int, **settings: Any) -> "RemaskingSampler":
+        """Make a sampler by name, such as "prism"; `prism_plugin.sampling.presets` lists them and their settings.
+
+        Raises:
+            UnknownNameError: If no preset has that name.
+            UnknownKeyError: If the preset has no such setting.
+            ConfigurationError: If a value is out of range.
+        """
+        return cls(model, num_steps=num_steps, **preset_settings(name, settings))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `sampler_config.json` into a folder; the model is saved by its own `save_pretrained`.
+
+        Raises:
+            UnknownNameError: If a rule is not registered; a lambda works in `sample`, but has no name to save.
+            SavingError: If the file cannot be written; what stood there before is unchanged.
+        """
+        write_settings(self, directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, model: PrismModel | None = None) -> "RemaskingSampler":
+        """Read a sampler from a folder with `sampler_config.json`, and its model too when `model` is None.
+
+        Raises:
+            StoredStateError: If the file is missing or of another format.
+            UnknownKeyError: If it holds a key that nothing would read.
+            UnknownNameError: If it names a rule that is not registered; import the module that registers it.
+        """
+        settings = read_settings(directory)
+        return cls(PrismModel.from_pretrained(directory) if model is None else model, **vars(settings))
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def _forbidden_ids(self) -> tuple[int, ...]:
+        tokenizer = self.model.tokenizer
+        pad = None if tokenizer is None else tokenizer.pad_token_id
+        ends = {self.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id}
+        forbidden = {self.model.mask_token_id} | ({pad} if pad is not None and pad not in ends else set())
+        return tuple(sorted(forbidden))
+
+    @property
+    def _fill_id(self) -> int:
+        """What stands after an EOS and in our own padding: the padding token where there is one, else the EOS token."""
+        sources = (self.model.tokenizer, self.model.config)
+        known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
+        return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
+
+    def _fill(
+        self,
+        request: TokenIds,
+        present: TokenMask,
+        editable: TokenMask,
+        generator: Generators,
+        on_step: Callable[[StepRecord], None] | None,
+        return_trace: bool,
+    ) -> SamplerOutput:
+        device = self.model.get_input_embeddings().weight.device
+        request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
+        _check_generators(generator, request.shape[0])
+        canvas = lay_canvas(request, present, editable, self.block_length)
+        most_blocks = int(canvas.num_blocks.max())
+        if self.num_steps < most_blocks:
+            raise SamplingError(
+                f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
+                f"got {self.num_steps}; raise `num_steps` or `block_length`."
+            )
+        trace: list[StepRecord] = []
+
+        def on_record(record: StepRecord) -> None:
+            if return_trace:
+                trace.append(record)
+            if on_step is not None:
+                on_step(record)
+
+        decoder = Decoder(self.model, self, self._forbidden_ids, self._fill_id)
+        with _eval_mode(self.model):
+            done = decoder.run(canvas, generator, on_record if return_trace or on_step is not None else None)
+        judged = any("quality" in needs_of(rule) for rule in (self.unmasking, self.remasking))
+        return SamplerOutput(
+            sequences=canvas.restore(done.tokens, canvas.request),
+            num_forward_passes=done.num_forward_passes,
+            num_remasked=done.num_remasked,
+            quality=canvas.restore(done.quality, float("nan")) if judged else None,
+            trace=tuple(trace) if return_trace else None,
+        )
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards every module is in the mode it was in, also where modes were mixed."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _require_new_tokens(max_new_tokens: int) -> None:
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
+
+
+def _check_generators(generator: Generators, batch: int) -> None:
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise SamplingError(f"`generator` must be a torch.Generator, a list with one per row, or None, got {generator!r}.")
+    if len(generator) != batch:
+        raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
+    if len(set(map(id, generator))) != batch:
+        raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")
+
+
+def _encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[list[int], list[int]]:
+    """Token ids before and after the tokens to generate."""
+    if not isinstance(prompt, str):
+        if tokenizer.chat_template is None:
+            raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
+        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)), []
+    bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    full = tokenizer(prompt)["input_ids"]
+    starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
+    if not bare or not starts:
+        raise SamplingError(f"a prompt must give at least one token, got {prompt[:60]!r}.")
+    end = starts[0] + len(bare)
+    return full[:end], full[end:]

@@ -1,0 +1,176 @@
+"""What defines a sampler: checked when it is made, written to and read from `sampler_config.json`."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, Schedule
+from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, UnmaskingRule
+from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
+from prism_plugin.registry import from_mapping
+
+SAMPLER_CONFIG_NAME = "sampler_config.json"
+FORMAT_VERSION = 1
+
+_PLUG_INS = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """The rules of a sampler and how it uses them, without a model.
+
+    Attributes:
+        num_steps: Denoising steps in total, over all blocks; no row gets more looks. >= 1.
+        unmasking: Which masked positions to reveal.
+        remasking: Which revealed positions to mask again.
+        schedule: How many of either, at each step.
+        temperature: 0 takes the most probable token, above 0 samples from the logits divided by it.
+        top_p: Nucleus to sample from, in (0, 1]; 1 is the whole vocabulary. Needs a temperature above 0.
+        block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once.
+        eos_token_id: When a closed block holds it, what follows is filled with padding; None never stops early.
+        max_remasks_per_position: Times that one position may be masked again, >= 1; None for no cap.
+    """
+
+    num_steps: int
+    unmasking: UnmaskingRule = field(default_factory=ConfidenceUnmasking)
+    remasking: RemaskingRule = field(default_factory=NeverRemasking)
+    schedule: Schedule = field(default_factory=EvenSchedule)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    block_length: int | None = None
+    eos_token_id: int | None = None
+    max_remasks_per_position: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "block_length", "max_remasks_per_position"):
+            _require_count(name, getattr(self, name), least=1, optional=name != "num_steps")
+        _require_count("eos_token_id", self.eos_token_id, least=0, optional=True)
+        if not self.temperature >= 0:
+            raise ConfigurationError(f"`temperature` must not be negative, got {self.temperature}; 0 takes the best token.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"`top_p` must be in (0, 1], got {self.top_p}; 1 samples from the whole vocabulary.")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ConfigurationError(
+                f"`top_p` {self.top_p} would be ignored at temperature 0, which takes the most probable token; "
+                "set `temperature` above 0 or `top_p` to 1."
+            )
+        self._check_plug_ins()
+
+    def _check_plug_ins(self) -> None:
+        for name in _PLUG_INS:
+            if not callable(getattr(self, name)) or isinstance(getattr(self, name), type):
+                raise ConfigurationError(
+                    f"`{name}` must be a rule to call, such as `ConfidenceUnmasking()`, got {getattr(self, name)!r}; "
+                    "make an instance, or use `RemaskingSampler.from_preset(...)`."
+                )
+        never = isinstance(self.remasking, NeverRemasking)
+        granted = getattr(self.schedule, "num_remask", None)
+        if not never and granted == 0:
+            raise ConfigurationError(
+                f"`remasking` is {type(self.remasking).__name__}, but the schedule grants no remasks (`num_remask` 0), so it "
+                "would never be asked; give the schedule a `num_remask` of at least 1, or use `NeverRemasking()`."
+            )
+        if never and granted:
+            raise ConfigurationError(
+                f"the schedule grants {granted} remasks a step, but `remasking` is NeverRemasking, so they would be ignored; "
+                "choose a remasking rule, or set `num_remask` to 0."
+            )
+        if never and self.max_remasks_per_position is not None:
+            raise ConfigurationError(
+                f"`max_remasks_per_position` {self.max_remasks_per_position} would be ignored with NeverRemasking; "
+                "leave it out."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the settings as plain values, as `sampler_config.json` holds them.
+
+        Raises:
+            UnknownNameError: If a rule is not registered; a lambda works in `sample`, but has no name to save.
+        """
+        values: dict[str, Any] = {"format_version": FORMAT_VERSION}
+        for setting in fields(SamplerSettings):
+            value = getattr(self, setting.name)
+            values[setting.name] = _PLUG_INS[setting.name].to_dict(value) if setting.name in _PLUG_INS else value
+        return values
+
+
+def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler settings") -> SamplerSettings:
+    """Read settings back, refusing whatever would be ignored.
+
+    Args:
+        values: What `to_dict` gave.
+        source: Where the values come from, named in errors.
+
+    Raises:
+        UnknownKeyError: If a key is not a setting.
+        UnknownNameError: If a rule of that name is not registered.
+        StoredStateError: If the format is another one.
+        ConfigurationError: If a setting is missing or out of range.
+    """
+    if values.get("format_version") != FORMAT_VERSION:
+        raise StoredStateError(
+            f"{source}: `format_version` must be {FORMAT_VERSION}, found {values.get('format_version')!r}; "
+            "save the sampler again with this version of prism_plugin."
+        )
+    values = {name: value for name, value in values.items() if name != "format_version"}
+    for name, registry in _PLUG_INS.items():
+        if name in values:
+            values[name] = registry.from_dict(values[name], source=f"{source}, `{name}`")
+    return from_mapping(SamplerSettings, values, source=source)
+
+
+def write_settings(settings: SamplerSettings, directory: str | Path) -> Path:
+    """Write `sampler_config.json`: beside the old file, then renamed, so that a failed write leaves the old one.
+
+    Raises:
+        SavingError: If the file cannot be written.
+        UnknownNameError: As `SamplerSettings.to_dict`.
+    """
+    text = json.dumps(settings.to_dict(), indent=2) + "\n"
+    path = Path(directory) / SAMPLER_CONFIG_NAME
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            beside = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise SavingError(f"{path} could not be written ({error}); what stood there before is unchanged.") from error
+    return path
+
+
+def read_settings(directory: str | Path) -> SamplerSettings:
+    """Read `sampler_config.json` from a folder.
+
+    Raises:
+        StoredStateError: If the file is missing or is not a JSON object; also as `settings_from_dict`.
+    """
+    path = Path(directory) / SAMPLER_CONFIG_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoredStateError(
+            f"{directory} must hold {SAMPLER_CONFIG_NAME}, found none; write it with `RemaskingSampler.save_pretrained`."
+        ) from None
+    except ValueError as error:
+        raise StoredStateError(f"{path} must be JSON in UTF-8, found something else ({error}); save it again.") from error
+    if not isinstance(values, dict):
+        raise StoredStateError(f"{path} must hold a JSON object, found a {type(values).__name__}; save it again.")
+    return settings_from_dict(values, source=str(path))
+
+
+def _require_count(name: str, value: Any, *, least: int, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"`{name}` must be an integer of at least {least}{' or None' * optional}, got {value!r}.")
