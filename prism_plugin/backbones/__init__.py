@@ -1,0 +1,26 @@
+"""What differs between masked diffusion language models, as data."""
+
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.backbones.loading import load_backbone, load_tokenizer
+from prism_plugin.backbones.probe import check_backbone
+from prism_plugin.backbones.spec import (
+    BackboneSpec,
+    get_backbone_spec,
+    get_spec_by_model_type,
+    register_backbone,
+    resolve_mask_token_id,
+)
+
+for _spec in BUILTIN_SPECS:
+    register_backbone(_spec)
+
+__all__ = [
+    "BackboneSpec",
+    "check_backbone",
+    "get_backbone_spec",
+    "get_spec_by_model_type",
+    "load_backbone",
+    "load_tokenizer",
+    "register_backbone",
+    "resolve_mask_token_id",
+]

@@ -1,0 +1,74 @@
+"""PrismConfig: what defines a quality head and what it was trained on, as it stands in prism_config.json."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from prism_plugin.errors import ConfigurationError, UnknownKeyError
+
+HEADS = ("mlp", "linear")
+
+
+@dataclass(frozen=True)
+class PrismConfig:
+    """Settings of the quality head. What is None is filled in by `attach_quality_head` and then recorded.
+
+    Attributes:
+        mask_token_id: Id of the mask token; None: taken from the model's config, the tokenizer or the spec.
+        head: "mlp" (LayerNorm, Linear, GELU, Linear) or "linear" (LayerNorm, Linear).
+        head_hidden_size: Width of the mlp head, >= 1; None: the backbone's. Must be None for the linear head.
+        train_backbone: Train all weights of the backbone. Impossible together with `lora`.
+        base_rate: Quality that an untrained head gives to every token, in (0, 1): the share of right tokens to expect.
+        backbone_name: Hub id or folder of the backbone; None: what its config says.
+        backbone_revision: Commit of the backbone; None: what its config says.
+        backbone_model_type: Model type that the backbone must have; None: any.
+        backbone_hidden_size: Width that the backbone must have; None: any.
+        backbone_vocab_size: Vocabulary that the backbone must have; None: any.
+        objective: Name and settings of the training objective, as the trainer records them.
+    """
+
+    mask_token_id: int | None = None
+    head: Literal["mlp", "linear"] = "mlp"
+    head_hidden_size: int | None = None
+    train_backbone: bool = False
+    base_rate: float = 0.9
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    backbone_model_type: str | None = None
+    backbone_hidden_size: int | None = None
+    backbone_vocab_size: int | None = None
+    objective: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ConfigurationError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")
+        if self.head == "linear" and self.head_hidden_size is not None:
+            raise ConfigurationError(f"A linear head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}.")
+        if self.head_hidden_size is not None and self.head_hidden_size < 1:
+            raise ConfigurationError(f"`head_hidden_size` must be at least 1, got {self.head_hidden_size}.")
+        if not 0.0 < self.base_rate < 1.0:
+            raise ConfigurationError(f"`base_rate` must lie strictly between 0 and 1, got {self.base_rate}.")
+
+    @property
+    def base_rate_logit(self) -> float:
+        """Logit of `base_rate`, where the head's bias starts."""
+        return math.log(self.base_rate / (1.0 - self.base_rate))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PrismConfig":
+        """Build a config from a mapping, refusing every key that is not a field.
+
+        Raises:
+            UnknownKeyError: If a key is unknown.
+            ConfigurationError: If a value is out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UnknownKeyError(f"PrismConfig has no {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}.")
+        return cls(**values)

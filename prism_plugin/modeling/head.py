@@ -1,0 +1,53 @@
+"""QualityHead: final hidden state of a token -> logit of the probability that the token is right."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class QualityHead(nn.Module):
+    """A small network on the final hidden states (PRISM, arXiv 2510.01384, section 4), always in float32.
+
+    It reads a probability that decides whether a token is thrown away, and it is tiny: lower precision buys nothing.
+    The last layer starts at zero with its bias at the base rate's logit, so an untrained head calls every token as good
+    as tokens are on average, and the first gradients are those of a calibrated constant.
+
+    Args:
+        hidden_size: Width of the backbone's hidden states.
+        kind: "mlp" for LayerNorm, Linear, GELU, Linear; "linear" for LayerNorm, Linear.
+        inner_size: Width of the mlp's hidden layer; None: `hidden_size`. The linear head has none.
+        initial_logit: Output of the untrained head for every token.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        kind: Literal["mlp", "linear"] = "mlp",
+        inner_size: int | None = None,
+        initial_logit: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner_size = inner_size or hidden_size
+        body = [nn.Linear(hidden_size, inner_size), nn.GELU()] if kind == "mlp" else []
+        last = nn.Linear(inner_size if body else hidden_size, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, initial_logit)
+        self.layers = nn.Sequential(nn.LayerNorm(hidden_size), *body, last).float()
+
+    def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
+        """Return one logit per position, float32."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return self.layers(hidden_states.float()).squeeze(-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QualityHead":
+        """Let `to`, `half` and the like move the head to another device, never to another dtype."""
+
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)

@@ -1,0 +1,369 @@
+"""PrismModel: a backbone and a quality head behind one forward, and the only code that changes a user's model."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from prism_plugin.backbones import BackboneSpec, check_backbone, get_backbone_spec, resolve_mask_token_id
+from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
+from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
+from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
+
+
+@dataclass
+class PrismModelOutput(ModelOutput):
+    """Result of one forward. A `ModelOutput`, because DDP, FSDP and accelerate look for tensors inside of those.
+
+    Attributes:
+        logits: Rows for the true positions of `logits_at` in row-major order; None when not asked for.
+        quality_logits: Head output before the sigmoid, float32; None with `with_quality=False`.
+        hidden_states: Final hidden states, the input of the head; None when not asked for.
+    """
+
+    logits: Rows | None = None
+    quality_logits: PerToken | None = None
+    hidden_states: HiddenStates | None = None
+
+
+class _OfBackbone:
+    """An attribute that Trainer, accelerate and PEFT look for on the model they are given: the backbone's, or a default."""
+
+    def __init__(self, default: Any = None) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: "PrismModel | None", owner: type) -> Any:
+        return self if model is None else getattr(model.plain_backbone, self.name, self.default)
+
+
+class PrismModel(nn.Module):
+    """A masked diffusion backbone with a per-token quality head (PRISM, arXiv 2510.01384).
+
+    Made by `attach_quality_head` or `PrismModel.from_pretrained`.
+
+    Attributes:
+        backbone: The user's model, inside a PeftModel when there is an adapter.
+        quality_head: Final hidden state -> logit that the token is right.
+        spec: What is known about the backbone's family.
+        prism_config: Settings of the head, with everything filled in.
+        mask_token_id: Id of the mask token, in [0, vocabulary).
+        tokenizer: The tokenizer given, or None.
+    """
+
+    accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
+    main_input_name = "input_ids"
+
+    config = _OfBackbone()
+    dtype = _OfBackbone()
+    device = _OfBackbone()
+    name_or_path = _OfBackbone()
+    hf_device_map = _OfBackbone()
+    hf_quantizer = _OfBackbone()
+    quantization_method = _OfBackbone()
+    is_quantized = _OfBackbone(False)
+    is_loaded_in_4bit = _OfBackbone(False)
+    is_loaded_in_8bit = _OfBackbone(False)
+    is_activation_checkpointing = _OfBackbone(False)
+    supports_gradient_checkpointing = _OfBackbone(False)
+    _no_split_modules = _OfBackbone()
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel | PeftModel,
+        quality_head: QualityHead,
+        *,
+        spec: BackboneSpec,
+        prism_config: PrismConfig,
+        snapshot: BackboneSnapshot,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.quality_head = quality_head
+        self.spec = spec
+        self.prism_config = prism_config
+        self.tokenizer = tokenizer
+        self.has_merged_weights = False
+        self._snapshot = snapshot
+        self._row_gathering = install_row_gathering(self._final_hidden_module)
+        self.train(self.plain_backbone.training)
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of the mask token."""
+        return self.prism_config.mask_token_id
+
+    @property
+    def plain_backbone(self) -> PreTrainedModel:
+        """The transformers model, without the PeftModel around it."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The older name of `is_activation_checkpointing`, which PEFT and TRL still read."""
+        return self.is_activation_checkpointing
+
+    @property
+    def _final_hidden_module(self) -> nn.Module:
+        return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
+
+    @property
+    def _hf_peft_config_loaded(self) -> bool:
+        # transformers refuses to train a quantised model unless this says that there is an adapter.
+        return isinstance(self.backbone, PeftModel)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's input embeddings."""
+        return self.plain_backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the backbone's LM head."""
+        return self.plain_backbone.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the backbone's weights again, as transformers does after loading."""
+        self.plain_backbone.tie_weights()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Count parameters, backbone included, or only those that get a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute the backbone's activations in the backward pass; the arguments are those of transformers."""
+        self.plain_backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the backbone's activations again."""
+        self.plain_backbone.activation_checkpointing_disable()
+
+    def forward(
+        self,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
+        *,
+        logits_at: TokenMask | FlatIndex | None = None,
+        with_quality: bool = True,
+        output_hidden_states: bool = False,
+    ) -> PrismModelOutput:
+        """Look at a canvas once. No vocabulary row is computed that was not asked for.
+
+        Args:
+            input_ids: Tokens; the mask token where nothing is revealed.
+            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding.
+            logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
+                the flattened canvas (an index spares the device a synchronisation); None: none.
+            with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
+            output_hidden_states: Return the final hidden states too.
+
+        Raises:
+            ConfigurationError: If `logits_at` is neither a mask of the canvas's shape nor an int64 index.
+            BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
+        """
+        row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
+        arguments = {"input_ids": input_ids}
+        if attention_mask is not None and self.spec.attention_mask == "2d":
+            arguments["attention_mask"] = attention_mask.long()
+        with gathered_rows(self._final_hidden_module, row_index) as request:
+            logits = getattr(self.backbone(**arguments), "logits", None)
+        if request.hidden_states is None or logits is None:
+            raise BackboneError(
+                f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
+                f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
+            )
+        return PrismModelOutput(
+            logits=None if logits_at is None else logits.squeeze(0),
+            quality_logits=self.quality_head(request.hidden_states) if with_quality else None,
+            hidden_states=request.hidden_states if output_hidden_states else None,
+        )
+
+    @torch.no_grad()
+    def score(
+        self,
+        texts_or_ids: Sequence[str] | TokenIds,
+        attention_mask: TokenMask | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> PerToken:
+        """Rate every token: the probability that it is right, given the rest. The model's mode is left as it was.
+
+        Args:
+            texts_or_ids: Texts, which are tokenised and padded by the model's tokenizer, or tokens.
+            attention_mask: True where there is a token; only with tokens.
+            batch_size: Rows per forward pass, >= 1.
+
+        Returns:
+            Quality in [0, 1], float32; 0 at padding.
+
+        Raises:
+            ConfigurationError: If texts are given but the model has no tokenizer, or `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
+        input_ids = texts_or_ids
+        if not isinstance(texts_or_ids, Tensor):
+            if self.tokenizer is None:
+                raise ConfigurationError(
+                    "Scoring texts needs a tokenizer, but the model has none; attach with `tokenizer=...`, or pass token ids."
+                )
+            encoded = self.tokenizer(list(texts_or_ids), padding=True, return_tensors="pt")
+            input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+        masks = [None] * len(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            batches = []
+            for start in range(0, len(input_ids), batch_size):
+                rows = slice(start, start + batch_size)
+                mask = None if attention_mask is None else masks[rows]
+                quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
+                batches.append(quality if mask is None else quality * mask)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return torch.cat(batches)
+
+    def merge_and_unload(self) -> PreTrainedModel:
+        """Add the adapter to the backbone's weights, for good, and drop the wrapper. The head stays on this model.
+
+        Returns:
+            The backbone with changed weights; the same object if there was no adapter.
+        """
+        if isinstance(self.backbone, PeftModel):
+            self._row_gathering.remove()
+            self.backbone = self.backbone.merge_and_unload()
+            self._row_gathering = install_row_gathering(self._final_hidden_module)
+            self.has_merged_weights = True
+        return self.backbone
+
+    def detach(self) -> PreTrainedModel:
+        """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
+
+        Weights that were trained (`train_backbone=True`) or merged stay as they are. This model cannot be used afterwards.
+        """
+        backbone = self.plain_backbone
+        self._row_gathering.remove()
+        self._snapshot.restore(backbone)
+        del self.backbone
+        return backbone
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """Set every dropout probability of a model to zero, without leaving training mode.
+
+    `eval()` would not do: transformers checkpoints activations only in training mode. Both the dropout modules and the
+    attention's dropout, which most classes keep as a float on the attention module, are set; all are put back at the end.
+    """
+    changed: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+        names += [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+        changed += [(module, name, getattr(module, name)) for name in names]
+    try:
+        for module, name, _ in changed:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, probability in changed:
+            setattr(module, name, probability)
+
+
+def attach_quality_head(
+    backbone: PreTrainedModel,
+    config: PrismConfig | None = None,
+    *,
+    lora: PeftConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> PrismModel:
+    """Give a pretrained masked diffusion model a quality head, and an adapter if wanted. Never touches the network.
+
+    What is not trained is frozen: without `lora` and `train_backbone`, everything but the head. If anything is refused, the
+    backbone is left as it was; `PrismModel.detach` gives it back as it was.
+
+    Args:
+        backbone: A transformers model with its LM head, whose family has a BackboneSpec.
+        config: Settings of the head; None: the defaults.
+        lora: Any PEFT config that adapts weights. Without `target_modules` it takes those of the spec.
+        tokenizer: The backbone's tokenizer, used by `score`, the sampler's `generate` and saving.
+
+    Returns:
+        The model; its `prism_config` has everything filled in.
+
+    Raises:
+        BackboneError: If the family is unknown, or the model cannot be used as it is.
+        MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
+        ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
+    """
+    spec = get_backbone_spec(backbone)
+    config = _filled_in(config or PrismConfig(), backbone, spec, tokenizer)
+    if config.train_backbone and lora is not None:
+        raise ConfigurationError("`train_backbone=True` trains all weights, which excludes `lora`; choose one of them.")
+    if config.train_backbone and getattr(backbone, "is_quantized", False):
+        raise ConfigurationError(
+            "`train_backbone=True` needs floating-point weights, but the backbone is quantised; use `lora`."
+        )
+    snapshot = BackboneSnapshot.take(backbone, spec)
+    try:
+        for parameter in backbone.parameters():
+            parameter.requires_grad_(config.train_backbone)
+        wrapped = backbone if lora is None else wrap_with_adapter(backbone, lora, spec, snapshot)
+        apply_settings(backbone, spec)
+    except BaseException:
+        snapshot.restore(backbone)
+        raise
+    head = QualityHead(
+        config.backbone_hidden_size,
+        kind=config.head,
+        inner_size=config.head_hidden_size,
+        initial_logit=config.base_rate_logit,
+    ).to(backbone.get_output_embeddings().weight.device)
+    return PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
+
+
+def _filled_in(
+    config: PrismConfig, backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None
+) -> PrismConfig:
+    """Check the backbone and write what is known about it into the config."""
+    if isinstance(backbone, PeftModel) or "peft_config" in vars(backbone):
+        raise BackboneError(
+            "The backbone must be a plain model, but it carries a PEFT adapter; merge it with `merge_and_unload()` first, "
+            "or pass the model without it and give `lora=`."
+        )
+    check_backbone(backbone, spec, tokenizer)
+    if has_row_gathering(backbone.get_submodule(spec.final_hidden_at)):
+        raise BackboneError("This backbone already carries a quality head; call `detach()` on its PrismModel first.")
+    text_config = backbone.config.get_text_config()
+    facts = {
+        "backbone_model_type": backbone.config.model_type,
+        "backbone_hidden_size": text_config.hidden_size,
+        "backbone_vocab_size": text_config.vocab_size,
+    }
+    for name, found in facts.items():
+        expected = getattr(config, name)
+        if expected not in (None, found):
+            raise BackboneError(f"`{name}` of the PrismConfig is {expected!r}, but this backbone has {found!r}.")
+    mask_token_id, _ = resolve_mask_token_id(config.mask_token_id, backbone.config, tokenizer, spec)
+    name = config.backbone_name or backbone.config.name_or_path or None
+    if name is not None and Path(name).is_dir():
+        name = str(Path(name).resolve())
+    revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
+    objective = copy.deepcopy(config.objective)
+    return replace(
+        config, mask_token_id=mask_token_id, backbone_name=name, backbone_revision=revision, objective=objective, **facts
+    )

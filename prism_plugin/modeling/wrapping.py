@@ -1,0 +1,139 @@
+"""Puts an adapter on a backbone, and remembers the user's model so that it can be given back as it was."""
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prism_plugin.backbones import BackboneSpec
+from prism_plugin.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class BackboneSnapshot:
+    """What attaching may change on a backbone. Parameters go by name: a reference would keep weights in memory that were
+    moved to a device or sharded since."""
+
+    children: list[tuple[nn.Module, str, nn.Module | None]]
+    training: list[tuple[nn.Module, bool]]
+    requires_grad: dict[str, bool]
+    settings: list[tuple[object, str, Any]]
+    embedding_hooks: frozenset[int]
+    checkpointing: bool
+    rewritten: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
+        """Look at a backbone before anything is changed."""
+        modules = list(backbone.modules())
+        owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
+        return cls(
+            children=[(module, name, child) for module in modules for name, child in module._modules.items()],
+            training=[(module, module.training) for module in modules],
+            requires_grad={name: parameter.requires_grad for name, parameter in backbone.named_parameters()},
+            settings=[(owner, name, getattr(owner, name)) for owner, name in owners],
+            embedding_hooks=frozenset(backbone.get_input_embeddings()._forward_hooks),
+            checkpointing=backbone.is_activation_checkpointing,
+        )
+
+    def restore(self, backbone: PreTrainedModel) -> None:
+        """Undo everything but training: adapters off, flags, modes, settings and hooks as they were."""
+        for module, name, child in self.children:
+            module._modules[name] = child
+        vars(backbone).pop("peft_config", None)  # PEFT would otherwise warn of a second adapter
+        if backbone.is_activation_checkpointing and not self.checkpointing:
+            backbone.activation_checkpointing_disable()
+            backbone.disable_input_require_grads()
+        hooks = backbone.get_input_embeddings()._forward_hooks
+        for key in set(hooks) - self.embedding_hooks:  # PEFT adds its own where checkpointing was on before
+            del hooks[key]
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(self.requires_grad[name])
+            if name in self.rewritten:
+                parameter.data = self.rewritten[name].to(parameter.device, parameter.dtype)
+        for module, training in self.training:
+            module.training = training
+        for owner, name, value in self.settings:
+            setattr(owner, name, value)
+
+
+def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
+    """Set what the spec wants set while a quality head is attached."""
+    for path, value in spec.settings_while_attached:
+        owner, name = _owner_of(backbone, path)
+        setattr(owner, name, value)
+
+
+def _owner_of(root: object, path: str) -> tuple[object, str]:
+    *owners, name = path.split(".")
+    for owner in owners:
+        root = getattr(root, owner)
+    return root, name
+
+
+def wrap_with_adapter(
+    backbone: PreTrainedModel, adapter: PeftConfig, spec: BackboneSpec, snapshot: BackboneSnapshot
+) -> PeftModel:
+    """Wrap a backbone with PEFT, its default targets being the spec's. The given config is not changed.
+
+    Some initialisations (PiSSA, OLoRA) take their start out of the backbone's own weights; the snapshot keeps those.
+
+    Raises:
+        ConfigurationError: If PEFT refuses the config, an entry of `target_modules` matches nothing, or the adapter would
+            change the LM head, which would make it read rows that it was not trained for and break tied embeddings.
+    """
+    if adapter.is_prompt_learning:
+        raise ConfigurationError(
+            f"`lora` must adapt weights, but {type(adapter).__name__} adds virtual tokens, so positions would no longer match; "
+            "use LoraConfig or another config with `target_modules`."
+        )
+    adapter = copy.deepcopy(adapter)  # peft writes into the config it is given
+    if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
+        adapter.target_modules = set(spec.lora_target_modules)
+    forbidden = _lm_head_names(backbone)
+    before = {name: parameter.data for name, parameter in backbone.named_parameters()}
+    parameters = dict(backbone.named_parameters())
+    try:
+        wrapped = _get_peft_model(backbone, adapter)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(f"PEFT cannot put `lora` on {type(backbone).__name__}: {error}") from error
+    finally:
+        changed = {name: data for name, data in before.items() if parameters[name].data_ptr() != data.data_ptr()}
+        snapshot.rewritten.update(changed)
+    targeted = wrapped.base_model.targeted_module_names
+    hit = sorted(forbidden.intersection(targeted))
+    if hit:
+        raise ConfigurationError(
+            f"`lora` must not adapt the LM head, but its `target_modules` match {', '.join(hit)}; name the layers inside the "
+            f"backbone, for instance {list(spec.lora_target_modules)}."
+        )
+    if isinstance(adapter.target_modules, list | set | tuple):
+        idle = [name for name in sorted(adapter.target_modules) if not any(_matches(key, name) for key in targeted)]
+        if idle and adapter.target_modules != {"all-linear"}:
+            raise ConfigurationError(
+                f"Every entry of `target_modules` must match a module of {type(backbone).__name__}, "
+                f"but nothing is called {', '.join(idle)}."
+            )
+    return wrapped
+
+
+def _get_peft_model(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a name that transformers 5.23 deprecated. Goes when it asks for `is_activation_checkpointing`.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(backbone, adapter)
+
+
+def _matches(module_name: str, target: str) -> bool:
+    return module_name == target or module_name.endswith(f".{target}")
+
+
+def _lm_head_names(backbone: PreTrainedModel) -> set[str]:
+    """Names of the output projection and, where they share their weight, of the input embeddings."""
+    output, inputs = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    heads = [output, inputs] if getattr(output, "weight", None) is inputs.weight else [output]
+    return {name for name, module in backbone.named_modules() if any(module is head for head in heads)}
