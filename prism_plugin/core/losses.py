@@ -36,10 +36,15 @@ def quality_loss(quality_logits: PerToken, labels: QualityLabels) -> Float[Tenso
         quality_logits: Head output before the sigmoid; what it is at unlabelled positions does not matter.
         labels: Targets and where they hold.
     """
+    per_row = quality_loss_per_row(quality_logits, labels)
+    return per_row.sum() / max(per_row.shape[0], 1)
+
+
+def quality_loss_per_row(quality_logits: PerToken, labels: QualityLabels) -> Times:
+    """The terms of `quality_loss`, one per row, 0 where a row has no label."""
     logits = quality_logits.float().masked_fill(~labels.labelled, 0.0)
     per_token = F.binary_cross_entropy_with_logits(logits, labels.targets.float(), reduction="none")
-    per_row = (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
-    return per_row.sum() / max(per_row.shape[0], 1)
+    return (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
 
 
 def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Float[Tensor, ""]:
@@ -54,10 +59,21 @@ def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskab
         maskable: Positions that may be corrupted; their number per row is the divisor.
         t: Masking probability of each row, in (0, 1].
     """
-    batch, length = clean_ids.shape
+    return _weighted_cross_entropy(rows, row_index, clean_ids, maskable, t).sum() / max(clean_ids.shape[0], 1)
+
+
+def diffusion_loss_per_row(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Times:
+    """The terms of `diffusion_loss`, one per row of the batch, 0 where nothing is masked. Arguments as there."""
+    per_position = _weighted_cross_entropy(rows, row_index, clean_ids, maskable, t)
+    return torch.zeros_like(t, dtype=torch.float32).index_add(0, row_index // clean_ids.shape[1], per_position)
+
+
+def _weighted_cross_entropy(
+    rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times
+) -> Float[Tensor, " rows"]:
     per_position = F.cross_entropy(rows.float(), clean_ids.flatten()[row_index], reduction="none")
     weight = 1 / (t.float() * maskable.sum(-1).clamp(min=1))
-    return (per_position * weight[row_index // length]).sum() / max(batch, 1)
+    return per_position * weight[row_index // clean_ids.shape[1]]
 
 
 def prism_loss(

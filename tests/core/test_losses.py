@@ -1,0 +1,136 @@
+import pytest
+import torch
+from reference import losses as reference
+
+from prism_plugin.core.labels import drafted_labels
+from prism_plugin.core.losses import diffusion_loss, prism_loss, quality_loss
+from prism_plugin.errors import ConfigurationError
+
+
+def random_case(batch, length, vocab=7, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(length)
+    maskable = torch.rand(batch, length, generator=generator) < 0.8
+    masked = maskable & (torch.rand(batch, length, generator=generator) < 0.6)
+    clean_ids = torch.randint(vocab, (batch, length), generator=generator)
+    return {
+        "quality_logits": torch.randn(batch, length, generator=generator).to(dtype),
+        "draft_ids": torch.randint(vocab, (batch, length), generator=generator).where(masked, clean_ids),
+        "clean_ids": clean_ids,
+        "maskable": maskable,
+        "masked": masked,
+        "drafted": masked & (torch.rand(batch, length, generator=generator) < 0.5),
+        "logits": torch.randn(batch, length, vocab, generator=generator).to(dtype),
+        "t": torch.rand(batch, generator=generator) * 0.9 + 0.1,
+    }
+
+
+def rows_of(case):
+    index = case["masked"].flatten().nonzero().squeeze(-1)
+    return case["logits"].flatten(0, 1)[index], index
+
+
+def loss_of(case, **weights):
+    labels = drafted_labels(case["draft_ids"], case["clean_ids"], case["drafted"])
+    return prism_loss(case["quality_logits"], labels, *rows_of(case), case["clean_ids"], case["maskable"], case["t"], **weights)
+
+
+def as_lists(case, *names):
+    return [case[name].tolist() for name in names]
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 8), (3, 47), (5, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_match_the_paper(batch, length, dtype):
+    case = random_case(batch, length, dtype=dtype)
+    quality = reference.quality_loss(*as_lists(case, "quality_logits", "draft_ids", "clean_ids", "drafted"))
+    diffusion = reference.diffusion_loss(*as_lists(case, "logits", "clean_ids", "masked", "maskable", "t"))
+    output = loss_of(case, diffusion_weight=5.0, quality_weight=0.25)
+    # bfloat16 logits are exact in float32, where all arithmetic happens
+    assert output.quality_loss.item() == pytest.approx(quality, rel=1e-5)
+    assert output.diffusion_loss.item() == pytest.approx(diffusion, rel=1e-5)
+    assert output.loss.item() == pytest.approx(0.25 * quality + 5 * diffusion, rel=1e-5)
+    assert output.num_judged == case["drafted"].sum()
+    assert output.num_correct == (case["drafted"] & (case["draft_ids"] == case["clean_ids"])).sum()
+
+
+def test_micro_batches_of_one_row_equal_one_batch():
+    case = random_case(8, 12)
+    case["drafted"][3] = False
+    case["masked"][5] = case["drafted"][5] = False
+    rows = [{name: tensor[row : row + 1] for name, tensor in case.items()} for row in range(8)]
+    assert loss_of(case).loss.item() == pytest.approx(sum(loss_of(row).loss.item() for row in rows) / 8, rel=1e-5)
+
+
+def test_rows_without_labels_are_zero_and_count():
+    case = random_case(2, 6)
+    case["masked"][:] = case["drafted"][:] = False
+    case["quality_logits"].requires_grad_()
+    output = loss_of(case)
+    output.loss.backward()
+    assert output.loss == 0
+    assert not case["quality_logits"].grad.any()
+    one = random_case(1, 6)
+    labels = drafted_labels(one["draft_ids"], one["clean_ids"], one["masked"])
+    empty = drafted_labels(one["draft_ids"], one["clean_ids"], torch.zeros_like(one["masked"]))
+    both = type(labels)(torch.cat((labels.targets, empty.targets)), torch.cat((labels.labelled, empty.labelled)))
+    logits = one["quality_logits"]
+    assert quality_loss(torch.cat((logits, logits)), both).item() == pytest.approx(quality_loss(logits, labels).item() / 2)
+
+
+def test_rows_with_nothing_maskable_are_zero():
+    case = random_case(2, 6)
+    for name in ("maskable", "masked", "drafted"):
+        case[name][0] = False
+    assert loss_of(case).loss.isfinite()
+
+
+def test_a_batch_without_rows_is_zero():
+    case = {name: tensor[:0] for name, tensor in random_case(1, 6).items()}
+    assert loss_of(case).loss == 0
+
+
+def test_unlabelled_positions_do_not_matter():
+    case = random_case(3, 9)
+    labels = drafted_labels(case["draft_ids"], case["clean_ids"], case["drafted"])
+    spoiled = case["quality_logits"].masked_fill(~case["drafted"], float("nan")).requires_grad_()
+    loss = quality_loss(spoiled, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(quality_loss(case["quality_logits"], labels).item())
+    assert not spoiled.grad[~case["drafted"]].any()
+
+
+def test_extreme_quality_logits_stay_finite():
+    labels = drafted_labels(torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), torch.ones(1, 2, dtype=torch.bool))
+    assert quality_loss(torch.tensor([[-200.0, 200.0]]), labels).item() == pytest.approx(200)
+
+
+def test_gradients_reach_both_looks():
+    case = random_case(2, 8)
+    case["quality_logits"].requires_grad_()
+    case["logits"].requires_grad_()
+    loss_of(case).loss.backward()
+    assert torch.equal(case["quality_logits"].grad != 0, case["drafted"])
+    assert torch.equal(case["logits"].grad.any(-1), case["masked"])
+
+
+def test_several_drafts_of_each_row_are_averaged():
+    case, other = random_case(2, 8), random_case(2, 8)
+    other["drafted"] = other["masked"]
+    labels = [drafted_labels(each["draft_ids"], each["clean_ids"], each["drafted"]) for each in (case, other)]
+    both = type(labels[0])(*(torch.cat([getattr(each, name) for each in labels]) for name in ("targets", "labelled")))
+    rows, index = rows_of(case)
+    output = prism_loss(case["quality_logits"].repeat(2, 1), both, rows, index, case["clean_ids"], case["maskable"], case["t"])
+    expected = [quality_loss(case["quality_logits"], each).item() for each in labels]
+    assert output.quality_loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert output.diffusion_loss == diffusion_loss(rows, index, case["clean_ids"], case["maskable"], case["t"])
+
+
+def test_without_rows_there_is_no_diffusion_term():
+    case = random_case(2, 8)
+    labels = drafted_labels(case["draft_ids"], case["clean_ids"], case["drafted"])
+    rest = (labels, None, None, case["clean_ids"], case["maskable"], case["t"])
+    output = prism_loss(case["quality_logits"], *rest, diffusion_weight=0.0)
+    assert output.diffusion_loss == 0
+    assert output.loss == output.quality_loss
+    with pytest.raises(ConfigurationError, match=r"diffusion term has weight 0.5 but no rows of logits; pass them or weight 0"):
+        prism_loss(case["quality_logits"], *rest)

@@ -1,0 +1,80 @@
+"""Nothing in a step may wait for the device: on "meta" tensors, which hold no values, reading one raises."""
+
+import pytest
+import torch
+
+from prism_plugin import core
+
+
+@pytest.fixture
+def view():
+    with torch.device("meta"):
+        mask, scores, count = torch.ones(2, 5, dtype=torch.bool), torch.rand(2, 5), torch.ones(2, dtype=torch.long)
+        names = ("confidence", "commit_confidence", "noise", "entropy", "margin", "quality", "visible_confidence")
+        return core.StepView(
+            masked=mask,
+            revealed=mask,
+            editable=mask,
+            candidates=mask.long(),
+            step=count,
+            num_steps=count,
+            total=count,
+            **dict.fromkeys(names, scores),
+        )
+
+
+def test_reading_a_meta_tensor_raises(view):
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        bool(view.masked.any())
+
+
+@pytest.mark.parametrize("registry", [core.UNMASKING, core.REMASKING], ids=lambda registry: registry.kind)
+def test_rules_and_writing(view, registry):
+    settings = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.5}}
+    for name in registry.names():
+        chosen = registry.from_dict({"name": name, **settings.get(name, {})})(view, view.total)
+        assert chosen.device.type == "meta", name
+        assert core.apply_step(view.candidates, view, chosen, chosen, 3).shape == (2, 5)
+
+
+def test_schedules(view):
+    for schedule in (core.EvenSchedule(2, 0.2, 0.8), core.LoopSchedule(1, 0.5)):
+        budget = schedule(view.step, view.num_steps, view.total, view.total)
+        assert core.unmask_grant(budget, view.total, view.total, view.total).device.type == "meta"
+        assert schedule.may_remask_from(view.step, view.num_steps).device.type == "meta"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_drawing(temperature):
+    rows = torch.rand(6, 9, device="meta")
+    drawn = core.draw_rows(
+        rows,
+        temperature=temperature,
+        top_p=0.9,
+        forbidden_ids=(8, 0),
+        uniforms=torch.rand(6, device="meta"),
+        want_entropy=True,
+        want_margin=True,
+        chunk_rows=4,
+    )
+    assert drawn.candidates.shape == drawn.margin.shape == (6,)
+    assert core.token_confidence(rows, drawn.candidates, forbidden_ids=(8,)).device.type == "meta"
+
+
+def test_training():
+    with torch.device("meta"):
+        ids, mask = torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool)
+        example_ids, rows, index = torch.arange(2), torch.rand(10, 9), torch.arange(10)
+    noise = core.uniforms(0, example_ids, example_ids, "masked", 5)
+    t = core.draw_times(noise[:, 0], 0.1, 1.0)
+    noised = core.mask_tokens(ids, mask, mask_token_id=8, t=t, noise=noise)
+    for rule in (
+        core.DraftRule(num_drafted=2),
+        core.DraftRule(num_drafted=None, share=(0.1, 0.5), positions="confidence"),
+        core.DraftRule(num_drafted=2, positions="semi_autoregressive", window=3),
+    ):
+        budget = core.num_to_draft(rule, noised.masked, t)
+        drafted = core.draft_positions(rule, noised.masked, budget, noise, noise)
+    labels = core.drafted_labels(ids, ids, drafted)
+    assert core.visible_labels(ids, ids, mask, mask).labelled.device.type == "meta"
+    assert core.prism_loss(noise, labels, rows, index, ids, mask, t).loss.device.type == "meta"

@@ -1,0 +1,122 @@
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+from reference import schedules as reference
+
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, first_step_at
+from prism_plugin.core.view import unmask_grant
+from prism_plugin.errors import ConfigurationError
+
+GRID = torch.tensor(list(itertools.product(range(13), range(1, 17))))  # (total, num_steps), one row each
+SOME = {
+    "even": [
+        EvenSchedule(),
+        EvenSchedule(1),
+        EvenSchedule(3, remask_from=0.5),
+        EvenSchedule(99, remask_from=0.25, remask_until=0.75),
+    ],
+    "loop": [LoopSchedule(1, 0.5), LoopSchedule(3, 1 / 3), LoopSchedule(99, 0.01), LoopSchedule(2, 1.0)],
+}
+ALL = [schedule for schedules in SOME.values() for schedule in schedules]
+
+
+def test_every_registered_schedule_is_tested():
+    assert sorted(SOME) == list(SCHEDULES.names())
+    assert all(type(schedule) is SCHEDULES.get(name) for name, schedules in SOME.items() for schedule in schedules)
+
+
+def expected_budget(schedule, step, num_steps, total, revealed):
+    if isinstance(schedule, EvenSchedule):
+        window = Fraction(str(schedule.remask_from)), Fraction(str(schedule.remask_until))
+        return reference.even_budget(step, num_steps, total, revealed, schedule.num_remask, *window)
+    share = Fraction(schedule.draft_share).limit_denominator(100)
+    return reference.loop_budget(step, num_steps, total, revealed, schedule.num_remask, share)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=str)
+def test_budgets_match_exact_fractions(schedule):
+    cases = [(s, n, total, r) for n in (1, 2, 5, 12) for s in range(n) for total in (0, 1, 7) for r in range(total + 1)]
+    step, num_steps, total, revealed = torch.tensor(cases).unbind(-1)
+    budget = schedule(step, num_steps, total, revealed)
+    assert list(zip(budget.remask.tolist(), budget.target.tolist(), strict=True)) == [
+        expected_budget(schedule, *case) for case in cases
+    ]
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=str)
+@pytest.mark.parametrize("greedy", [False, True], ids=["exact", "reveals more than granted"])
+def test_every_run_ends_full_and_the_last_step_takes_nothing_back(schedule, greedy):
+    total, num_steps = GRID.unbind(-1)
+    revealed = torch.zeros_like(total)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(16):
+        step = torch.full_like(total, number)
+        before = step, num_steps, total, revealed
+        copies = [tensor.clone() for tensor in before]
+        budget = schedule(*before)
+        again = schedule(*before)
+        assert torch.equal(budget.remask, again.remask)
+        assert torch.equal(budget.target, again.target)
+        assert all(torch.equal(a, b) for a, b in zip(before, copies, strict=True))
+        assert (budget.remask >= 0).all()
+        assert (budget.remask <= revealed).all()
+        assert not budget.remask[number >= num_steps - 1].any()
+        assert not (budget.remask[~schedule.may_remask_from(step, num_steps)]).any()
+        # a rule may take back less than it is granted
+        remasked = (budget.remask * torch.randint(3, total.shape, generator=generator) / 2).long()
+        grant = unmask_grant(budget, revealed, remasked, total - revealed)
+        if greedy:
+            grant = (grant + torch.randint(3, total.shape, generator=generator)).minimum(total - revealed)
+        running = number < num_steps
+        revealed = torch.where(running, revealed - remasked + grant, revealed)
+        assert torch.equal(revealed[number == num_steps - 1], total[number == num_steps - 1])
+    assert torch.equal(revealed, total)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=str)
+def test_may_remask_from_is_true_just_as_long_as_a_grant_lies_ahead(schedule):
+    num_steps = torch.arange(1, 40)
+    many = torch.full_like(num_steps, 10_000)
+    grants = torch.stack([schedule(torch.full_like(many, s), num_steps, many, many // 2).remask > 0 for s in range(40)])
+    for step in range(40):
+        ahead = schedule.may_remask_from(torch.full_like(many, step), num_steps)
+        assert torch.equal(ahead, grants[step:].any(0)), step
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=str)
+def test_rows_at_their_end_or_without_steps_are_left_alone(schedule):
+    step, num_steps, total = torch.tensor([5, 9, 0, 3]), torch.tensor([5, 5, 0, 0]), torch.tensor([7, 7, 0, 0])
+    budget = schedule(step, num_steps, total, total)
+    assert budget.remask.tolist() == [0, 0, 0, 0]
+    assert budget.target.tolist() == [7, 7, 0, 0]
+    assert schedule.may_remask_from(step, num_steps).tolist() == [False] * 4
+
+
+def test_shares_of_steps_are_exact():
+    num_steps = torch.arange(1, 1001)
+    for percent in range(101):
+        assert torch.equal(first_step_at(percent / 100, num_steps), (num_steps * percent + 99) // 100), percent
+    for third in (1, 2):
+        assert torch.equal(first_step_at(third / 3, num_steps), (num_steps * third + 2) // 3), third
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EvenSchedule(-1), "`num_remask` of EvenSchedule must be an integer of at least 0, found -1"),
+        (lambda: EvenSchedule(1.5), "`num_remask` of EvenSchedule must be an integer of at least 0, found 1.5"),
+        (lambda: EvenSchedule(1, -0.1), "`remask_from` of EvenSchedule must be a share of the steps in \\[0, 1\\], found -0.1"),
+        (
+            lambda: EvenSchedule(1, 0, "1"),
+            "`remask_until` of EvenSchedule must be a share of the steps in .*, found '1'",
+        ),
+        (lambda: EvenSchedule(1, 0.6, 0.5), "`remask_from` of EvenSchedule must not exceed `remask_until`, found 0.6 > 0.5"),
+        (lambda: LoopSchedule(0, 0.5), "`num_remask` of LoopSchedule must be an integer of at least 1, found 0"),
+        (lambda: LoopSchedule(1, 0), "`draft_share` of LoopSchedule must be a share of the steps in \\(0, 1\\], found 0"),
+    ],
+)
+def test_settings_are_checked(make, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make()
