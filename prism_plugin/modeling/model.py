@@ -38,16 +38,19 @@ class PrismModelOutput(ModelOutput):
 
 
 class _OfBackbone:
-    """An attribute that Trainer, accelerate and PEFT look for on the model they are given: the backbone's, or a default."""
+    """An attribute that Trainer, accelerate and PEFT look for on the model they are given: the backbone's, or a default.
 
-    def __init__(self, default: Any = None) -> None:
+    Without a default, the model has the attribute only where the backbone has it: accelerate measures what it finds.
+    """
+
+    def __init__(self, *default: Any) -> None:
         self.default = default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, model: "PrismModel | None", owner: type) -> Any:
-        return self if model is None else getattr(model.plain_backbone, self.name, self.default)
+        return self if model is None else getattr(model.plain_backbone, self.name, *self.default)
 
 
 class PrismModel(nn.Module):
@@ -138,9 +141,11 @@ class PrismModel(nn.Module):
         """Tie the backbone's weights again, as transformers does after loading."""
         self.plain_backbone.tie_weights()
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Count parameters, backbone included, or only those that get a gradient."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count parameters, backbone included, or only those that get a gradient, or all but the embeddings."""
+        excluded = {id(p) for p in self.get_input_embeddings().parameters()} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in excluded)
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any

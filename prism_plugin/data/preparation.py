@@ -1,0 +1,282 @@
+"""Raw rows -> prepared rows: `example_id`, `input_ids`, and `maskable`, the positions that training may corrupt.
+
+Four kinds of row, told apart by their columns:
+
+- `text`: every token is maskable, except the special tokens that the tokenizer adds.
+- `prompt` and `completion`: the completion is maskable.
+- `messages`, a chat: the last message is maskable, as the tokenizer's chat template writes it.
+- `input_ids`, with `maskable` or `labels` (-100 where not maskable, as in dLLM) or neither (everything is maskable).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow.compute
+from transformers import PreTrainedTokenizerBase
+
+from prism_plugin.errors import ConfigurationError, DataFormatError
+
+PREPARED_COLUMNS = ("example_id", "input_ids", "maskable")
+_KINDS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "input_ids": ("input_ids",),
+}
+_OPTIONAL_COLUMNS = ("labels", "maskable")
+_IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How raw rows become token ids. Lengths are in tokens."""
+
+    columns: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "Our column name -> the data's own, where they differ, for example {text: content}."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Longest row, >= 1; None leaves rows as they are. What happens to longer ones says `overlong`."},
+    )
+    overlong: Literal["truncate", "drop", "error"] = field(
+        default="truncate",
+        metadata={"help": "A row longer than `max_length` is cut on the right, left out, or refused."},
+    )
+    pads: Literal["ignored", "supervised"] = field(
+        default="ignored",
+        metadata={
+            "help": "ignored: padding is not seen. supervised: every row is filled to `max_length` with the EOS token, which "
+            "the model sees and is trained on, as LLaDA's fine-tuning does (arXiv 2502.09992, section 2.3)."
+        },
+    )
+    append_eos: bool = field(
+        default=False,
+        metadata={"help": "End each text, or each completion, with the tokenizer's EOS token, maskable."},
+    )
+
+    def __post_init__(self) -> None:
+        known = {name for names in _KINDS.values() for name in names} | set(_OPTIONAL_COLUMNS)
+        if unknown := sorted(set(self.columns) - known):
+            raise ConfigurationError(f"`columns` may rename {', '.join(sorted(known))}; found {', '.join(unknown)}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigurationError(f"`max_length` must be at least 1, got {self.max_length}.")
+        for name, allowed in (("overlong", ("truncate", "drop", "error")), ("pads", ("ignored", "supervised"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.pads == "supervised" and self.max_length is None:
+            raise ConfigurationError("`pads: supervised` fills rows to `max_length`, which is not set; set it.")
+        if self.overlong != "truncate" and self.max_length is None:
+            raise ConfigurationError(f"`overlong: {self.overlong}` compares rows with `max_length`, which is not set; set it.")
+
+
+def prepare_rows(
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    mask_token_id: int,
+    settings: DataSettings | None = None,
+) -> datasets.Dataset:
+    """Tokenise rows and mark what may be masked; each row's index becomes its `example_id`.
+
+    Args:
+        rows: Raw rows of one of the four kinds above.
+        tokenizer: Needed by all kinds but `input_ids`.
+        mask_token_id: Id of the mask token, which data must not contain.
+        settings: Defaults when None.
+
+    Returns:
+        A data set with the columns `example_id`, `input_ids` and `maskable`.
+
+    Raises:
+        DataFormatError: If there is no row, the columns fit no kind, or a row cannot be used; the row is named.
+        ConfigurationError: If the settings ask for what the tokenizer does not have.
+    """
+    settings = settings or DataSettings()
+    if not isinstance(rows, datasets.Dataset):
+        rows = datasets.Dataset.from_list([dict(row) for row in rows])
+    if not len(rows):
+        raise DataFormatError("The data holds no row; training needs at least one.")
+    rows = rows.rename_columns({theirs: ours for ours, theirs in _renamed(rows, settings).items()})
+    kind = _kind_of(rows.column_names)
+    encoder = _Encoder(kind, tokenizer, settings, mask_token_id, sample=rows[0])
+    wanted = [name for name in (*_KINDS[kind], *_OPTIONAL_COLUMNS) if name in rows.column_names]
+    prepared = rows.select_columns(wanted).map(
+        encoder,
+        with_indices=True,
+        remove_columns=wanted,
+        features=datasets.Features(
+            {
+                "example_id": datasets.Value("int64"),
+                "input_ids": datasets.List(datasets.Value("int32")),
+                "maskable": datasets.List(datasets.Value("bool")),
+            }
+        ),
+        # A cached result would outlive a change of this code: the cache's key names our class, not what it does.
+        load_from_cache_file=False,
+        desc="Preparing rows",
+    )
+    if settings.overlong == "drop":
+        prepared = prepared.filter(lambda ids: [len(one) > 0 for one in ids], batched=True, input_columns="input_ids")
+        if not len(prepared):
+            raise DataFormatError(f"All {len(rows)} rows are longer than `max_length` {settings.max_length}; raise it.")
+    return prepared
+
+
+def check_prepared(row: Mapping[str, Any], name: str) -> None:
+    """Refuse a data set whose first row is not a prepared one.
+
+    Raises:
+        DataFormatError: If a column is missing, or `input_ids` and `maskable` differ in length.
+    """
+    if missing := [column for column in PREPARED_COLUMNS if column not in row]:
+        raise DataFormatError(
+            f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
+            "`prepare_rows`."
+        )
+    lengths = [len(row[name]) for name in ("input_ids", "maskable")]
+    if lengths[0] != lengths[1]:
+        raise DataFormatError(f"`input_ids` and `maskable` of a row must be equally long, found {lengths[0]} and {lengths[1]}.")
+
+
+def fingerprint(prepared: datasets.Dataset) -> str:
+    """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name in ("input_ids", "maskable"):
+        for chunk in prepared.with_format("arrow").iter(batch_size=10_000):
+            column = chunk.column(name).combine_chunks()
+            digest.update(pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            digest.update(pyarrow.compute.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _renamed(rows: datasets.Dataset, settings: DataSettings) -> dict[str, str]:
+    if missing := sorted(set(settings.columns.values()) - set(rows.column_names)):
+        raise DataFormatError(f"The data has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
+    if taken := sorted(ours for ours, theirs in settings.columns.items() if ours != theirs and ours in rows.column_names):
+        raise DataFormatError(f"The data already has a column {', '.join(taken)}; `columns` cannot give its name to another.")
+    return dict(settings.columns)
+
+
+def _kind_of(columns: Sequence[str]) -> str:
+    kinds = [kind for kind, names in _KINDS.items() if set(names) <= set(columns)]
+    expected = " or ".join("+".join(names) for names in _KINDS.values())
+    if len(kinds) != 1:
+        found = "several of them" if kinds else "none"
+        raise DataFormatError(
+            f"Rows need the columns {expected}, and only one of these; found {found} in {', '.join(columns)}. "
+            "Rename with `columns`, or drop what is not meant."
+        )
+    return kinds[0]
+
+
+class _Encoder:
+    """One raw row -> one prepared row. A class, so that what never changes is looked up once."""
+
+    def __init__(
+        self, kind: str, tokenizer: Any, settings: DataSettings, mask_token_id: int, sample: Mapping[str, Any]
+    ) -> None:
+        self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
+        self.eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        if tokenizer is None and kind != "input_ids":
+            raise ConfigurationError(f"Rows of kind `{kind}` need a tokenizer, found none; pass one or give `input_ids`.")
+        if (settings.append_eos or settings.pads == "supervised") and self.eos_token_id is None:
+            setting = "append_eos" if settings.append_eos else "pads: supervised"
+            raise ConfigurationError(f"`{setting}` needs the tokenizer's EOS token, and there is none; set `eos_token` on it.")
+        if kind == "messages" and tokenizer.chat_template is None:
+            raise ConfigurationError("Rows with `messages` need a tokenizer with a chat template, found none; set one.")
+        self.leading, self.trailing = ([], []) if kind in ("messages", "input_ids") else self._added_specials(sample)
+
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        ids, maskable = getattr(self, f"_{self.kind}")(row, index)
+        if self.mask_token_id in ids:
+            raise DataFormatError(f"Row {index}: data must not contain the mask token (id {self.mask_token_id}); it does.")
+        ids, maskable = self._fit(ids, maskable, index)
+        if ids and not any(maskable):
+            raise DataFormatError(
+                f"Row {index}: nothing may be masked in its {len(ids)} tokens; raise `max_length`, set `overlong: drop`, or "
+                "remove it."
+            )
+        return {"example_id": index, "input_ids": ids, "maskable": maskable}
+
+    def _fit(self, ids: list[int], maskable: list[bool], index: int) -> tuple[list[int], list[bool]]:
+        longest = self.settings.max_length
+        if not ids:
+            raise DataFormatError(f"Row {index} is empty; remove it.")
+        if longest is None:
+            return ids, maskable
+        if len(ids) > longest:
+            if self.settings.overlong == "error":
+                raise DataFormatError(f"Row {index} has {len(ids)} tokens, more than `max_length` {longest}.")
+            if self.settings.overlong == "drop":
+                return [], []
+        ids, maskable = ids[:longest], maskable[:longest]
+        if self.settings.pads == "supervised":
+            fill = longest - len(ids)
+            ids, maskable = ids + [self.eos_token_id] * fill, maskable + [True] * fill
+        return ids, maskable
+
+    def _added_specials(self, sample: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """The special tokens that this tokenizer puts before and after a text, read off one text of the data."""
+        text = sample[_KINDS[self.kind][-1]]
+        bare = self._tokens(text, _KINDS[self.kind][-1], 0)
+        full = self.tokenizer(text)["input_ids"]
+        starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
+        if not bare or not starts:
+            raise DataFormatError(f"Row 0: the text must give at least one token, found {text[:60]!r}.")
+        return full[: starts[0]], full[starts[0] + len(bare) :]
+
+    def _wrap(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[bool]]:
+        if self.settings.append_eos:
+            completion = [*completion, self.eos_token_id]
+        ids = [*self.leading, *prompt, *completion, *self.trailing]
+        fixed = len(self.leading) + len(prompt)
+        return ids, [False] * fixed + [True] * len(completion) + [False] * len(self.trailing)
+
+    def _tokens(self, text: Any, column: str, index: int) -> list[int]:
+        if not isinstance(text, str):
+            raise DataFormatError(f"Row {index}: `{column}` must be text, found {type(text).__name__}.")
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _text(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+        return self._wrap([], self._tokens(row["text"], "text", index))
+
+    def _completion(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+        # Tokenised apart, since that is how they meet at sampling time: the prompt is given, the rest is generated.
+        return self._wrap(*(self._tokens(row[column], column, index) for column in ("prompt", "completion")))
+
+    def _messages(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+        messages = row["messages"]
+        if not isinstance(messages, Sequence) or not messages or messages[-1].get("role") != "assistant":
+            raise DataFormatError(f"Row {index}: `messages` must end with a message whose role is assistant.")
+        write = self.tokenizer.apply_chat_template
+        prompt = write(list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = write(list(messages), tokenize=True, return_dict=False)
+        if ids[: len(prompt)] != prompt:
+            raise DataFormatError(
+                f"Row {index}: the chat template must write the conversation as the prompt followed by the reply, and does "
+                "not; give `prompt` and `completion` instead."
+            )
+        if self.settings.append_eos:
+            ids = [*ids, self.eos_token_id]
+        return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+
+    def _input_ids(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+        ids = list(row["input_ids"] or ())
+        labels, maskable = row.get("labels"), row.get("maskable")
+        if labels is not None and maskable is not None:
+            raise DataFormatError(f"Row {index}: give `labels` or `maskable`, not both.")
+        if labels is not None:
+            maskable = [label != _IGNORED_LABEL for label in labels]
+            if any(label not in (_IGNORED_LABEL, token) for label, token in zip(labels, ids, strict=False)):
+                raise DataFormatError(f"Row {index}: a label must be its token's id, or {_IGNORED_LABEL} where not maskable.")
+        maskable = [True] * len(ids) if maskable is None else [bool(one) for one in maskable]
+        if len(maskable) != len(ids):
+            raise DataFormatError(f"Row {index}: {len(ids)} `input_ids` need as many labels, found {len(maskable)}.")
+        if self.settings.append_eos:
+            ids, maskable = [*ids, self.eos_token_id], [*maskable, True]
+        return ids, maskable

@@ -1,0 +1,193 @@
+"""Objectives: what is learnt from a batch. One corruptor, label rules, and weighted terms (stations 7 to 11 of training).
+
+An objective is a pure function of (batch, epoch, seed, weights): all chance comes from `core.noise.uniforms` by example id.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
+from prism_plugin.core.drafting import DraftRule
+from prism_plugin.core.labels import QualityLabels, drafted_labels
+from prism_plugin.core.losses import PrismLossOutput, prism_loss
+from prism_plugin.core.noise import uniforms
+from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.registry import Registry, from_mapping
+from prism_plugin.training.drafts import make_drafts
+from prism_plugin.types import FlatIndex, PerToken, Rows, Times
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one batch gave.
+
+    With several drafts, `quality_logits` and `labels` hold all rows of draft 0, then those of draft 1, and so on.
+    """
+
+    losses: PrismLossOutput
+    quality_logits: PerToken
+    labels: QualityLabels
+    rows: Rows  # logits of the first look at the masked positions
+    row_index: FlatIndex
+    t: Times
+
+
+class Objective(Protocol):
+    """Turns a collated batch into losses. A dataclass, so that it can be written down with the checkpoint."""
+
+    diffusion_weight: float
+
+    def step(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, epoch: int, seed: int, unwrapped: PrismModel
+    ) -> StepOutput:
+        """Compute the losses of a batch.
+
+        Args:
+            model: As it is trained, maybe wrapped for several processes; looks with gradient go through it.
+            batch: What `PrismCollator` makes.
+            epoch: Key of the noise; the same example gets fresh noise in each.
+            seed: Key of the noise.
+            unwrapped: The `PrismModel` inside `model`, for looks without gradient.
+        """
+        ...
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective")
+
+
+@OBJECTIVES.register("prism")
+@dataclass(frozen=True)
+class PrismObjective:
+    """Fill some masks, ask the head which of the filled tokens are right (PRISM, arXiv 2510.01384).
+
+    Args:
+        drafts: How a draft is made; with several rules, each example picks one by its weight in each epoch.
+        num_drafts: Drafts per noised sequence, >= 1. They share the first look; the second has that many times the rows.
+        diffusion_weight: The paper's lambda, >= 0: weight of the masked diffusion cross-entropy that keeps the language
+            model in place. Default: --reg_coeff of the authors' PRISM_llada/train.py. 0 where the backbone is frozen.
+        quality_weight: Weight of the quality cross-entropy, >= 0.
+        t_min: Smallest masking probability, > 0.
+        t_max: Largest masking probability, <= 1.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    drafts: tuple[DraftRule, ...] = (DraftRule(),)
+    num_drafts: int = 1
+    diffusion_weight: float = 0.5
+    quality_weight: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.drafts:
+            raise ConfigurationError("`drafts` needs at least one DraftRule, found none.")
+        if isinstance(self.num_drafts, bool) or not isinstance(self.num_drafts, int) or self.num_drafts < 1:
+            raise ConfigurationError(f"`num_drafts` must be an integer of at least 1, got {self.num_drafts!r}.")
+        for name in ("diffusion_weight", "quality_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if not self.quality_weight + self.diffusion_weight:
+            raise ConfigurationError(
+                "`quality_weight` and `diffusion_weight` are both 0, so nothing would be learnt; raise one."
+            )
+        draw_times(torch.zeros(1), self.t_min, self.t_max)
+
+    def step(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, epoch: int, seed: int, unwrapped: PrismModel
+    ) -> StepOutput:
+        """Two looks, one loss; see `Objective.step`."""
+        clean_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+        length = clean_ids.shape[1]
+
+        def noise(name: str, count: int = length) -> Tensor:
+            return uniforms(seed, epoch, batch["example_id"], name, count)
+
+        t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
+        noised = mask_tokens(clean_ids, batch["maskable"], mask_token_id=unwrapped.mask_token_id, t=t, noise=noise("masked"))
+        row_index = noised.masked.flatten().nonzero().squeeze(-1)
+        rows = self._look_once(model, unwrapped, noised, attention_mask, row_index)
+        with torch.no_grad():
+            draft = make_drafts(unwrapped, self.drafts, self.num_drafts, noised, attention_mask, rows.detach(), noise)
+        repeated_mask = attention_mask.repeat(self.num_drafts, 1)
+        labels = drafted_labels(draft.draft_ids, clean_ids.repeat(self.num_drafts, 1), draft.drafted)
+        quality_logits = model(draft.draft_ids, repeated_mask).quality_logits
+        losses = prism_loss(
+            quality_logits, labels, rows, row_index, clean_ids, batch["maskable"], t,
+            diffusion_weight=self.diffusion_weight, quality_weight=self.quality_weight,
+        )  # fmt: skip
+        return StepOutput(losses, quality_logits, labels, rows, row_index, t)
+
+    def _look_once(
+        self, model: nn.Module, unwrapped: PrismModel, noised: MaskedTokens, attention_mask: Tensor, row_index: FlatIndex
+    ) -> Rows:
+        # The draft is read off these rows, so dropout is off here, as it will be when sampling.
+        with dropout_off(unwrapped):
+            if self.diffusion_weight:
+                return model(noised.noised_ids, attention_mask, logits_at=row_index, with_quality=False).logits
+            with torch.no_grad():
+                return unwrapped(noised.noised_ids, attention_mask, logits_at=row_index, with_quality=False).logits
+
+
+_DRAFT_FIELDS = frozenset(field.name for field in fields(DraftRule)) - {"weight"}
+
+
+def get_objective(name: str, *, source: str = "objective", **settings: Any) -> Objective:
+    """Build an objective by name.
+
+    Settings of a `DraftRule` may be given beside the objective's own, and then make its only rule:
+    `get_objective("prism", num_drafted=4, positions="confidence", diffusion_weight=5.0)`. `drafts` may be mappings.
+
+    Args:
+        name: A registered name; "prism" is.
+        source: Where the settings were read, for error messages.
+        settings: Fields of the objective.
+
+    Raises:
+        UnknownNameError: If no objective has that name.
+        UnknownKeyError: If a setting is unknown.
+        ConfigurationError: If a value is out of range, or a rule is given both ways.
+    """
+    cls = OBJECTIVES.get(name)
+    own = {field.name for field in fields(cls)}
+    unknown = sorted(set(settings) - own - _DRAFT_FIELDS)
+    if unknown:
+        known = ", ".join(sorted(own | _DRAFT_FIELDS))
+        raise UnknownKeyError(f"{source}: the objective {name!r} has no {', '.join(map(repr, unknown))}; known: {known}.")
+    short = {key: value for key, value in settings.items() if key in _DRAFT_FIELDS - own}
+    settings = {key: value for key, value in settings.items() if key not in short}
+    if short and "drafts" in settings:
+        raise ConfigurationError(f"{source}: give `drafts` or the settings of one ({', '.join(sorted(short))}), not both.")
+    if short:
+        settings["drafts"] = (_draft_rule(short, source),)
+    elif "drafts" in settings:
+        given = settings["drafts"]
+        if not isinstance(given, list | tuple):
+            raise ConfigurationError(f"{source}: `drafts` is a list of draft rules, found {given!r}.")
+        settings["drafts"] = tuple(_draft_rule(one, f"{source}.drafts") for one in given)
+    return from_mapping(cls, settings, source=source)
+
+
+def objective_to_dict(objective: Objective) -> dict[str, Any]:
+    """Write an objective as what `get_objective` takes, ready for JSON; every setting is named."""
+    written = OBJECTIVES.to_dict(objective)
+    rules = [asdict(rule) for rule in written.get("drafts", ())]
+    return {**written, "drafts": [{**rule, "share": rule["share"] and list(rule["share"])} for rule in rules]}
+
+
+def _draft_rule(given: DraftRule | Mapping[str, Any], source: str) -> DraftRule:
+    if isinstance(given, DraftRule):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{source}: a draft rule is a mapping of settings, found {given!r}.")
+    given = dict(given)
+    if given.get("share") is not None:
+        given.setdefault("num_drafted", None)
+        given["share"] = tuple(given["share"]) if isinstance(given["share"], list) else given["share"]
+    return from_mapping(DraftRule, given, source=source)

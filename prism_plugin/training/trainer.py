@@ -1,0 +1,332 @@
+"""`PrismTrainer`: transformers' Trainer with PRISM's two looks, two learning rates, and checkpoints of what we own."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import TrainOutput
+
+from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss_per_row
+from prism_plugin.data import PrismCollator, check_prepared, prepare_rows
+from prism_plugin.errors import ConfigurationError, DataFormatError, SavingError
+from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.training import checkpoints
+from prism_plugin.training.arguments import PrismTrainingArguments
+from prism_plugin.training.meters import Meters, quality_metrics
+from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
+from prism_plugin.training.sampler import EpochSampler
+
+EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation gives the same figure twice
+LOG_STATE_FILE = "log_state.json"
+_METERS = ("quality_loss", "diffusion_loss", "base_rate")
+_UNLABELLED = -100
+
+
+class PrismTrainer(Trainer):
+    """Train a quality head, and LoRA or the backbone with it; design and figures are in the README.
+
+    Args:
+        model: A backbone with a quality head.
+        args: Training arguments.
+        objective: What is learnt; PRISM's when None.
+        train_dataset: Prepared rows, or raw rows (a `datasets.Dataset` or a list of mappings), which are then prepared with
+            the default `DataSettings` and the model's tokenizer.
+        eval_dataset: The same, for evaluation.
+        data_collator: `PrismCollator` with the model's pad id when None.
+        callbacks: Trainer callbacks.
+        optimizers: Optimizer and scheduler, instead of those that `args` describe.
+
+    Raises:
+        ConfigurationError: If objective, model and arguments cannot go together.
+        DataFormatError: If a data set cannot be used.
+    """
+
+    # The loss is a mean over the rows of one micro-batch: Trainer has to divide by the accumulation steps, and cannot guess.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PrismModel,
+        args: PrismTrainingArguments,
+        *,
+        objective: Objective | None = None,
+        train_dataset: Dataset | datasets.Dataset | Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: Dataset | datasets.Dataset | Sequence[Mapping[str, Any]] | None = None,
+        data_collator: PrismCollator | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    ) -> None:
+        self.objective = objective or PrismObjective()
+        _check_together(model, self.objective)
+        self.prism_model = model
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or PrismCollator(pad_token_id=_pad_token_id(model)),
+            train_dataset=_as_prepared(train_dataset, model, "train_dataset"),
+            eval_dataset=_as_prepared(eval_dataset, model, "eval_dataset"),
+            compute_metrics=self._metrics,
+            callbacks=[*(callbacks or []), _RestoreLog(self)],
+            optimizers=optimizers,
+        )
+        model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
+        self.meters = Meters(_METERS, self.args.device)
+        self.resumed_from: Path | None = None
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
+
+        Raises:
+            ConfigurationError: If there is no checkpoint to resume from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ConfigurationError(
+                    f"Resuming needs a whole checkpoint in {self.args.output_dir}, found none; start afresh."
+                )
+        self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        checkpoint = str(self.resumed_from) if self.resumed_from else None
+        return super().train(checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+
+    # ---- stations 7 to 11: two looks, one backward ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward."""
+        if not self.args.activation_checkpointing:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # Checkpointed layers run again in backward, when the first look's own context is gone; with dropout back on, they
+        # would not be the layers that were run. So dropout is off for the whole step.
+        with dropout_off(self.prism_model):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, StepOutput]:
+        """Two looks, one loss; the meters take note."""
+        output = self.objective.step(model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model)
+        losses, num_rows = output.losses, inputs["input_ids"].shape[0]
+        self.meters.add(
+            {
+                "quality_loss": (losses.quality_loss * num_rows, num_rows),
+                "diffusion_loss": (losses.diffusion_loss * num_rows, num_rows),
+                "base_rate": (losses.num_correct, losses.num_judged),
+            }
+        )
+        return (losses.loss, output) if return_outputs else losses.loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, tuple[Tensor, Tensor], Tensor]:
+        """Judge the model's own drafts of a batch, the same ones at every evaluation.
+
+        Returns:
+            No loss, since it follows from the rest; the quality logits, [batch, drafts * length], with the two losses of
+            each row, [batch, 2]; and whether each token is right, -100 where it is not judged.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
+        batch = inputs["input_ids"].shape[0]
+        targets = torch.where(output.labels.labelled, output.labels.targets.long(), _UNLABELLED)
+        of_quality = quality_loss_per_row(output.quality_logits, output.labels).unflatten(0, (-1, batch)).mean(0)
+        of_diffusion = diffusion_loss_per_row(output.rows, output.row_index, inputs["input_ids"], inputs["maskable"], output.t)
+
+        def side_by_side(drafts: Tensor) -> Tensor:  # Trainer gathers by row of the batch
+            return drafts.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1)
+
+        predictions = (side_by_side(output.quality_logits.float()), torch.stack((of_quality, of_diffusion), dim=1))
+        return None, predictions, side_by_side(targets)
+
+    def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
+        quality_logits, losses = (torch.from_numpy(part) for part in evaluated.predictions)
+        of_quality, of_diffusion = losses.double().mean(0).tolist()
+        loss = self.objective.quality_weight * of_quality + self.objective.diffusion_weight * of_diffusion
+        figures = quality_metrics(quality_logits, torch.from_numpy(evaluated.label_ids))
+        return {"loss": loss, "quality_loss": of_quality, "diffusion_loss": of_diffusion, **figures}
+
+    # ---- the order of rows, and two learning rates ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        global_batch = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        if rows < global_batch:
+            raise ConfigurationError(
+                f"A step needs {global_batch} rows (batch size times accumulation steps times processes), but the training "
+                f"data has {rows}; lower the batch size or add data."
+            )
+        return EpochSampler(rows, rows // global_batch * global_batch, self.args.data_seed, self._epoch)
+
+    def _epoch(self) -> int:
+        return math.floor(self.state.epoch or 0)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer that `args` names, with the head's parameters in groups of their own, after the others."""
+        if self.optimizer is None:
+            opt_model = self.model if model is None else model
+            chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
+                raise ConfigurationError(
+                    f"`optim: {self.args.optim}` chooses its own parameter groups, so the head cannot have its learning rate; "
+                    "use another, such as adamw_torch."
+                )
+            # Trainer puts `params` in place of its own groups, as it does for GaLore.
+            self.optimizer_cls_and_kwargs = (chosen, {**settings, "params": self._parameter_groups(opt_model)})
+        return super().create_optimizer(model)
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(model))
+        head = {id(parameter) for parameter in self.prism_model.quality_head.parameters()}
+        head_rate = self.args.head_learning_rate or self.args.learning_rate
+        groups = []
+        for of_head, rate in ((False, self.args.learning_rate), (True, head_rate)):
+            for decay in (True, False):
+                members = [
+                    parameter
+                    for name, parameter in model.named_parameters()
+                    if parameter.requires_grad and (id(parameter) in head) == of_head and (name in decayed) == decay
+                ]
+                weight_decay = self.args.weight_decay if decay else 0.0
+                if members:
+                    groups.append({"params": members, "lr": rate, "weight_decay": weight_decay})
+        return groups
+
+    # ---- station 13: report ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the meters and the head's learning rate to what Trainer logs. Collective: every rank calls it."""
+        if "loss" in logs:
+            logs = {**logs, **self.meters.read(self.accelerator)}
+            logs["head_learning_rate"] = self._head_learning_rate
+        super().log(logs, start_time)
+
+    def _get_learning_rate(self) -> float:
+        # Trainer asks once per step, before the scheduler moves on: the head's rate of the same step is taken here.
+        self._head_learning_rate = float(self.optimizer.param_groups[-1]["lr"])
+        return super()._get_learning_rate()
+
+    # ---- station 14: save and resume ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # Trainer would write the whole backbone, and its arguments as a pickle.
+        if self.args.should_save:
+            self.prism_model.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Build a checkpoint beside, and give it its name when it is whole. Collective."""
+        run_dir, name = Path(self._get_output_dir(trial=trial)), f"checkpoint-{self.state.global_step}"
+        building = str(checkpoints.building_folder(run_dir, name))
+        self.store_flos()
+        log_state = self._log_state()
+        if self.args.should_save:
+            checkpoints.start_building(run_dir, name)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.save_model(building, _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(building)
+                self._save_scaler(building)
+                self._save_rng_state(building)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._note_best(run_dir)
+                self._note_callbacks()
+                (Path(building) / LOG_STATE_FILE).write_text(json.dumps(log_state), encoding="utf-8")
+                self.state.save_to_json(str(Path(building) / checkpoints.STATE_FILE))
+                checkpoints.finish_building(run_dir, name)
+                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            if self.args.should_save:
+                shutil.rmtree(building, ignore_errors=True)
+            raise SavingError(f"{run_dir / name} could not be written, and older checkpoints are unchanged: {error}") from error
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _note_best(self, run_dir: Path) -> None:
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (self.state.best_global_step == self.state.global_step or best.exists()):
+            self.state.best_model_checkpoint = str(best)
+
+    def _note_callbacks(self) -> None:
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.prism_model.load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.prism_model.load_weights(self.state.best_model_checkpoint)
+
+    def _log_state(self) -> dict[str, Any]:
+        """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
+        loss = self.accelerator.reduce(self._tr_loss.detach().double(), reduction="mean").item()
+        return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
+
+    def restore_log_state(self, checkpoint: Path) -> None:
+        """Go on measuring where the checkpoint was made."""
+        state = json.loads((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
+        self._tr_loss += state["loss"]
+        self._globalstep_last_logged = state["logged_at"]
+        if self.accelerator.is_main_process:
+            self.meters.restore(state["meters"])
+
+
+class _RestoreLog(TrainerCallback):
+    """Trainer starts its running sums afresh at the beginning of `train`; the first event after that is this one."""
+
+    def __init__(self, trainer: PrismTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: PrismTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.resumed_from is not None:
+            self.trainer.restore_log_state(self.trainer.resumed_from)
+
+
+def _check_together(model: PrismModel, objective: Objective) -> None:
+    learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    if not learning and objective.diffusion_weight:
+        raise ConfigurationError(
+            f"The backbone is frozen, so the diffusion term cannot teach it anything, but `diffusion_weight` is "
+            f"{objective.diffusion_weight}; set it to 0, or attach with `lora` or `train_backbone`."
+        )
+    if not objective.diffusion_weight and model.prism_config.train_backbone:
+        raise ConfigurationError(
+            "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
+            "is left; raise `diffusion_weight`, or use `lora`."
+        )
+
+
+def _pad_token_id(model: PrismModel) -> int:
+    for owner in (model.tokenizer, model.config):
+        if getattr(owner, "pad_token_id", None) is not None:
+            return owner.pad_token_id
+    return 0  # padding is not attended to, so any id will do
+
+
+def _as_prepared(rows: Any, model: PrismModel, name: str) -> Any:
+    if rows is None:
+        return None
+    if not len(rows):
+        raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
+    if isinstance(rows, datasets.Dataset | list | tuple) and "example_id" not in rows[0]:
+        rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
+    check_prepared(rows[0], name)
+    return rows
