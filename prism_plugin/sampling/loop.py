@@ -25,6 +25,14 @@ from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 # costs rows of the LM head.
 UNDECLARED_NEEDS = frozenset({"quality", "entropy", "margin"})
 
+_FAULTS = {
+    1: "an unmasking rule may choose only among `view.masked`, but {unmasking} chose other positions; pass that mask as "
+    "`eligible` to `select_top`.",
+    2: "a remasking rule may choose only among `view.revealed`, but {remasking} chose other positions; pass that mask as "
+    "`eligible` to `select_top`.",
+    3: "a remasking rule must stay within its budget, but {remasking} took back more; choose with `select_top`.",
+}
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -67,6 +75,7 @@ class Progress:
     total: PerRow  # editable positions that were masked when the block began
     num_forward_passes: PerRow
     num_remasked: PerRow
+    fault: PerRow  # 0, or the number of the sentence in `_FAULTS` that says what a rule did wrong
 
     def take(self, rows: Tensor) -> "Progress":
         """A copy of some rows."""
@@ -111,13 +120,14 @@ class Decoder:
             here, before = canvas.take(rows), progress.take(rows)
             noise, uniforms = draw_noise(generator, rows, here.lengths, here.tokens.shape[1], self.settings.temperature > 0)
             view = self._look(here, before, noise, uniforms, needs, padded)
-            reveal, remask = self._decide(before, view)
-            after = self._close(here, self._write(before, view, reveal, remask), full_look=~view.masked.any(-1))
+            reveal, remask, fault = self._decide(view)
+            written = self._write(replace(before, fault=fault), view, reveal, remask)
+            after = self._close(here, written, full_look=~view.masked.any(-1))
             if on_record is not None:
                 on_record(_record(number, canvas, progress, rows, after, view, reveal, remask))
             progress.put(rows, after)
             number += 1
-        self._require_no_mask(progress)
+        self._require_sound(progress)
         return progress
 
     def _begin(self, canvas: Canvas) -> Progress:
@@ -134,11 +144,13 @@ class Decoder:
             total=total,
             num_forward_passes=none.clone(),
             num_remasked=none.clone(),
+            fault=none.clone(),
         )
         return replace(start, step=self._next_step(canvas, start))
 
     def _live(self, canvas: Canvas, progress: Progress) -> Tensor:
-        return (progress.block < canvas.num_blocks) & (progress.step < self._block_steps(canvas, progress))
+        unfinished = (progress.block < canvas.num_blocks) & (progress.step < self._block_steps(canvas, progress))
+        return unfinished & (progress.fault == 0).all()
 
     def _block_steps(self, canvas: Canvas, progress: Progress) -> PerRow:
         return share_steps(self.settings.num_steps, canvas.num_blocks, progress.block)
@@ -212,33 +224,19 @@ class Decoder:
                 laid[name].view(-1)[index] = getattr(stats, name).float()
         return {"candidates": candidates, **laid}
 
-    def _decide(self, at: Progress, view: StepView) -> tuple[TokenMask, TokenMask]:
-        """Take back first; what may be revealed follows from what was really taken back."""
+    def _decide(self, view: StepView) -> tuple[TokenMask, TokenMask, PerRow]:
+        """Take back first; what may be revealed follows from what was really taken back. The last is each row's fault."""
         masked_count = view.masked.sum(-1)
         revealed_count = view.editable.sum(-1) - masked_count
         budget = self.settings.schedule(view.step, view.num_steps, view.total, revealed_count)
-        remask = self._ask(self.settings.remasking, view, budget.remask, view.revealed)
-        if (remask.sum(-1) > budget.remask).any():
-            raise SamplingError(
-                f"a remasking rule must stay within its budget, but {_name(self.settings.remasking)} took back more; "
-                "choose with `select_top(scores, view.revealed, budget)`."
-            )
+        remask = _ask(self.settings.remasking, view, budget.remask)
         grant = unmask_grant(budget, revealed_count, remask.sum(-1), masked_count)
-        return self._ask(self.settings.unmasking, view, grant, view.masked), remask
-
-    def _ask(self, rule: UnmaskingRule | RemaskingRule, view: StepView, budget: PerRow, allowed: TokenMask) -> TokenMask:
-        answer = rule(view, budget)
-        if not isinstance(answer, Tensor) or answer.dtype != torch.bool or answer.shape != allowed.shape:
-            raise SamplingError(
-                f"a rule must return a bool mask of shape {list(allowed.shape)}, but {_name(rule)} returned "
-                f"{f'{answer.dtype} of shape {list(answer.shape)}' if isinstance(answer, Tensor) else type(answer).__name__}."
-            )
-        if (answer & ~allowed).any():
-            raise SamplingError(
-                "an unmasking rule may choose only among `view.masked` and a remasking rule only among `view.revealed`, but "
-                f"{_name(rule)} chose other positions; pass that mask as `eligible` to `select_top`."
-            )
-        return answer
+        reveal = _ask(self.settings.unmasking, view, grant)
+        # Kept on the device, and read when the loop ends: checking here would make every step wait.
+        fault = torch.zeros_like(masked_count)
+        fault = fault.masked_fill(remask.sum(-1) > budget.remask, 3)
+        fault = fault.masked_fill((remask & ~view.revealed).any(-1), 2)
+        return reveal, remask, fault.masked_fill((reveal & ~view.masked).any(-1), 1)
 
     def _write(self, at: Progress, view: StepView, reveal: TokenMask, remask: TokenMask) -> Progress:
         changed = reveal | remask
@@ -297,7 +295,11 @@ class Decoder:
         ahead = grants & (steps >= at.step.unsqueeze(-1))
         return torch.where(ahead, steps, horizon).amin(-1).minimum(num_steps)
 
-    def _require_no_mask(self, progress: Progress) -> None:
+    def _require_sound(self, progress: Progress) -> None:
+        fault = int(progress.fault.max())
+        if fault:
+            unmasking, remasking = _name(self.settings.unmasking), _name(self.settings.remasking)
+            raise SamplingError(_FAULTS[fault].format(unmasking=unmasking, remasking=remasking))
         left = (progress.editable & (progress.tokens == self.model.mask_token_id)).sum(-1)
         if left.any():
             raise SamplingError(
@@ -305,6 +307,17 @@ class Decoder:
                 "target must reach `total` at a block's last step without remasking there, and the unmasking rule must reveal "
                 f"at least its budget; {_name(self.settings.schedule)} or {_name(self.settings.unmasking)} does not."
             )
+
+
+def _ask(rule: UnmaskingRule | RemaskingRule, view: StepView, budget: PerRow) -> TokenMask:
+    answer = rule(view, budget)
+    if not isinstance(answer, Tensor) or answer.dtype != torch.bool or answer.shape != view.masked.shape:
+        found = f"{answer.dtype} of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise SamplingError(
+            f"a rule must return a bool mask of shape {list(view.masked.shape)}, but {_name(rule)} returned {found}; "
+            "choose with `select_top`."
+        )
+    return answer
 
 
 def draw_noise(

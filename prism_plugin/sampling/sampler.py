@@ -257,6 +257,11 @@ class RemaskingSampler(SamplerSettings):
         device = self.model.get_input_embeddings().weight.device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
         _check_generators(generator, request.shape[0])
+        if self.model.spec.attention_mask == "none" and not present.all():
+            raise SamplingError(
+                f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
+                "padding; sample rows of one length together."
+            )
         canvas = lay_canvas(request, present, editable, self.block_length)
         most_blocks = int(canvas.num_blocks.max())
         if self.num_steps < most_blocks:
