@@ -10,7 +10,6 @@ weighted 1/t (MDLM, arXiv 2406.07524, eq. 10 with the linear schedule).
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -119,7 +118,7 @@ def main() -> None:
                 model.save_pretrained(args.output / f"step-{step + 1}")
                 everything = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
                 torch.save(everything, state_file.with_suffix(".new"))
-                os.replace(state_file.with_suffix(".new"), state_file)
+                state_file.with_suffix(".new").replace(state_file)
             with (args.output / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             print(record, flush=True)
