@@ -32,6 +32,8 @@ def load_backbone(
         BackboneError: If there is no such model, it cannot be read, or its model type has no registered spec.
     """
     where = _checked_location(name_or_path)
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise BackboneError(f"The folder {where!r} must hold a transformers model, but it has no config.json.")
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -85,8 +87,6 @@ def _checked_location(name_or_path: str | Path) -> str:
     looks_like_path = isinstance(name_or_path, Path) or where.startswith((".", "/", "~")) or where.count("/") > 1
     if looks_like_path and not path.is_dir():
         raise BackboneError(f"{where!r} must be a folder with a transformers model, but there is no such folder.")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise BackboneError(f"The folder {where!r} must hold a transformers model, but it has no config.json.")
     return where
 
 

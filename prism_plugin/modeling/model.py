@@ -1,11 +1,10 @@
 """PrismModel: a backbone and a quality head behind one forward, and the only code that changes a user's model."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -18,6 +17,9 @@ from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
+from prism_plugin.modeling.model_card import Figure
+from prism_plugin.modeling.passthrough import BackbonePassthrough
+from prism_plugin.modeling.persistence import load_parts, load_weights, push_to_hub, read_stored, save_model
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
@@ -37,23 +39,7 @@ class PrismModelOutput(ModelOutput):
     hidden_states: HiddenStates | None = None
 
 
-class _OfBackbone:
-    """An attribute that Trainer, accelerate and PEFT look for on the model they are given: the backbone's, or a default.
-
-    Without a default, the model has the attribute only where the backbone has it: accelerate measures what it finds.
-    """
-
-    def __init__(self, *default: Any) -> None:
-        self.default = default
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, model: "PrismModel | None", owner: type) -> Any:
-        return self if model is None else getattr(model.plain_backbone, self.name, *self.default)
-
-
-class PrismModel(nn.Module):
+class PrismModel(BackbonePassthrough):
     """A masked diffusion backbone with a per-token quality head (PRISM, arXiv 2510.01384).
 
     Made by `attach_quality_head` or `PrismModel.from_pretrained`.
@@ -66,23 +52,6 @@ class PrismModel(nn.Module):
         mask_token_id: Id of the mask token, in [0, vocabulary).
         tokenizer: The tokenizer given, or None.
     """
-
-    accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
-    main_input_name = "input_ids"
-
-    config = _OfBackbone()
-    dtype = _OfBackbone()
-    device = _OfBackbone()
-    name_or_path = _OfBackbone()
-    hf_device_map = _OfBackbone()
-    hf_quantizer = _OfBackbone()
-    quantization_method = _OfBackbone()
-    is_quantized = _OfBackbone(False)
-    is_loaded_in_4bit = _OfBackbone(False)
-    is_loaded_in_8bit = _OfBackbone(False)
-    is_activation_checkpointing = _OfBackbone(False)
-    supports_gradient_checkpointing = _OfBackbone(False)
-    _no_split_modules = _OfBackbone()
 
     def __init__(
         self,
@@ -111,16 +80,6 @@ class PrismModel(nn.Module):
         return self.prism_config.mask_token_id
 
     @property
-    def plain_backbone(self) -> PreTrainedModel:
-        """The transformers model, without the PeftModel around it."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """The older name of `is_activation_checkpointing`, which PEFT and TRL still read."""
-        return self.is_activation_checkpointing
-
-    @property
     def _final_hidden_module(self) -> nn.Module:
         return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
 
@@ -128,34 +87,6 @@ class PrismModel(nn.Module):
     def _hf_peft_config_loaded(self) -> bool:
         # transformers refuses to train a quantised model unless this says that there is an adapter.
         return isinstance(self.backbone, PeftModel)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the backbone's input embeddings."""
-        return self.plain_backbone.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the backbone's LM head."""
-        return self.plain_backbone.get_output_embeddings()
-
-    def tie_weights(self) -> None:
-        """Tie the backbone's weights again, as transformers does after loading."""
-        self.plain_backbone.tie_weights()
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count parameters, backbone included, or only those that get a gradient, or all but the embeddings."""
-        excluded = {id(p) for p in self.get_input_embeddings().parameters()} if exclude_embeddings else set()
-        counted = (p for p in self.parameters() if id(p) not in excluded)
-        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute the backbone's activations in the backward pass; the arguments are those of transformers."""
-        self.plain_backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Keep the backbone's activations again."""
-        self.plain_backbone.activation_checkpointing_disable()
 
     def forward(
         self,
@@ -267,6 +198,82 @@ class PrismModel(nn.Module):
         del self.backbone
         return backbone
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        backbone: PreTrainedModel | None = None,
+        *,
+        is_trainable: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "PrismModel":
+        """Load a saved quality head, in evaluation mode. Strict: every file, key and shape must be as it was saved.
+
+        Args:
+            path_or_id: Folder written by `save_pretrained`, or id of a repository on the Hub.
+            backbone: The backbone it was trained on; None: the recorded one is loaded. Left as it was if loading fails.
+            is_trainable: Let what was trained be trained further; otherwise everything is frozen.
+            tokenizer: Takes the place of the saved one.
+            revision: Branch, tag or commit of the head's repository. The backbone's is recorded.
+            trust_remote_code: Allow the backbone's repository to run its own Python code.
+
+        Raises:
+            StoredStateError: If the files are missing, damaged, or belong to another backbone.
+            BackboneError: If the recorded backbone cannot be loaded.
+            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own.
+        """
+        stored = read_stored(path_or_id, revision=revision)
+        backbone, tokenizer = load_parts(stored, backbone, tokenizer, trust_remote_code=trust_remote_code)
+        if stored.adapter is not None:
+            stored.adapter.inference_mode = not is_trainable
+        config = replace(stored.config, backbone_name=stored.backbone_location)
+        model = attach_quality_head(backbone, config, lora=stored.adapter, tokenizer=tokenizer)
+        try:
+            load_weights(model, stored.folder)
+        except BaseException:
+            model.detach()
+            raise
+        if not is_trainable:
+            model.requires_grad_(False)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        figures: Mapping[str, Figure] | None = None,
+    ) -> None:
+        """Write the head, the adapter and the tokenizer into a folder; also the backbone if it was trained or merged.
+
+        Args:
+            directory: Folder, made if it is not there. If saving fails, what stood there is unchanged.
+            state_dict: Weights of the whole model where they were gathered from shards; None: this model's own.
+            figures: Measured figures for the model card, by name.
+
+        Raises:
+            SavingError: If the files cannot be written.
+        """
+        save_model(self, directory, state_dict=state_dict, figures=figures)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a PRISM quality head",
+        figures: Mapping[str, Figure] | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository on the Hub, made if needed. Returns the commit's address.
+
+        Raises:
+            ConfigurationError: If the backbone is known only as a local folder.
+        """
+        return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, figures=figures)
+
 
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
@@ -368,7 +375,10 @@ def _filled_in(
     if name is not None and Path(name).is_dir():
         name = str(Path(name).resolve())
     revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
-    objective = copy.deepcopy(config.objective)
-    return replace(
-        config, mask_token_id=mask_token_id, backbone_name=name, backbone_revision=revision, objective=objective, **facts
-    )
+    head_hidden_size = config.head_hidden_size or (text_config.hidden_size if config.head == "mlp" else None)
+    facts |= {
+        "mask_token_id": mask_token_id,
+        "head_hidden_size": head_hidden_size,
+        "objective": copy.deepcopy(config.objective),
+    }
+    return replace(config, backbone_name=name, backbone_revision=revision, **facts)

@@ -91,7 +91,8 @@ def wrap_with_adapter(
             f"`lora` must adapt weights, but {type(adapter).__name__} adds virtual tokens, so positions would no longer match; "
             "use LoraConfig or another config with `target_modules`."
         )
-    adapter = copy.deepcopy(adapter)  # peft writes into the config it is given
+    adapter = copy.deepcopy(adapter)  # PEFT writes into the config it is given
+    adapter.base_model_name_or_path = None  # PEFT puts the backbone's here, and warns where there was another
     if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
         adapter.target_modules = set(spec.lora_target_modules)
     forbidden = _lm_head_names(backbone)

@@ -1,0 +1,84 @@
+"""What Trainer, accelerate and PEFT look for on the model they are given, answered by the backbone."""
+
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class _OfBackbone:
+    """A read-only attribute of the backbone, or a default where it has none."""
+
+    def __init__(self, default: Any = None) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: "BackbonePassthrough | None", owner: type) -> Any:
+        return self if model is None else getattr(model.plain_backbone, self.name, self.default)
+
+
+class BackbonePassthrough(nn.Module):
+    """A module with a `backbone` that passes for a transformers model where libraries ask."""
+
+    backbone: PreTrainedModel | PeftModel
+
+    accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
+    main_input_name = "input_ids"
+
+    config = _OfBackbone()
+    dtype = _OfBackbone()
+    device = _OfBackbone()
+    name_or_path = _OfBackbone()
+    hf_device_map = _OfBackbone()
+    hf_quantizer = _OfBackbone()
+    quantization_method = _OfBackbone()
+    is_quantized = _OfBackbone(False)
+    is_loaded_in_4bit = _OfBackbone(False)
+    is_loaded_in_8bit = _OfBackbone(False)
+    is_activation_checkpointing = _OfBackbone(False)
+    supports_gradient_checkpointing = _OfBackbone(False)
+    _no_split_modules = _OfBackbone()
+
+    @property
+    def plain_backbone(self) -> PreTrainedModel:
+        """The transformers model, without the PeftModel around it."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The older name of `is_activation_checkpointing`, which PEFT and TRL still read."""
+        return self.is_activation_checkpointing
+
+    @property
+    def _hf_peft_config_loaded(self) -> bool:
+        # transformers refuses to train a quantised model unless this says that there is an adapter.
+        return isinstance(self.backbone, PeftModel)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's input embeddings."""
+        return self.plain_backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the backbone's LM head."""
+        return self.plain_backbone.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the backbone's weights again, as transformers does after loading."""
+        self.plain_backbone.tie_weights()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Count parameters, backbone included, or only those that get a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute the backbone's activations in the backward pass; the arguments are those of transformers."""
+        self.plain_backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the backbone's activations again."""
+        self.plain_backbone.activation_checkpointing_disable()

@@ -1,0 +1,358 @@
+"""Reads and writes the folder of a quality head. The only file of the model that touches the disk.
+
+    adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
+    prism_config.json                                 `format_version`, `has_adapter` and the fields of PrismConfig
+    quality_head.safetensors                          the head, float32
+    config.json, model*.safetensors                   the backbone, when it was trained or merged
+    tokenizer files, README.md
+
+A folder is whole exactly when prism_config.json is in it: that file leaves first and comes last.
+"""
+
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, snapshot_download
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
+from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.model_card import Figure, render_model_card
+from prism_plugin.modeling.staging import staged_files
+
+if TYPE_CHECKING:
+    from prism_plugin.modeling.model import PrismModel
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "prism_config.json"
+HEAD_FILE = "quality_head.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+IN_THIS_FOLDER = "."
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a folder says about the model in it, before any tensor is read."""
+
+    folder: Path
+    config: PrismConfig
+    adapter: PeftConfig | None
+
+    @property
+    def holds_backbone(self) -> bool:
+        """The backbone's weights lie in the same folder."""
+        return self.config.backbone_name == IN_THIS_FOLDER
+
+    @property
+    def backbone_location(self) -> str | None:
+        """Hub id, or folder: names that start with "." count from the folder of the head."""
+        name = self.config.backbone_name
+        return str((self.folder / name).resolve()) if name is not None and name.startswith(".") else name
+
+
+# ---- saving ----
+
+
+def save_model(
+    model: "PrismModel",
+    directory: str | Path,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    figures: Mapping[str, Figure] | None = None,
+) -> None:
+    """Write a model's folder: what was trained and what is needed to load it, never a frozen backbone.
+
+    Everything is written into a temporary folder first; if anything fails, what stood in `directory` is unchanged.
+
+    Args:
+        model: The model.
+        directory: Folder, made if it is not there. Files of the same names are replaced, others stay.
+        state_dict: Weights of the whole PrismModel, where they were gathered from shards; None: the model's own.
+        figures: Measured figures for the model card.
+
+    Raises:
+        SavingError: If the files cannot be written.
+    """
+    directory = Path(directory)
+    with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
+        _write_files(model, stage, directory, state_dict, figures)
+
+
+def _write_files(
+    model: "PrismModel",
+    stage: Path,
+    directory: Path,
+    state_dict: Mapping[str, Tensor] | None,
+    figures: Mapping[str, Figure] | None,
+) -> None:
+    weights = None if state_dict is None else {_bare_key(key): value for key, value in state_dict.items()}
+    backbone, has_adapter = model.backbone, isinstance(model.backbone, PeftModel)
+    holds_backbone = model.prism_config.train_backbone or model.has_merged_weights
+    config = replace(
+        model.prism_config,
+        backbone_name=IN_THIS_FOLDER if holds_backbone else _recorded_name(model.prism_config.backbone_name, directory),
+    )
+    of_backbone = None if weights is None else _without_prefix(weights, "backbone.")
+    if has_adapter:
+        adapter = backbone.active_peft_config
+        adapter.base_model_name_or_path = config.backbone_name
+        if isinstance(adapter.target_modules, set):
+            adapter.target_modules = sorted(adapter.target_modules)  # the same file every time
+        # False: "auto" would ask the Hub whether the embeddings were resized.
+        backbone.save_pretrained(stage, state_dict=of_backbone, save_embedding_layers=False)
+    if holds_backbone:
+        backbone.save_pretrained(stage, state_dict=of_backbone)
+    head = model.quality_head.state_dict() if weights is None else _without_prefix(weights, "quality_head.")
+    save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(stage)
+    (stage / "README.md").write_text(render_model_card(config, has_adapter=has_adapter, figures=figures), encoding="utf-8")
+    content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **config.to_dict()}
+    (stage / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _bare_key(key: str) -> str:
+    return key.replace("_orig_mod.", "")  # torch.compile's prefix
+
+
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _recorded_name(name: str | None, directory: Path) -> str | None:
+    """A folder is recorded as seen from `directory`, so that both can move together and no machine's paths are told."""
+    if name is None or not Path(name).is_dir():
+        return name
+    relative = os.path.relpath(Path(name).resolve(), directory.resolve())
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
+def push_to_hub(
+    model: "PrismModel",
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a PRISM quality head",
+    figures: Mapping[str, Figure] | None = None,
+) -> str:
+    """Save into a temporary folder and upload it. Returns the address of the commit.
+
+    Raises:
+        ConfigurationError: If the backbone is known only as a folder of this machine, where nobody else could load it from.
+        SavingError: If the temporary folder cannot be written.
+    """
+    name = model.prism_config.backbone_name
+    holds_backbone = model.prism_config.train_backbone or model.has_merged_weights
+    if not holds_backbone and name is not None and Path(name).is_dir():
+        raise ConfigurationError(
+            f"A head on the Hub needs a backbone that others can load, but this one is the local folder {name!r}; attach with "
+            "`PrismConfig(backbone_name=<Hub id>)`, or call `merge_and_unload()` so that the backbone is uploaded too."
+        )
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / "model", figures=figures)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model", commit_message=commit_message)
+    return str(done.commit_url)
+
+
+# ---- loading ----
+
+
+def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> StoredModel:
+    """Read what a folder, or a repository on the Hub, says about the model in it. No tensor is read yet.
+
+    Raises:
+        StoredStateError: If it cannot be found, or its prism_config.json or adapter_config.json is not what we write.
+    """
+    folder = _located(path_or_id, revision)
+    values = _read_json(folder / CONFIG_FILE)
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise StoredStateError(
+            f"{folder / CONFIG_FILE}: `format_version` must be {FORMAT_VERSION}, found {version!r}; "
+            "load it with the version of prism_plugin that wrote it."
+        )
+    has_adapter = values.pop("has_adapter", None)
+    _require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)})
+    if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
+        expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
+        raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
+    try:
+        config = PrismConfig.from_dict(values)
+    except (PrismError, TypeError) as error:
+        raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
+    return StoredModel(folder, config, _read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
+
+
+def _located(path_or_id: str | Path, revision: str | None) -> Path:
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    if isinstance(path_or_id, Path) or folder.is_absolute() or str(path_or_id).startswith(".") or len(folder.parts) > 2:
+        raise StoredStateError(f"{str(path_or_id)!r} must be a folder with a {CONFIG_FILE}, but there is no such folder.")
+    try:
+        return Path(snapshot_download(str(path_or_id), revision=revision))
+    except (OSError, ValueError) as error:
+        raise StoredStateError(
+            f"{str(path_or_id)!r} is neither a folder nor a repository that can be reached or is cached "
+            f"({type(error).__name__}); check the name, or go online."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.") from error
+    except (OSError, ValueError) as error:
+        raise StoredStateError(f"{path} must be a JSON file, but it cannot be read: {error}.") from error
+    if not isinstance(values, dict):
+        raise StoredStateError(f"{path} must hold a JSON object, found a {type(values).__name__}.")
+    return values
+
+
+def _require_keys(path: Path, values: Mapping[str, Any], expected: set[str], optional: set[str] = frozenset()) -> None:
+    for key in sorted(set(values) ^ expected):
+        if key not in values and key not in optional:
+            raise StoredStateError(f"{path}: `{key}` must be there, found nothing.")
+        if key not in expected:
+            raise StoredStateError(f"{path}: `{key}` is not a key that anything reads; known: {', '.join(sorted(expected))}.")
+
+
+def _read_adapter_config(path: Path) -> PeftConfig:
+    values = _read_json(path)
+    peft_type = values.get("peft_type")
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise StoredStateError(f"{path}: `peft_type` must be one that the installed PEFT knows, found {peft_type!r}.")
+    known = set(inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]).parameters)
+    _require_keys(path, values, known, optional=known)
+    try:
+        return PeftConfig.from_peft_type(**values)
+    except (TypeError, ValueError) as error:
+        raise StoredStateError(f"{path}: PEFT refuses it: {error}") from error
+
+
+def load_parts(
+    stored: StoredModel,
+    backbone: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load what was not given: the recorded backbone, and the tokenizer beside the head or else beside the backbone.
+
+    Raises:
+        ConfigurationError: If a backbone is given for a folder that holds its own, or none is given and none recorded.
+        StoredStateError: If the backbone is not the one that the head was trained on.
+        BackboneError: If the recorded backbone cannot be loaded.
+    """
+    location = stored.backbone_location
+    revision = None if location is None or Path(location).is_dir() else stored.config.backbone_revision
+    if backbone is not None and stored.holds_backbone:
+        raise ConfigurationError(
+            f"{str(stored.folder)!r} holds the backbone that its head was trained with; pass no `backbone`."
+        )
+    if backbone is None and location is None:
+        raise ConfigurationError(
+            f"{stored.folder / CONFIG_FILE} does not say which backbone it belongs to; pass `backbone=...`."
+        )
+    if tokenizer is None:
+        tokenizer = load_tokenizer(stored.folder, trust_remote_code=trust_remote_code)
+    if backbone is None:
+        backbone = load_backbone(location, revision=revision, trust_remote_code=trust_remote_code)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust_remote_code)
+    _require_same_backbone(stored, backbone)
+    return backbone, tokenizer
+
+
+def _require_same_backbone(stored: StoredModel, backbone: PreTrainedModel) -> None:
+    config, path = stored.config, stored.folder / CONFIG_FILE
+    text_config = backbone.config.get_text_config()
+    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
+        raise StoredStateError(
+            f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
+            f"found {config.mask_token_id!r}."
+        )
+    for key, expected in (
+        ("backbone_model_type", backbone.config.model_type),
+        ("backbone_hidden_size", text_config.hidden_size),
+        ("backbone_vocab_size", text_config.vocab_size),
+    ):
+        found = getattr(config, key)
+        if found != expected:
+            raise StoredStateError(
+                f"{path}: `{key}` must be {expected!r} to fit this backbone, found {found!r}; "
+                "load it with the backbone that it was trained on."
+            )
+
+
+def load_weights(model: "PrismModel", directory: str | Path) -> None:
+    """Put the weights of a folder into a model that was attached with the same settings. All of them, or none.
+
+    Raises:
+        StoredStateError: If the folder belongs to other settings, or a file is missing, truncated or not as expected.
+    """
+    stored = read_stored(Path(directory))
+    _require_same_backbone(stored, model.plain_backbone)
+    has_adapter = isinstance(model.backbone, PeftModel)
+    for key, expected, found in (
+        ("has_adapter", has_adapter, stored.adapter is not None),
+        *((key, getattr(model.prism_config, key), getattr(stored.config, key)) for key in ("mask_token_id", "head")),
+        *(
+            (key, getattr(model.prism_config, key), getattr(stored.config, key))
+            for key in ("head_hidden_size", "train_backbone")
+        ),
+    ):
+        if expected != found:
+            raise StoredStateError(
+                f"{stored.folder / CONFIG_FILE}: `{key}` must be {expected!r} to fit this model, found {found!r}."
+            )
+    if (
+        stored.holds_backbone
+        and not stored.config.train_backbone
+        and stored.backbone_location != model.prism_config.backbone_name
+    ):
+        raise StoredStateError(
+            f"{stored.folder / CONFIG_FILE}: `backbone_name` must be this model's backbone, found one with merged weights in the "
+            "folder itself; load it with `PrismModel.from_pretrained`."
+        )
+    head = _read_tensors(stored.folder / HEAD_FILE, model.quality_head.state_dict())
+    if has_adapter:
+        expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+        adapter = _read_tensors(stored.folder / ADAPTER_FILE, expected)
+    if model.prism_config.train_backbone:
+        # transformers' own loader knows about shards and tied weights; two copies are in memory for a moment.
+        model.backbone.load_state_dict(load_backbone(stored.folder, dtype=model.backbone.dtype).state_dict())
+    if has_adapter:
+        set_peft_model_state_dict(model.backbone, adapter)
+    model.quality_head.load_state_dict(head)
+
+
+def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a safetensors file that must hold exactly the expected keys and shapes."""
+    if not path.is_file():
+        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.")
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoredStateError(f"{path} must be a whole safetensors file, but it cannot be read: {error}.") from error
+    for key in sorted(stored.keys() | expected.keys()):
+        found, wanted = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (stored, expected))
+        if found != wanted:
+            raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
+    return stored

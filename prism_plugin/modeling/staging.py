@@ -1,0 +1,73 @@
+"""Files that appear together or not at all: written into a hidden folder beside, flushed, and moved when all are whole."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from prism_plugin.errors import SavingError
+
+
+@contextmanager
+def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> Iterator[Path]:
+    """Give an empty folder to write into; at the end its files are moved into `directory`.
+
+    Args:
+        directory: Where the files belong. Made if it is not there; otherwise files of the same names are replaced and
+            others stay.
+        marker: Name of the file whose presence says that the folder is whole: it leaves first and comes last.
+        stale: Names that go away too, if the marker stood in `directory`: files of ours that are not written this time.
+
+    Raises:
+        SavingError: If something cannot be written or moved. What stood in `directory` is unchanged.
+    """
+    beside = directory if directory.is_dir() else directory.parent
+    stage = beside / f".{directory.name}-{uuid.uuid4().hex}"
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        for path in stage.iterdir():
+            _flush(path)
+        if directory.exists():
+            _move_into(directory, stage, marker, set(stale))
+        else:
+            stage.rename(directory)
+        _flush(directory)
+        _flush(directory.parent)
+    except (OSError, SafetensorError) as error:
+        raise SavingError(
+            f"Nothing could be saved in {str(directory)!r} ({str(error).strip()}), and nothing there was changed; "
+            "make room or choose a folder that can be written."
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> None:
+    new = sorted((path.name for path in stage.iterdir()), key=lambda name: (name == marker, name))
+    going = set(new) | (stale if (directory / marker).exists() else set())
+    old = sorted((name for name in going if (directory / name).exists()), key=lambda name: (name != marker, name))
+    retired = stage / "retired"
+    retired.mkdir()
+    moves = [(directory / name, retired / name) for name in old] + [(stage / name, directory / name) for name in new]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.replace(target)
+            done.append((source, target))
+    except OSError:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
