@@ -8,16 +8,19 @@ from transformers import PreTrainedModel
 
 
 class _OfBackbone:
-    """A read-only attribute of the backbone, or a default where it has none."""
+    """A read-only attribute of the backbone.
 
-    def __init__(self, default: Any = None) -> None:
+    Where the backbone has none: the default, or no attribute either, since accelerate measures the device map that it finds.
+    """
+
+    def __init__(self, *default: Any) -> None:
         self.default = default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, model: "BackbonePassthrough | None", owner: type) -> Any:
-        return self if model is None else getattr(model.plain_backbone, self.name, self.default)
+        return self if model is None else getattr(model.plain_backbone, self.name, *self.default)
 
 
 class BackbonePassthrough(nn.Module):
@@ -32,15 +35,15 @@ class BackbonePassthrough(nn.Module):
     dtype = _OfBackbone()
     device = _OfBackbone()
     name_or_path = _OfBackbone()
-    hf_device_map = _OfBackbone()
-    hf_quantizer = _OfBackbone()
-    quantization_method = _OfBackbone()
+    hf_device_map = _OfBackbone()  # accelerate asks by `hasattr`, then takes its length
+    hf_quantizer = _OfBackbone(None)
+    quantization_method = _OfBackbone(None)
     is_quantized = _OfBackbone(False)
     is_loaded_in_4bit = _OfBackbone(False)
     is_loaded_in_8bit = _OfBackbone(False)
     is_activation_checkpointing = _OfBackbone(False)
     supports_gradient_checkpointing = _OfBackbone(False)
-    _no_split_modules = _OfBackbone()
+    _no_split_modules = _OfBackbone(None)
 
     @property
     def plain_backbone(self) -> PreTrainedModel:
@@ -69,9 +72,11 @@ class BackbonePassthrough(nn.Module):
         """Tie the backbone's weights again, as transformers does after loading."""
         self.plain_backbone.tie_weights()
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Count parameters, backbone included, or only those that get a gradient."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count parameters, backbone included: all, those that get a gradient, or all but the input embeddings."""
+        excluded = {id(p) for p in self.get_input_embeddings().parameters()} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in excluded)
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
