@@ -21,6 +21,7 @@ from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss_per_ro
 from prism_plugin.data import PrismCollator, check_prepared, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, SavingError
 from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.meters import Meters, quality_metrics
@@ -226,7 +227,7 @@ class PrismTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # Trainer would write the whole backbone, and its arguments as a pickle.
         if self.args.should_save:
-            self.prism_model.save_pretrained(output_dir or self.args.output_dir)
+            self.prism_model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
@@ -270,10 +271,10 @@ class PrismTrainer(Trainer):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.prism_model.load_weights(resume_from_checkpoint)
+        load_weights(self.prism_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        self.prism_model.load_weights(self.state.best_model_checkpoint)
+        load_weights(self.prism_model, self.state.best_model_checkpoint)
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""

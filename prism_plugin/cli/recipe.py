@@ -1,0 +1,269 @@
+"""Recipes: a YAML file and command-line settings -> typed sections. Every unknown key is an error, all at once."""
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prism_plugin.core.drafting import DraftRule
+from prism_plugin.data import DataSettings
+from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.training import PrismObjective, PrismTrainingArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSection:
+    """Which backbone."""
+
+    path: str = field(metadata={"help": "Folder, or Hub id, of the backbone."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Let the repository's own Python code run."})
+    dtype: str | None = field(default=None, metadata={"help": "dtype of the weights, such as bfloat16; None: as saved."})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(DataSettings):
+    """Which data, and how rows become tokens."""
+
+    path: str = field(
+        metadata={"help": "Local json, jsonl, csv, parquet or txt file, or Hub data set (id or id:configuration)."}
+    )
+    split: str | None = field(default=None, metadata={"help": "Split of a Hub data set."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a Hub data set."})
+    eval_path: str | None = field(default=None, metadata={"help": "Where the evaluation rows are, in the same columns."})
+    eval_split: str | None = field(default=None, metadata={"help": "Their split, of `eval_path` or else of `path`."})
+    eval_share: float | None = field(
+        default=None, metadata={"help": "Share of the rows held out for evaluation, in (0, 1), chosen once for all seeds."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_share is not None and not 0 < self.eval_share < 1:
+            raise ConfigurationError(f"`eval_share` must lie strictly between 0 and 1, got {self.eval_share}.")
+        if self.eval_share is not None and (self.eval_path or self.eval_split):
+            raise ConfigurationError("Evaluation rows come from `eval_share`, or from `eval_path` or `eval_split`; give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """Low-rank adapters on the backbone, as in peft's LoraConfig."""
+
+    r: int = field(default=8, metadata={"help": "Rank, >= 1."})
+    alpha: float = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input, in [0, 1)."})
+    targets: list[str] | None = field(default=None, metadata={"help": "Module names; None: the backbone's spec says."})
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigurationError(f"`r` of LoRA must be at least 1, got {self.r}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"`dropout` of LoRA must be in [0, 1), got {self.dropout}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachSection:
+    """The quality head, and what is trained with it."""
+
+    head: str = field(default="mlp", metadata={"help": "Kind of the quality head: mlp or linear."})
+    head_hidden_size: int | None = field(default=None, metadata={"help": "Width of the mlp; None: the backbone's."})
+    base_rate: float = field(default=0.9, metadata={"help": "Share of right tokens to expect, where the head starts."})
+    mask_token_id: int | None = field(default=None, metadata={"help": "None: found in the model, tokenizer or spec."})
+    train_backbone: bool = field(default=False, metadata={"help": "Train all weights; impossible with lora."})
+    lora: LoraSection | None = field(default=None, metadata={"help": "Low-rank adapters; null: none."})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that defines a training run. `given` is what was written, which a checkpoint is compared with."""
+
+    backbone: BackboneSection
+    data: DataSection
+    attach: AttachSection
+    objective: dict[str, Any]
+    training: dict[str, Any]
+    given: dict[str, Any]
+
+
+_SECTIONS: dict[str, tuple[type, ...]] = {
+    "backbone": (BackboneSection,),
+    "data": (DataSection,),
+    "attach": (AttachSection,),
+    "objective": (PrismObjective, DraftRule),
+    "training": (PrismTrainingArguments,),
+}
+
+
+def settings() -> dict[str, str]:
+    """Every setting by its dotted name, `training.max_steps`, with its help."""
+    found: dict[str, str] = {"objective.name": "Registered name of the objective."}
+    for section, classes in _SECTIONS.items():
+        for cls in classes:
+            found |= {f"{section}.{one.name}": one.metadata.get("help", "") for one in fields(cls) if one.init}
+    found |= {f"attach.lora.{one.name}": one.metadata["help"] for one in fields(LoraSection)}
+    return {name: text for name, text in found.items() if name != "objective.weight"}
+
+
+def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file. Paths in it are relative to its folder.
+        overrides: Dotted name -> YAML text, from the command line; they win. Paths are relative to the working directory.
+
+    Raises:
+        ConfigurationError: If the file cannot be read, or a value has the wrong type or is out of range.
+        UnknownKeyError: If there are keys that nothing would read; names all of them.
+    """
+    written = _read(path)
+    for name in ("backbone", "data", "training"):
+        written[name] = _anchored(name, written.get(name) or {}, path.resolve().parent)
+    for dotted, text in overrides.items():
+        value = _parse(text, f"--{dotted}")
+        _put(written, dotted, _anchored_value(dotted, value, Path.cwd()))
+    _refuse_unknown(written, path)
+    sections = {name: written.get(name) or {} for name in _SECTIONS}
+    lora = sections["attach"].get("lora")
+    if lora is not None:
+        sections["attach"] = {**sections["attach"], "lora": _build(LoraSection, lora, f"{path}: attach.lora")}
+    training = _checked(PrismTrainingArguments, sections["training"], f"{path}: training")
+    if not training.get("output_dir"):
+        raise ConfigurationError(f"{path}: training needs `output_dir`, the folder for checkpoints and the result; add it.")
+    return Recipe(
+        backbone=_build(BackboneSection, sections["backbone"], f"{path}: backbone"),
+        data=_build(DataSection, sections["data"], f"{path}: data"),
+        attach=_build(AttachSection, sections["attach"], f"{path}: attach"),
+        objective={"name": "prism", **sections["objective"]},
+        training=training,
+        given=written,
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers and truth values, where PyYAML reads 1e-4 as text and `no` as false; and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [str(key) for index, key in enumerate(keys) if key in keys[:index]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_OF_YAML_1_1 = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _OF_YAML_1_1]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_FLOAT = r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        written = _parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The recipe {path} cannot be read: {error}") from error
+    if not isinstance(written, dict) or not all(isinstance(one, dict | None) for one in written.values()):
+        raise ConfigurationError(f"{path}: a recipe is a mapping of sections ({', '.join(_SECTIONS)}), each a mapping.")
+    return {name: dict(one or {}) for name, one in written.items()}
+
+
+def _put(written: dict[str, Any], dotted: str, value: Any) -> None:
+    *owners, name = dotted.split(".")
+    for owner in owners:
+        written[owner] = dict(written.get(owner) or {})
+        written = written[owner]
+    written[name] = value
+
+
+def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
+    known = settings()
+    unknown = [name for name in written if name not in _SECTIONS]
+    for section in set(written) & set(_SECTIONS):
+        unknown += [f"{section}.{key}" for key in written[section] if f"{section}.{key}" not in known]
+    lora = (written.get("attach") or {}).get("lora")
+    if isinstance(lora, Mapping):
+        unknown += [f"attach.lora.{key}" for key in lora if f"attach.lora.{key}" not in known]
+    if unknown:
+        sections = sorted({name.rpartition(".")[0] for name in unknown} - {""})
+        per_section = [
+            f"{s}: {', '.join(n.removeprefix(s + '.') for n in known if n.rpartition('.')[0] == s)}" for s in sections
+        ]
+        raise UnknownKeyError(
+            f"{path}: nothing reads {', '.join(sorted(unknown))}; sections are {', '.join(_SECTIONS)}"
+            + "".join(f"; known in {one}" for one in per_section if not one.startswith("training"))
+            + ("; training takes the fields of PrismTrainingArguments." if "training" in sections else ".")
+        )
+
+
+_PATHS = {"backbone.path", "data.path", "data.eval_path", "training.output_dir"}
+_PATHS_IF_FILE = {"training.deepspeed", "training.fsdp_config", "training.accelerator_config"}
+
+
+def _anchored(section: str, values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    return {key: _anchored_value(f"{section}.{key}", value, base) for key, value in values.items()}
+
+
+def _anchored_value(dotted: str, value: Any, base: Path) -> Any:
+    """Make a path absolute. What is no path on this disk, and does not look like one, is taken for a Hub id."""
+    if not isinstance(value, str) or dotted not in _PATHS | _PATHS_IF_FILE:
+        return value
+    candidate = base / Path(value).expanduser()
+    looks_like_path = dotted == "training.output_dir" or value.startswith((".", "/", "~"))
+    return str(candidate) if looks_like_path or candidate.exists() else value
+
+
+def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{source} is a mapping of settings, found {values!r}.")
+    needed = [one.name for one in fields(cls) if one.init and not _has_default(one) and one.name not in values]
+    if needed:
+        raise ConfigurationError(f"{source} needs {', '.join(needed)}; add it.")
+    return cls(**_checked(cls, values, source))
+
+
+def _has_default(one: Field) -> bool:
+    return one.default is not MISSING or one.default_factory is not MISSING
+
+
+def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Check the types of a section's values; an integer will do for a float."""
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
+            raise ConfigurationError(f"{source}: `{name}` must be {wanted or str(hints[name])}, found {value!r}.")
+    return dict(values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return isinstance(value, str)
+    if origin in (list, Sequence, tuple):
+        return isinstance(value, list | tuple) and all(_fits(one, arguments[0]) for one in value if arguments)
+    return isinstance(value, origin or hint)

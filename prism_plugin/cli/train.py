@@ -1,0 +1,226 @@
+"""`prism-plugin train`: a recipe -> a trained quality head; also `accelerate launch -m prism_plugin.cli.train`."""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig
+from transformers import set_seed
+
+from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.cli.recipe import AttachSection, DataSection, Recipe, load_recipe, settings
+from prism_plugin.data import fingerprint, prepare_rows, read_rows
+from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.training import PrismTrainer, PrismTrainingArguments, get_objective
+from prism_plugin.training.checkpoints import last_checkpoint, remove
+
+RUN_FILE = "run.json"
+_FORMAT_VERSION = 1
+# What may differ between a run and its continuation: none of it changes a weight.
+_FREE = {
+    "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
+    "training.log_level", "training.project", "training.dataloader_num_workers", "data.path", "data.eval_path",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options: the recipe, and every setting of it by its dotted name, or its last part if that is clear."""
+    parser.allow_abbrev = False
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML file with the sections backbone, data, attach, ...")
+    parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in output_dir and start over")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and the rest on stderr")
+    known = settings()
+    last_parts = Counter(name.rpartition(".")[2] for name in known)
+    group = parser.add_argument_group("settings of the recipe", "a value is YAML: --max_steps 10 --attach.lora.r 4 --bf16 true")
+    for name, text in known.items():
+        last = name.rpartition(".")[2]
+        flags = [f"--{name}"] + ([f"--{last}"] if last_parts[last] == 1 and last not in ("recipe", "fresh", "json") else [])
+        group.add_argument(
+            *flags, dest=f"recipe:{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text.replace("%", "%%")
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train by a recipe. Returns the exit code: 0, or 2 after one sentence on stderr."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            summary, is_main = _train(args)
+    except PrismError as error:
+        print(f"prism-plugin train: {error}", file=sys.stderr)
+        return 2
+    if is_main:
+        print(json.dumps(summary) if args.json else _table(summary))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    overrides = {key.removeprefix("recipe:"): text for key, text in vars(args).items() if key.startswith("recipe:")}
+    recipe = load_recipe(args.recipe, overrides)
+    objective = get_objective(**recipe.objective, source=f"{args.recipe}: objective")
+    training = _training_arguments(recipe, args.recipe)
+    train_rows, eval_rows = _raw_rows(recipe.data)
+    if eval_rows is None and training.eval_strategy != "no":
+        raise ConfigurationError(
+            f"{args.recipe}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
+        )
+    set_seed(training.seed)  # the head and LoRA start from random weights
+    model = _attached(recipe, args.recipe)
+    prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
+    train_rows = prepare_rows(train_rows, **prepare)
+    eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
+    record = {
+        "format_version": _FORMAT_VERSION,
+        "recipe": recipe.given,
+        "num_processes": training.world_size,
+        "data": fingerprint(train_rows),
+        "eval_data": None if eval_rows is None else fingerprint(eval_rows),
+    }
+    output_dir = Path(training.output_dir)
+    if not args.fresh:
+        _refuse_other_run(output_dir, record)
+    trainer = PrismTrainer(model, training, objective=objective, train_dataset=train_rows, eval_dataset=eval_rows)
+    trainer.accelerator.wait_for_everyone()
+    if training.should_save:
+        _begin(output_dir, record, args.fresh)
+    trainer.accelerator.wait_for_everyone()
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
+    seconds = time.perf_counter() - began
+    figures = {} if eval_rows is None else trainer.evaluate()
+    trainer.save_model()
+    return _summary(trainer, figures, seconds), trainer.is_world_process_zero()
+
+
+def _training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
+    try:
+        return PrismTrainingArguments(**recipe.training)
+    except PrismError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # how TrainingArguments refuses values
+        raise ConfigurationError(f"{source}: training: {' '.join(str(error).split())}") from error
+
+
+def _raw_rows(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    rows = read_rows(data.path, split=data.split, revision=data.revision)
+    if data.eval_path or data.eval_split:
+        same = data.eval_path is None
+        path, revision = (data.path, data.revision) if same else (data.eval_path, None)
+        return rows, read_rows(path, split=data.eval_split, revision=revision)
+    if data.eval_share is None:
+        return rows, None
+    held_out = max(1, round(len(rows) * data.eval_share))
+    if held_out >= len(rows):
+        raise DataFormatError(
+            f"`eval_share` {data.eval_share} of {len(rows)} rows leaves none to train on; lower it or add data."
+        )
+    parts = rows.train_test_split(test_size=held_out, seed=0)
+    return parts["train"], parts["test"]
+
+
+def _attached(recipe: Recipe, source: Path) -> PrismModel:
+    section = recipe.backbone
+    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    if section.dtype is not None and not isinstance(getattr(torch, section.dtype, None), torch.dtype):
+        raise ConfigurationError(f"{source}: `backbone.dtype` must be a torch dtype such as bfloat16, found {section.dtype!r}.")
+    backbone = load_backbone(section.path, dtype=section.dtype, **where)
+    tokenizer = load_tokenizer(section.path, **where)
+    return attach_quality_head(backbone, _prism_config(recipe.attach), lora=_lora(recipe.attach), tokenizer=tokenizer)
+
+
+def _prism_config(attach: AttachSection) -> PrismConfig:
+    return PrismConfig(
+        mask_token_id=attach.mask_token_id,
+        head=attach.head,
+        head_hidden_size=attach.head_hidden_size,
+        train_backbone=attach.train_backbone,
+        base_rate=attach.base_rate,
+    )
+
+
+def _lora(attach: AttachSection) -> LoraConfig | None:
+    if attach.lora is None:
+        return None
+    lora = attach.lora
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+
+
+def _refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with, or to write over, what another recipe or other data made."""
+    file = output_dir / RUN_FILE
+    if not file.exists():
+        if last_checkpoint(output_dir) is not None:
+            raise ConfigurationError(
+                f"{output_dir} holds checkpoints but no {RUN_FILE} that says which recipe they are from; choose another "
+                "`output_dir`, or delete them with --fresh."
+            )
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        different = [name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]]
+        different += sorted(_flat(before["recipe"]).items() ^ _flat(record["recipe"]).items())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{file} must say which recipe made this folder, but cannot be read; use --fresh.") from error
+    names = sorted({one if isinstance(one, str) else one[0] for one in different} - _FREE)
+    if names:
+        raise ConfigurationError(
+            f"{output_dir} belongs to another run, which differs in {', '.join(names)}; choose another `output_dir`, or start "
+            "over with --fresh, which deletes its checkpoints."
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
+    return flat
+
+
+def _begin(output_dir: Path, record: dict[str, Any], fresh: bool) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        for checkpoint in output_dir.glob("checkpoint-*"):
+            remove(checkpoint)
+    beside = output_dir / f".{RUN_FILE}"
+    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    beside.replace(output_dir / RUN_FILE)
+
+
+def _summary(trainer: PrismTrainer, figures: dict[str, float], seconds: float) -> dict[str, Any]:
+    logged = next((log for log in reversed(trainer.state.log_history) if "quality_loss" in log), {})
+    last = {name: logged[name] for name in ("loss", "quality_loss", "diffusion_loss", "base_rate") if name in logged}
+    measured = {**last, **{name: value for name, value in figures.items() if name.startswith("eval_")}}
+    return {
+        "output_dir": str(trainer.args.output_dir),
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 3),
+        **{name: None if math.isnan(value) else value for name, value in measured.items()},  # JSON has no NaN
+    }
+
+
+def _table(summary: dict[str, Any]) -> str:
+    width = max(map(len, summary))
+    return "\n".join(
+        f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}"
+        for name, value in summary.items()
+    )
+
+
+def main() -> int:
+    """Entry point of `python -m prism_plugin.cli.train`."""
+    parser = argparse.ArgumentParser(prog="prism-plugin train", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
