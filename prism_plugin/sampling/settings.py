@@ -1,11 +1,12 @@
 """What defines a sampler: checked when it is made, written to and read from `sampler_config.json`."""
 
 import json
+import math
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
@@ -50,8 +51,10 @@ class SamplerSettings:
         for name in ("num_steps", "block_length", "max_remasks_per_position"):
             _require_count(name, getattr(self, name), least=1, optional=name != "num_steps")
         _require_count("eos_token_id", self.eos_token_id, least=0, optional=True)
-        if not self.temperature >= 0:
-            raise ConfigurationError(f"`temperature` must not be negative, got {self.temperature}; 0 takes the best token.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigurationError(
+                f"`temperature` must not be negative or infinite, got {self.temperature}; 0 takes the best token."
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigurationError(f"`top_p` must be in (0, 1], got {self.top_p}; 1 samples from the whole vocabulary.")
         if self.top_p < 1 and self.temperature == 0:
@@ -133,19 +136,19 @@ def write_settings(settings: SamplerSettings, directory: str | Path) -> Path:
     """
     text = json.dumps(settings.to_dict(), indent=2) + "\n"
     path = Path(directory) / SAMPLER_CONFIG_NAME
-    beside = None
+    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            beside = Path(file.name)
+        with beside.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-        raise SavingError(f"{path} could not be written ({error}); what stood there before is unchanged.") from error
+        beside.unlink(missing_ok=True)
+        raise SavingError(
+            f"{path} could not be written ({error}), and what stood there is unchanged; make room or choose another folder."
+        ) from error
     return path
 
 

@@ -1,0 +1,166 @@
+"""Everything that a caller can get wrong: one sentence, and before any forward where it can be known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import MASK, generators, prompts
+
+from prism_plugin.core import EvenSchedule, NeverRemasking, QualityRemasking
+from prism_plugin.core.view import Budget
+from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.testing import tiny_backbone
+
+GOOD = {"num_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_steps": 0}, "`num_steps` must be an integer of at least 1, got 0"),
+        ({"num_steps": 2.0}, "`num_steps` must be an integer of at least 1, got 2.0"),
+        ({"num_steps": None}, "`num_steps` must be an integer of at least 1, got None"),
+        ({"block_length": 0}, "`block_length` must be an integer of at least 1 or None, got 0"),
+        ({"max_remasks_per_position": 0}, "`max_remasks_per_position` must be an integer of at least 1"),
+        ({"eos_token_id": -1}, "`eos_token_id` must be an integer of at least 0"),
+        ({"eos_token_id": 32}, "in the model's vocabulary of 32 tokens, got 32"),
+        ({"eos_token_id": MASK}, "must not be the mask token, got 31"),
+        ({"temperature": -0.5}, "`temperature` must not be negative or infinite, got -0.5"),
+        ({"temperature": float("nan")}, "`temperature` must not be negative or infinite, got nan"),
+        ({"temperature": float("inf")}, "`temperature` must not be negative or infinite, got inf"),
+        ({"top_p": 0.0, "temperature": 1.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5, "temperature": 1.0}, r"`top_p` must be in \(0, 1\], got 1.5"),
+        ({"top_p": 0.9}, "`top_p` 0.9 would be ignored at temperature 0"),
+        ({"remasking": QualityRemasking()}, "the schedule grants no remasks"),
+        ({"schedule": EvenSchedule(2)}, "grants 2 remasks a step, but `remasking` is NeverRemasking"),
+        ({"max_remasks_per_position": 1}, "would be ignored with NeverRemasking"),
+        ({"unmasking": "confidence"}, "`unmasking` must be a rule to call.*got 'confidence'"),
+        ({"remasking": NeverRemasking}, "`remasking` must be a rule to call.*make an instance"),
+    ],
+)
+def test_settings_out_of_range_or_against_each_other(model, settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        RemaskingSampler(model, **GOOD | settings)
+
+
+def test_the_model_must_carry_a_quality_head():
+    with pytest.raises(ConfigurationError, match="must be a PrismModel, got BertForMaskedLM; wrap it with"):
+        RemaskingSampler(tiny_backbone(), **GOOD)
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=MASK))
+    model.quality_head = None
+    RemaskingSampler(model, **GOOD)
+    with pytest.raises(MissingQualityError, match="QualityRemasking needs the quality head, but the model has none"):
+        RemaskingSampler(model, **GOOD, remasking=QualityRemasking(), schedule=EvenSchedule(1))
+
+
+def with_mask_in_padding():
+    return torch.tensor([[MASK, 3, MASK]]), torch.tensor([[0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=0), "`max_new_tokens` must be an integer of at least 1, got 0"),
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=True), "`max_new_tokens` must be an integer of at least 1"),
+        (lambda s: s.sample(torch.tensor([[3, MASK]]), max_new_tokens=2), "prompt must not contain the mask token.*`infill`"),
+        (lambda s: s.sample(prompts(2, 3) + 20, max_new_tokens=2), "in the model's vocabulary, 0 to 31"),
+        (lambda s: s.sample(prompts(2, 3), torch.ones(2, 4), max_new_tokens=2), "must have the shape of `input_ids`"),
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=generators(1)), "one generator per row, 2 here, got 1"),
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=generators(1) * 2), "found the same one twice"),
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=7), "must be a torch.Generator, a list.*got 7"),
+        (lambda s: s.sample(prompts(2, 3), max_new_tokens=9), "at least the number of blocks, 5 of `block_length` 2.*got 4"),
+        (lambda s: s.infill(prompts(2, 3)), "must hold the mask token.*none in any row.*`sample`"),
+        (lambda s: s.infill(*with_mask_in_padding()), "found the mask token in padding"),
+        (lambda s: s.infill(torch.full((1, 9), MASK)), "at least the number of blocks, 5"),
+        (lambda s: s.infill(torch.tensor([[MASK, 40]])), "in the model's vocabulary"),
+    ],
+)
+def test_requests_are_refused_before_any_forward(counted, ask, words):
+    model, calls = counted
+    with pytest.raises(SamplingError, match=words):
+        ask(RemaskingSampler(model, num_steps=4, block_length=2))
+    assert not calls["batch"]
+
+
+def test_padding_needs_a_backbone_that_takes_a_mask(monkeypatch, model):
+    monkeypatch.setattr(model, "spec", replace(model.spec, attention_mask="none"))
+    sampler = RemaskingSampler(model, num_steps=2)
+    assert not (sampler.sample(prompts(2, 3), max_new_tokens=2).sequences == MASK).any()
+    with pytest.raises(SamplingError, match="bert takes no attention mask, so the rows of a batch must be equally long"):
+        sampler.sample(prompts(2, 3), torch.tensor([[1, 1, 1], [0, 1, 1]]), max_new_tokens=2)
+
+
+def everything(view, budget):
+    return torch.ones_like(view.masked)
+
+
+def too_many(view, budget):
+    return view.revealed
+
+
+def nothing(view, budget):
+    return torch.zeros_like(view.masked)
+
+
+def stops_short(step, num_steps, total, revealed):
+    return Budget(remask=torch.zeros_like(step), target=((step + 1) * total // num_steps).minimum(total - 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"unmasking": everything}, "may choose only among `view.masked`, but everything chose other positions"),
+        ({"remasking": everything, "schedule": EvenSchedule(9)}, "only among `view.revealed`, but everything chose"),
+        ({"remasking": too_many, "schedule": EvenSchedule(1)}, "must stay within its budget, but too_many took back more"),
+        ({"unmasking": lambda view, budget: None}, r"return a bool mask of shape \[2, 6\], but <lambda> returned NoneType"),
+        ({"unmasking": lambda view, budget: view.confidence}, r"returned torch.float32 of shape \[2, 6\]"),
+        ({"unmasking": lambda view, budget: view.masked[:1]}, r"returned torch.bool of shape \[1, 6\]"),
+        ({"unmasking": nothing}, "mask tokens are left after the last step, 3 in row 0.*or nothing does not"),
+        ({"schedule": stops_short}, "mask tokens are left after the last step, 1 in row 0.*stops_short or"),
+    ],
+)
+def test_rules_that_break_their_contract_are_named(model, settings, words):
+    sampler = RemaskingSampler(model, num_steps=3, **settings)
+    with pytest.raises(SamplingError, match=words):
+        sampler.sample(prompts(2, 3), max_new_tokens=3)
+
+
+def test_a_fault_stops_the_batch_at_once(counted):
+    model, calls = counted
+    with pytest.raises(SamplingError, match="everything chose"):
+        RemaskingSampler(model, num_steps=3, unmasking=everything).sample(prompts(2, 3), max_new_tokens=3)
+    assert calls["batch"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda s: s.generate("one text", max_new_tokens=2), "must be a list with at least one text or chat, got 'one text'"),
+        (lambda s: s.generate([], max_new_tokens=2), "must be a list with at least one text or chat"),
+        (lambda s: s.generate([""], max_new_tokens=2), "a prompt must give at least one token"),
+        (lambda s: s.generate(["ab"], max_new_tokens=0), "`max_new_tokens` must be an integer of at least 1"),
+        (lambda s: s.generate(["a[MASK]"], max_new_tokens=2), "must not contain the mask token, found it in `prompts`"),
+        (
+            lambda s: s.generate([[{"role": "user", "content": "a"}]], max_new_tokens=2),
+            "needs a tokenizer with a chat template",
+        ),
+    ],
+)
+def test_generate_refuses(text_model, ask, words):
+    with pytest.raises(SamplingError, match=words):
+        ask(RemaskingSampler(text_model, num_steps=2))
+
+
+def test_generate_needs_a_tokenizer(model):
+    with pytest.raises(SamplingError, match="needs a tokenizer, but the model has none"):
+        RemaskingSampler(model, num_steps=2).generate(["ab"], max_new_tokens=2)
+
+
+def test_a_sampler_cannot_be_changed(model):
+    sampler = RemaskingSampler(model, num_steps=2)
+    with pytest.raises(AttributeError):
+        sampler.num_steps = 3
+    assert SimpleNamespace(**vars(replace(sampler, num_steps=3))).num_steps == 3
