@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -29,7 +30,7 @@ def load_backbone(
         dtype: dtype of the weights; None takes the one they were saved in.
 
     Raises:
-        BackboneError: If there is no such model, it cannot be read, or its model type has no registered spec.
+        BackboneError: If there is no such model, it cannot be read, lacks weights, or its model type has no registered spec.
     """
     where = _checked_location(name_or_path)
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
@@ -43,13 +44,25 @@ def load_backbone(
         ) from error
     auto_class = getattr(transformers, get_spec_by_model_type(config.model_type).auto_class)
     try:
-        return auto_class.from_pretrained(
-            where, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype or "auto", config=config
+        backbone, info = auto_class.from_pretrained(
+            where,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype or "auto",
+            config=config,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"The weights of the {config.model_type!r} backbone {where!r} could not be loaded ({_first_line(error)})."
         ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random numbers
+        raise BackboneError(
+            f"{where!r} must hold every weight of {type(backbone).__name__}, but {len(missing)} are missing, "
+            f"`{missing[0]}` first; take a checkpoint that was saved with its LM head."
+        )
+    return backbone
 
 
 def load_tokenizer(

@@ -328,8 +328,8 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
         and stored.backbone_location != model.prism_config.backbone_name
     ):
         raise StoredStateError(
-            f"{stored.folder / CONFIG_FILE}: `backbone_name` must be this model's backbone, found one with merged weights in the "
-            "folder itself; load it with `PrismModel.from_pretrained`."
+            f"{stored.folder / CONFIG_FILE}: `backbone_name` must be this model's backbone, found one with merged weights "
+            "in the folder itself; load it with `PrismModel.from_pretrained`."
         )
     head = _read_tensors(stored.folder / HEAD_FILE, model.quality_head.state_dict())
     if has_adapter:

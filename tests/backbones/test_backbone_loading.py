@@ -1,0 +1,81 @@
+"""The one place that loads backbones: right class by spec, one-sentence errors, never the network for a path."""
+
+import pytest
+import torch
+
+from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.errors import BackboneError
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("family", ["bert", "esm", "llama"])
+def test_a_saved_backbone_comes_back(tmp_path, family):
+    backbone = tiny_backbone(family)
+    backbone.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path)
+    ids = torch.randint(2, 31, (2, 5))
+    assert type(loaded) is type(backbone)
+    assert not loaded.training
+    assert torch.equal(loaded(input_ids=ids).logits, backbone(input_ids=ids).logits)
+
+
+def test_dtype_is_the_saved_one_unless_told(tmp_path):
+    tiny_backbone().bfloat16().save_pretrained(tmp_path)
+    assert load_backbone(tmp_path).dtype == torch.bfloat16
+    assert load_backbone(str(tmp_path), dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(BackboneError, match="must be a folder with a transformers model, but there is no such folder"):
+        load_backbone(tmp_path / "nowhere")
+    with pytest.raises(BackboneError, match="there is no such folder"):
+        load_backbone("./nowhere")
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(BackboneError, match=r"must hold a transformers model, but it has no config.json"):
+        load_backbone(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_reached():
+    with pytest.raises(BackboneError, match=r"could be read from 'prism-plugin/no-such-model' .*can be reached or is cached"):
+        load_backbone("prism-plugin/no-such-model")
+
+
+def test_truncated_weights(tmp_path):
+    tiny_backbone().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="The weights of the 'bert' backbone .* could not be loaded"):
+        load_backbone(tmp_path)
+
+
+def test_a_checkpoint_without_lm_head(tmp_path):
+    tiny_backbone().bert.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"must hold every weight of BertForMaskedLM, but 6 are missing, `cls.predictions"):
+        load_backbone(tmp_path)
+
+
+def test_a_model_type_without_spec(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(BackboneError, match="No BackboneSpec is registered for model type 'gpt2'"):
+        load_backbone(tmp_path)
+
+
+def test_tokenizer_beside_the_model_or_none(tmp_path):
+    tiny_backbone().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path) is None
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode("abc [MASK]") == [3, 4, 5, 29, 31]
+
+
+def test_a_damaged_tokenizer(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BackboneError, match="The tokenizer in .* could not be read"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,147 @@
+"""Specs are literals that agree with live models; the mask token id is found in one stated order."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from prism_plugin.backbones import (
+    BackboneSpec,
+    check_backbone,
+    get_backbone_spec,
+    get_spec_by_model_type,
+    register_backbone,
+    resolve_mask_token_id,
+)
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.errors import BackboneError, MaskTokenError
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+FAMILIES = [spec.model_type for spec in BUILTIN_SPECS]
+BERT = get_spec_by_model_type("bert")
+
+
+def config_of(vocab_size=32, **values):
+    return BertConfig(vocab_size=vocab_size, **values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_spec_fits_its_family(family):
+    backbone = tiny_backbone(family)
+    spec = get_backbone_spec(backbone)
+    check_backbone(backbone, spec, tiny_tokenizer())
+    leaves = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
+    assert set(spec.lora_target_modules) <= leaves
+    assert spec.reference.startswith("https://")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_attends_to_both_sides(family):
+    backbone = tiny_backbone(family)
+    ids = torch.randint(2, 31, (1, 6))
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + 1) % 29 + 2
+    assert not torch.allclose(backbone(input_ids=ids).logits[0, 0], backbone(input_ids=changed).logits[0, 0], atol=1e-4)
+
+
+def test_there_are_families():
+    assert len(FAMILIES) >= 9
+
+
+def test_unknown_model_type_says_how_to_go_on():
+    with pytest.raises(BackboneError, match=r"No BackboneSpec is registered for model type 'berta'. Did you mean 'bert'\?.*register"):
+        get_spec_by_model_type("berta")
+
+
+def test_something_that_is_no_model_is_refused():
+    with pytest.raises(BackboneError, match=r"must be a transformers model with `config.model_type`, got Linear"):
+        get_backbone_spec(torch.nn.Linear(1, 1))
+
+
+def test_registering_twice_needs_replace(monkeypatch):
+    monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {"bert": BERT})
+    register_backbone(BERT)
+    other = BackboneSpec("bert", "lm_head", ("query",))
+    with pytest.raises(BackboneError, match=r"model type 'bert' is registered already.*`replace=True`"):
+        register_backbone(other)
+    register_backbone(other, replace=True)
+    assert get_spec_by_model_type("bert") is other
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": ""}, "needs `model_type`, `final_hidden_at` and at least one name"),
+        ({"lora_target_modules": ()}, "needs `model_type`, `final_hidden_at` and at least one name"),
+        ({"logits_alignment": "shifted"}, "`logits_alignment` must be 'same_position' or 'next_token', got 'shifted'"),
+        ({"attention_mask": "4d"}, "`attention_mask` of a BackboneSpec must be '2d' or 'none', got '4d'"),
+    ],
+)
+def test_a_spec_checks_itself(values, message):
+    with pytest.raises(BackboneError, match=message):
+        BackboneSpec(**{"model_type": "x", "final_hidden_at": "lm_head", "lora_target_modules": ("q",), **values})
+
+
+def test_mask_token_id_comes_from_argument_config_tokenizer_spec_in_this_order():
+    tokenizer = tiny_tokenizer()
+    spec = BackboneSpec("bert", "cls", ("query",), mask_token_id=7)
+    told = config_of(mask_token_id=5)
+    assert resolve_mask_token_id(4, told, None, spec) == (4, "PrismConfig.mask_token_id")
+    assert resolve_mask_token_id(None, told, None, spec) == (5, "the model's config.mask_token_id")
+    assert resolve_mask_token_id(None, config_of(), tokenizer, spec) == (31, "the tokenizer's mask_token_id")
+    assert resolve_mask_token_id(None, config_of(), None, spec) == (7, "the BackboneSpec of 'bert'")
+
+
+def test_no_mask_token_anywhere():
+    with pytest.raises(MaskTokenError, match=r"No mask token id is known.*PrismConfig\(mask_token_id=...\)"):
+        resolve_mask_token_id(None, config_of(), None, BERT)
+
+
+@pytest.mark.parametrize("wrong", [32, -1, True, "31"])
+def test_mask_token_outside_the_vocabulary(wrong):
+    with pytest.raises(MaskTokenError, match=rf"an integer in \[0, 32\).*PrismConfig.mask_token_id says {wrong!r}"):
+        resolve_mask_token_id(wrong, config_of(), None, BERT)
+
+
+@pytest.mark.parametrize(("argument", "config"), [(30, config_of()), (None, config_of(mask_token_id=30))])
+def test_mask_token_that_the_tokenizer_contradicts(argument, config):
+    with pytest.raises(MaskTokenError, match=r"mask token is 30, but the tokenizer's mask token '\[MASK\]' is 31"):
+        resolve_mask_token_id(argument, config, tiny_tokenizer(), BERT)
+
+
+def test_a_model_without_lm_head_is_refused():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 32}
+    with pytest.raises(BackboneError, match=r"behind a module `cls`, which BertForSequenceClassification lacks; load it with"):
+        check_backbone(BertForSequenceClassification(BertConfig(**sizes)), BERT)
+
+
+@pytest.mark.parametrize("is_causal", [True, None])
+def test_a_causal_model_is_refused_with_the_fix(is_causal):
+    backbone = tiny_backbone("qwen3")
+    if is_causal is None:
+        del backbone.config.is_causal
+    else:
+        backbone.config.is_causal = is_causal
+    with pytest.raises(BackboneError, match=r"Qwen3ForCausalLM attends to the left only.*`backbone.config.is_causal = False`"):
+        check_backbone(backbone, get_backbone_spec(backbone))
+
+
+def test_a_decoder_is_refused_with_the_fix():
+    backbone = tiny_backbone("bert")
+    backbone.config.is_decoder = True
+    with pytest.raises(BackboneError, match=r"`config.is_decoder=True`; load it with `is_decoder=False`"):
+        check_backbone(backbone, BERT)
+
+
+def test_tokenizer_and_model_must_agree():
+    with pytest.raises(BackboneError, match=r"The tokenizer has 32 tokens, but BertForMaskedLM has a vocabulary of 20"):
+        check_backbone(tiny_backbone(vocab_size=20), BERT, tiny_tokenizer())
+
+
+def test_settings_are_attribute_paths_of_the_live_model():
+    for spec in BUILTIN_SPECS:
+        backbone = tiny_backbone(spec.model_type)
+        for path, _ in spec.settings_while_attached:
+            owner = backbone
+            for name in path.split("."):
+                assert hasattr(owner, name), f"{spec.model_type} has no {path}"
+                owner = getattr(owner, name)

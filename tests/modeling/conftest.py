@@ -1,0 +1,32 @@
+import pytest
+import torch
+from peft import LoraConfig
+
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(2, 31, (3, 7))
+
+
+@pytest.fixture
+def lora_model():
+    """A tiny BERT with LoRA, a head and a tokenizer, moved away from its initial values."""
+    model = attach_quality_head(tiny_backbone(), PrismConfig(), lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
+    return trained(model)
+
+
+def trained(model):
+    """Give everything trainable other values, as training would."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    return model

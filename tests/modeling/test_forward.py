@@ -1,0 +1,213 @@
+"""One forward gives the rows that are asked for, bit for bit what the whole LM head gives, and quality everywhere."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from prism_plugin.backbones import BackboneSpec, register_backbone
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.modeling import PrismConfig, attach_quality_head, dropout_off
+from prism_plugin.testing import tiny_backbone
+
+FAMILIES = [spec.model_type for spec in BUILTIN_SPECS]
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=2, init_lora_weights=False)], ids=["frozen", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gathered_rows_equal_full_logits(family, lora, ids):
+    backbone = tiny_backbone(family)
+    model = attach_quality_head(backbone, lora=lora, config=PrismConfig(mask_token_id=31))
+    attention_mask = torch.ones_like(ids).bool()
+    attention_mask[1, 5:] = False
+    full = model.backbone(input_ids=ids, attention_mask=attention_mask.long()).logits
+    wanted = torch.rand(ids.shape) < 0.5
+    torch.testing.assert_close(model(ids, attention_mask, logits_at=wanted).logits, full[wanted], atol=1e-5, rtol=0)
+    index = torch.tensor([20, 3, 3, 0])
+    torch.testing.assert_close(
+        model(ids, attention_mask, logits_at=index).logits, full.flatten(0, 1)[index], atol=1e-5, rtol=0
+    )
+    assert model(ids, logits_at=torch.zeros_like(wanted)).logits.shape == (0, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family, ids):
+    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
+    rows = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    output = model(ids)
+    assert output.logits is None
+    assert output.quality_logits.shape == ids.shape
+    model(ids, logits_at=torch.tensor([4, 9]), with_quality=False)
+    handle.remove()
+    assert rows == [0, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_reads_the_final_hidden_state(family, ids):
+    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
+    last = model.backbone(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(model(ids, output_hidden_states=True).hidden_states, last, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_all_masked_canvas_is_finite(family):
+    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
+    canvas = torch.full((1, 5), 31)
+    output = model(canvas, logits_at=canvas == 31)
+    assert output.logits.isfinite().all()
+    assert output.quality_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family, ids):
+    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
+    nn.init.normal_(model.quality_head.layers[-1].weight)
+    attention_mask = torch.ones_like(ids)
+    attention_mask[:, 5:] = 0
+    padded = torch.where(attention_mask.bool(), ids, 0)
+    torch.testing.assert_close(
+        model(padded, attention_mask).quality_logits[:, :5], model(ids[:, :5]).quality_logits, atol=1e-4, rtol=0
+    )
+
+
+def test_next_token_alignment_takes_the_row_before(monkeypatch, ids):
+    monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
+    register_backbone(BackboneSpec("bert", "cls", ("query",), logits_alignment="next_token"))
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31))
+    full = model.backbone(input_ids=ids).logits
+    shifted = torch.cat([full[:, :1], full[:, :-1]], dim=1)
+    wanted = torch.rand(ids.shape) < 0.7
+    wanted[1, 0] = True
+    torch.testing.assert_close(model(ids, logits_at=wanted).logits, shifted[wanted], atol=1e-5, rtol=0)
+
+
+def test_a_family_without_attention_mask_never_gets_one(monkeypatch, ids):
+    monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
+    register_backbone(BackboneSpec("bert", "cls", ("query",), attention_mask="none"))
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31))
+    everything = torch.ones_like(ids).bool()
+    half = everything.clone()
+    half[:, 4:] = False
+    assert torch.equal(model(ids, half, logits_at=everything).logits, model(ids, logits_at=everything).logits)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3, 6).bool(), torch.ones(3, 7), torch.ones(3, dtype=torch.int32)])
+def test_logits_at_must_be_a_mask_or_an_index(lora_model, ids, wrong):
+    with pytest.raises(ConfigurationError, match=r"bool mask of shape \(3, 7\) or an int64 index of flat positions, got"):
+        lora_model(ids, logits_at=wrong)
+
+
+def test_forward_takes_no_other_arguments(lora_model, ids):
+    with pytest.raises(TypeError, match="labels"):
+        lora_model(ids, labels=ids)
+    assert lora_model.accepts_loss_kwargs is False
+
+
+def test_the_backbone_alone_gives_full_logits_also_after_an_error(lora_model, ids):
+    handle = lora_model.get_output_embeddings().register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
+    with pytest.raises(RuntimeError, match="boom"):
+        lora_model(ids, logits_at=torch.tensor([0]))
+    handle.remove()
+    assert lora_model.backbone(input_ids=ids).logits.shape == (3, 7, 32)
+
+
+def test_a_call_inside_a_call_does_not_disturb_it(ids):
+    outer = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31))
+    inner = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31))
+    alone = outer(ids, logits_at=torch.tensor([1, 2])).logits
+    handle = outer.plain_backbone.bert.register_forward_pre_hook(lambda *_: inner(ids[:1]) and None)
+    assert torch.equal(outer(ids, logits_at=torch.tensor([1, 2])).logits, alone)
+    handle.remove()
+
+
+def test_threads_do_not_disturb_each_other(lora_model, ids):
+    expected = {n: lora_model(ids, logits_at=torch.arange(n)).logits for n in (1, 5)}
+    wrong = []
+
+    def call(n):
+        with torch.no_grad():
+            wrong.extend(n for _ in range(20) if not torch.equal(lora_model(ids, logits_at=torch.arange(n)).logits, expected[n]))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_deep_copy_works_on_its_own(lora_model, ids):
+    twin = copy.deepcopy(lora_model)
+    assert torch.equal(twin(ids, logits_at=torch.tensor([3])).logits, lora_model(ids, logits_at=torch.tensor([3])).logits)
+    twin.detach()
+    assert lora_model(ids, logits_at=torch.tensor([3])).logits.shape == (1, 32)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch.compile warns about changes with its version
+def test_torch_compile(lora_model, ids):
+    lora_model.requires_grad_(False)
+    index = torch.tensor([2, 8])
+    expected = lora_model(ids, logits_at=index)
+    compiled = torch.compile(lora_model, backend="eager")(ids, logits_at=index)
+    torch.testing.assert_close(compiled.logits, expected.logits)
+    torch.testing.assert_close(compiled.quality_logits, expected.quality_logits)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_activation_checkpointing_changes_no_gradient(family, use_reentrant, ids):
+    model = attach_quality_head(
+        tiny_backbone(family), PrismConfig(mask_token_id=31), lora=LoraConfig(r=2, init_lora_weights=False)
+    ).train()
+    nn.init.normal_(model.quality_head.layers[-1].weight)
+
+    def gradients():
+        model.zero_grad()
+        output = model(ids, logits_at=torch.tensor([1, 5]))
+        (output.logits.logsumexp(-1).sum() + output.quality_logits.sum()).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    expected = gradients()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert model.is_activation_checkpointing
+    assert model.is_gradient_checkpointing
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, expected[name])
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_off_takes_the_chance_out_and_puts_it_back(family, ids):
+    model = attach_quality_head(
+        tiny_backbone(family, dropout=0.5),
+        PrismConfig(mask_token_id=31),
+        lora=LoraConfig(r=2, lora_dropout=0.5, init_lora_weights=False),
+    )
+    everything = torch.ones_like(ids).bool()
+    quiet = model(ids, logits_at=everything).logits
+    model.train()
+    noisy = model(ids, logits_at=everything).logits
+    with dropout_off(model):
+        assert all(module.training for module in model.modules())
+        torch.testing.assert_close(model(ids, logits_at=everything).logits, quiet, atol=1e-5, rtol=0)
+    assert not torch.allclose(noisy, quiet, atol=1e-3)
+    torch.manual_seed(1)
+    one = model(ids, logits_at=everything).logits
+    assert not torch.allclose(one, model(ids, logits_at=everything).logits, atol=1e-3)
+
+
+def test_a_spec_whose_module_is_never_reached(monkeypatch, ids):
+    monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
+    register_backbone(BackboneSpec("bert", "cls.predictions.transform.transform_act_fn", ("query",)))
+    backbone = tiny_backbone()
+    backbone.cls.predictions.transform.forward = backbone.cls.predictions.transform.dense.forward
+    backbone.cls.predictions.transform.transform_act_fn = nn.Identity()
+    model = attach_quality_head(backbone, PrismConfig(mask_token_id=31))
+    with pytest.raises(BackboneError, match=r"must pass through `cls.*` and return `logits`, but it did not"):
+        model(ids)

@@ -1,0 +1,67 @@
+"""The head starts as a calibrated constant, and stays in float32 whatever happens around it."""
+
+import pytest
+import torch
+
+from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.modeling import PrismConfig, QualityHead
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_an_untrained_head_says_the_base_rate(kind):
+    head = QualityHead(8, kind=kind, initial_logit=PrismConfig(base_rate=0.7).base_rate_logit)
+    torch.testing.assert_close(head(torch.randn(2, 5, 8)).sigmoid(), torch.full((2, 5), 0.7))
+
+
+def test_layers():
+    assert [type(layer).__name__ for layer in QualityHead(8).layers] == ["LayerNorm", "Linear", "GELU", "Linear"]
+    assert [type(layer).__name__ for layer in QualityHead(8, kind="linear").layers] == ["LayerNorm", "Linear"]
+    assert QualityHead(8, inner_size=3).layers[-1].in_features == 3
+
+
+def test_same_generator_state_same_head():
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        heads.append(QualityHead(8).state_dict())
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+
+
+def test_always_float32():
+    head = QualityHead(8)
+    torch.nn.init.normal_(head.layers[-1].weight)
+    hidden = torch.randn(2, 5, 8, dtype=torch.bfloat16)
+    expected = head(hidden.float())
+    weights = head.layers[1].weight.clone()
+    torch.nn.Sequential(head).to(torch.bfloat16).half()
+    assert torch.equal(head.layers[1].weight, weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quality = head(hidden)
+    assert quality.dtype == torch.float32
+    assert torch.equal(quality, expected)
+
+
+def test_it_moves_between_devices():
+    assert QualityHead(8).to("meta").layers[1].weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head": "conv"}, "`head` must be one of mlp, linear, got 'conv'"),
+        ({"head": "linear", "head_hidden_size": 4}, "A linear head has no hidden layer, but `head_hidden_size` is 4"),
+        ({"head_hidden_size": 0}, "`head_hidden_size` must be at least 1, got 0"),
+        ({"base_rate": 1.0}, "`base_rate` must lie strictly between 0 and 1, got 1.0"),
+        ({"base_rate": float("nan")}, "`base_rate` must lie strictly between 0 and 1, got nan"),
+    ],
+)
+def test_config_checks_itself(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PrismConfig(**values)
+
+
+def test_config_survives_a_dict_and_refuses_unknown_keys():
+    config = PrismConfig(mask_token_id=3, head="linear", objective={"name": "prism"})
+    assert PrismConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UnknownKeyError, match=r"PrismConfig has no 'heads'; known: backbone_hidden_size"):
+        PrismConfig.from_dict({"heads": "mlp"})
