@@ -125,6 +125,7 @@ def _inverse_cdf(
         weights = _keep_nucleus(weights, top_p)
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]
+    # a uniform that was rounded up to 1 on its way here draws the last id that has any weight
     wanted = (uniforms.double() * total.double()).long().minimum(total - 1)
     return torch.searchsorted(cumulative, wanted.unsqueeze(-1), right=True).squeeze(-1)
 

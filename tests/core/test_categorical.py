@@ -77,7 +77,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_its_mass():
 @pytest.mark.parametrize("temperature", [0.0, 1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
 def test_forbidden_ids_are_never_drawn(temperature, top_p):
-    extremes = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-24, 1 - 2.0**-53], dtype=torch.float64)
+    extremes = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-53, 1.0], dtype=torch.float64)
     rows = torch.zeros(5, 6)
     rows[:, 0] = rows[:, 5] = 80.0  # the first and last ids attract every uniform
     drawn = draw_rows(rows, temperature=temperature, top_p=top_p, forbidden_ids=(0, 5), uniforms=extremes)

@@ -3,7 +3,13 @@ import torch
 from reference import losses as reference
 
 from prism_plugin.core.labels import drafted_labels
-from prism_plugin.core.losses import diffusion_loss, prism_loss, quality_loss
+from prism_plugin.core.losses import (
+    diffusion_loss,
+    diffusion_loss_per_row,
+    prism_loss,
+    quality_loss,
+    quality_loss_per_row,
+)
 from prism_plugin.errors import ConfigurationError
 
 
@@ -134,3 +140,17 @@ def test_without_rows_there_is_no_diffusion_term():
     assert output.loss == output.quality_loss
     with pytest.raises(ConfigurationError, match=r"diffusion term has weight 0.5 but no rows of logits; pass them or weight 0"):
         prism_loss(case["quality_logits"], *rest)
+
+
+def test_per_row_losses_average_to_the_loss():
+    case = random_case(4, 9)
+    labels = drafted_labels(case["draft_ids"], case["clean_ids"], case["drafted"])
+    rest = (*rows_of(case), case["clean_ids"], case["maskable"], case["t"])
+    quality, diffusion = quality_loss_per_row(case["quality_logits"], labels), diffusion_loss_per_row(*rest)
+    assert quality.shape == diffusion.shape == (4,)
+    assert quality.mean().item() == pytest.approx(quality_loss(case["quality_logits"], labels).item())
+    assert diffusion.mean().item() == pytest.approx(diffusion_loss(*rest).item())
+    for row in range(4):
+        one = {name: tensor[row : row + 1] for name, tensor in case.items()}
+        assert diffusion[row].item() == pytest.approx(loss_of(one).diffusion_loss.item(), rel=1e-5)
+        assert quality[row].item() == pytest.approx(loss_of(one).quality_loss.item(), rel=1e-5)
