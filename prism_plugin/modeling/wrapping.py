@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ class BackboneSnapshot:
     settings: list[tuple[object, str, Any]]
     embedding_hooks: frozenset[int]
     checkpointing: bool
-    rewritten: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
@@ -53,8 +54,8 @@ class BackboneSnapshot:
             del hooks[key]
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(self.requires_grad[name])
-            if name in self.rewritten:
-                parameter.data = self.rewritten[name].to(parameter.device, parameter.dtype)
+            if name in self.kept:
+                parameter.data.copy_(self.kept[name])
         for module, training in self.training:
             module.training = training
         for owner, name, value in self.settings:
@@ -80,7 +81,8 @@ def wrap_with_adapter(
 ) -> PeftModel:
     """Wrap a backbone with PEFT, its default targets being the spec's. The given config is not changed.
 
-    Some initialisations (PiSSA, OLoRA) take their start out of the backbone's own weights; the snapshot keeps those.
+    Initialisations that have a name (PiSSA, OLoRA, ...) may take their start out of the backbone's own weights, and LoRA with
+    `bias` trains the backbone's own; the snapshot keeps copies of those.
 
     Raises:
         ConfigurationError: If PEFT refuses the config, an entry of `target_modules` matches nothing, or the adapter would
@@ -96,15 +98,17 @@ def wrap_with_adapter(
     if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
         adapter.target_modules = set(spec.lora_target_modules)
     forbidden = _lm_head_names(backbone)
-    before = {name: parameter.data for name, parameter in backbone.named_parameters()}
-    parameters = dict(backbone.named_parameters())
+    own = dict(backbone.named_parameters())
+    rewriting = isinstance(getattr(adapter, "init_lora_weights", None), str)
+    before = {name: parameter.detach().clone() for name, parameter in own.items()} if rewriting else {}
     try:
         wrapped = _get_peft_model(backbone, adapter)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigurationError(f"PEFT cannot put `lora` on {type(backbone).__name__}: {error}") from error
     finally:
-        changed = {name: data for name, data in before.items() if parameters[name].data_ptr() != data.data_ptr()}
-        snapshot.rewritten.update(changed)
+        snapshot.kept.update((name, data) for name, data in before.items() if not torch.equal(data, own[name]))
+    in_training = {name: parameter.detach().clone() for name, parameter in own.items() if parameter.requires_grad}
+    snapshot.kept.update(in_training | snapshot.kept)
     targeted = wrapped.base_model.targeted_module_names
     hit = sorted(forbidden.intersection(targeted))
     if hit:

@@ -51,7 +51,7 @@ def test_truncated_weights(tmp_path):
     tiny_backbone().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BackboneError, match="The weights of the 'bert' backbone .* could not be loaded"):
+    with pytest.raises(BackboneError, match=r"The weights of the 'bert' backbone .* could not be loaded"):
         load_backbone(tmp_path)
 
 
@@ -77,5 +77,5 @@ def test_tokenizer_beside_the_model_or_none(tmp_path):
 def test_a_damaged_tokenizer(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(BackboneError, match="The tokenizer in .* could not be read"):
+    with pytest.raises(BackboneError, match=r"The tokenizer in .* could not be read"):
         load_tokenizer(tmp_path)

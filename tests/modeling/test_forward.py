@@ -28,9 +28,7 @@ def test_gathered_rows_equal_full_logits(family, lora, ids):
     wanted = torch.rand(ids.shape) < 0.5
     torch.testing.assert_close(model(ids, attention_mask, logits_at=wanted).logits, full[wanted], atol=1e-5, rtol=0)
     index = torch.tensor([20, 3, 3, 0])
-    torch.testing.assert_close(
-        model(ids, attention_mask, logits_at=index).logits, full.flatten(0, 1)[index], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(model(ids, attention_mask, logits_at=index).logits, full.flatten(0, 1)[index], atol=1e-5, rtol=0)
     assert model(ids, logits_at=torch.zeros_like(wanted)).logits.shape == (0, 32)
 
 
@@ -38,7 +36,9 @@ def test_gathered_rows_equal_full_logits(family, lora, ids):
 def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     rows = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: rows.append(output.shape[:-1].numel())
+    )
     output = model(ids)
     assert output.logits is None
     assert output.quality_logits.shape == ids.shape
@@ -131,7 +131,9 @@ def test_threads_do_not_disturb_each_other(lora_model, ids):
 
     def call(n):
         with torch.no_grad():
-            wrong.extend(n for _ in range(20) if not torch.equal(lora_model(ids, logits_at=torch.arange(n)).logits, expected[n]))
+            wrong.extend(
+                n for _ in range(20) if not torch.equal(lora_model(ids, logits_at=torch.arange(n)).logits, expected[n])
+            )
 
     threads = [threading.Thread(target=call, args=(n,)) for n in expected]
     for thread in threads:
@@ -150,12 +152,14 @@ def test_a_deep_copy_works_on_its_own(lora_model, ids):
 
 @pytest.mark.filterwarnings("ignore")  # what torch.compile warns about changes with its version
 def test_torch_compile(lora_model, ids):
-    lora_model.requires_grad_(False)
-    index = torch.tensor([2, 8])
-    expected = lora_model(ids, logits_at=index)
-    compiled = torch.compile(lora_model, backend="eager")(ids, logits_at=index)
-    torch.testing.assert_close(compiled.logits, expected.logits)
-    torch.testing.assert_close(compiled.quality_logits, expected.quality_logits)
+    full = lora_model.backbone(input_ids=ids).logits.flatten(0, 1)
+    quality = lora_model(ids).quality_logits
+    compiled = torch.compile(lora_model, backend="eager")
+    for index in ([2, 8], [0, 1], [5], []):  # a request must not be compiled in
+        output = compiled(ids, logits_at=torch.tensor(index, dtype=torch.int64))
+        torch.testing.assert_close(output.logits, full[index])
+        torch.testing.assert_close(output.quality_logits, quality)
+    assert lora_model.backbone(input_ids=ids).logits.shape == (3, 7, 32)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -1,0 +1,267 @@
+"""Attaching checks first, freezes what is not trained, takes any PEFT config that adapts weights, and can be undone."""
+
+import peft
+import pytest
+import torch
+from conftest import trained
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError, PrismError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.lm_head import has_row_gathering
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+FAMILIES = [spec.model_type for spec in BUILTIN_SPECS]
+MASK = PrismConfig(mask_token_id=31)
+ADAPTERS = {
+    "lora": LoraConfig(r=2),
+    "all-linear": LoraConfig(r=2, target_modules="all-linear"),
+    "regex": LoraConfig(r=2, target_modules=r".*layer\.0\..*\.query"),
+    "dora": LoraConfig(r=2, use_dora=True),
+    "pissa": LoraConfig(r=2, init_lora_weights="pissa"),
+    "olora": LoraConfig(r=2, init_lora_weights="olora"),
+    "bias": LoraConfig(r=2, bias="all"),
+    "modules_to_save": LoraConfig(r=2, modules_to_save=["cls"]),
+    "loha": peft.LoHaConfig(r=2),
+    "ia3": peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[]),
+    "oft": peft.OFTConfig(oft_block_size=4),
+}
+
+
+def state_of(backbone):
+    """Everything that attaching may touch, in a form that compares."""
+    return {
+        "modules": [(name, id(module), module.training) for name, module in backbone.named_modules()],
+        "flags": [(name, p.requires_grad, id(p)) for name, p in backbone.named_parameters()],
+        "hooks": [(m._forward_hooks.keys(), m._forward_pre_hooks.keys()) for m in backbone.modules()],
+        "config": backbone.config.to_dict(),
+        "peft": "peft_config" in vars(backbone),
+        "checkpointing": backbone.is_activation_checkpointing,
+        "token_dropout": [m.token_dropout for m in backbone.modules() if hasattr(m, "token_dropout")],
+    }
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=2)], ids=["frozen", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
+    backbone = tiny_backbone(family)
+    backbone.get_input_embeddings().weight.requires_grad_(False)  # the user's own choice comes back too
+    backbone.get_submodule("cls" if family == "bert" else "").train()
+    weights = {key: value.clone() for key, value in backbone.state_dict().items()}
+    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+
+    model = trained(attach_quality_head(backbone, MASK, lora=lora).train())
+    model.activation_checkpointing_enable()
+    model(ids, logits_at=ids == 31).quality_logits.sum().backward()
+    again = model.detach()
+
+    assert again is backbone
+    assert state_of(backbone) == state
+    assert list(backbone.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
+    assert torch.equal(backbone(input_ids=ids).logits, logits)
+    attach_quality_head(backbone, MASK, lora=lora)  # and can be attached to again, without a warning
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_any_config_that_adapts_weights(name, ids):
+    backbone = tiny_backbone()
+    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+    given = str(ADAPTERS[name])
+    model = attach_quality_head(backbone, MASK, lora=ADAPTERS[name])
+    assert str(ADAPTERS[name]) == given, "the user's config was written to"
+    trainable = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert any(key.startswith("backbone.") for key in trainable)
+    assert model(ids, logits_at=torch.tensor([0])).logits.shape == (1, 32)
+    trained_logits = trained(model)(ids, logits_at=torch.ones_like(ids).bool()).logits.view_as(logits)
+    assert not torch.allclose(trained_logits, logits, atol=1e-3)
+    model.detach()
+    assert state_of(backbone) == state
+    assert torch.equal(backbone(input_ids=ids).logits, logits)
+
+
+def test_with_checkpointing_on_before(ids):
+    backbone = tiny_backbone()
+    backbone.activation_checkpointing_enable()
+    state = state_of(backbone)
+    attach_quality_head(backbone, MASK, lora=LoraConfig(r=2)).detach()
+    assert state_of(backbone) == state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_trained_is_float32_and_the_rest_is_frozen(dtype, ids):
+    model = attach_quality_head(tiny_backbone().to(dtype), MASK, lora=LoraConfig(r=2))
+    for name, parameter in model.named_parameters():
+        ours = "lora_" in name or name.startswith("quality_head.")
+        assert parameter.requires_grad == ours, name
+        assert parameter.dtype == (torch.float32 if ours else dtype), name
+    assert model(ids).quality_logits.dtype == torch.float32
+    assert model.num_parameters(only_trainable=True) < model.num_parameters()
+
+
+def test_default_targets_are_those_of_the_spec():
+    model = attach_quality_head(tiny_backbone("modernbert"), MASK, lora=LoraConfig(r=2))
+    assert {name.rpartition(".")[2] for name in model.backbone.base_model.targeted_module_names} == {"Wqkv", "Wo"}
+
+
+def test_without_lora_only_the_head_is_trained():
+    model = attach_quality_head(tiny_backbone(), MASK)
+    assert all(p.requires_grad == name.startswith("quality_head.") for name, p in model.named_parameters())
+
+
+def test_train_backbone_trains_everything():
+    backbone = tiny_backbone().requires_grad_(False)
+    model = attach_quality_head(backbone, PrismConfig(mask_token_id=31, train_backbone=True))
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in model.detach().parameters())
+
+
+def test_config_is_filled_in():
+    config = attach_quality_head(tiny_backbone(), tokenizer=tiny_tokenizer()).prism_config
+    assert (config.mask_token_id, config.head_hidden_size) == (31, 16)
+    assert (config.backbone_model_type, config.backbone_hidden_size, config.backbone_vocab_size) == ("bert", 16, 32)
+    assert config.backbone_name is None
+
+
+def test_head_settings_are_used():
+    config = PrismConfig(mask_token_id=31, head="mlp", head_hidden_size=5, base_rate=0.25)
+    model = attach_quality_head(tiny_backbone(), config)
+    assert model.quality_head.layers[1].out_features == 5
+    torch.testing.assert_close(model.score(torch.tensor([[3, 4]])), torch.full((1, 2), 0.25))
+
+
+def test_mode_of_the_backbone_is_taken_over():
+    assert not attach_quality_head(tiny_backbone(), MASK, lora=LoraConfig(r=2)).training
+    assert attach_quality_head(tiny_backbone().train(), MASK, lora=LoraConfig(r=2)).training
+
+
+def test_same_seed_same_model():
+    models = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        models.append(attach_quality_head(tiny_backbone(), MASK, lora=LoraConfig(r=2)).state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+REFUSED = {
+    "both": (PrismConfig(mask_token_id=31, train_backbone=True), LoraConfig(r=2), "which excludes `lora`"),
+    "lm head": (
+        MASK,
+        LoraConfig(target_modules=["query", "decoder"]),
+        r"must not adapt the LM head, but .* cls.predictions.decoder;",
+    ),
+    "tied": (MASK, LoraConfig(target_modules=["word_embeddings"]), r"match bert.embeddings.word_embeddings;"),
+    "nothing": (MASK, LoraConfig(target_modules=["qqq"]), "PEFT cannot put `lora` on BertForMaskedLM: Target modules"),
+    "half": (MASK, LoraConfig(target_modules=["query", "qqq", "rrr"]), "but nothing is called qqq, rrr"),
+    "norm": (
+        MASK,
+        LoraConfig(target_modules=["query", "LayerNorm"]),
+        "PEFT cannot put `lora` on BertForMaskedLM: Target module",
+    ),
+    "virtual": (MASK, peft.PromptTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION"), "adds virtual tokens"),
+    "mask": (PrismConfig(), None, "No mask token id is known"),
+    "type": (
+        PrismConfig(mask_token_id=31, backbone_model_type="esm"),
+        None,
+        "`backbone_model_type` of the PrismConfig is 'esm'",
+    ),
+    "width": (PrismConfig(mask_token_id=31, backbone_hidden_size=8), None, "`backbone_hidden_size` .* is 8, but .* has 16"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # PEFT's, about what we refuse
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_leave_the_backbone_as_it_was(name, ids):
+    config, lora, message = REFUSED[name]
+    backbone = tiny_backbone()
+    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+    with pytest.raises(PrismError, match=message):
+        attach_quality_head(backbone, config, lora=lora)
+    assert state_of(backbone) == state
+    assert torch.equal(backbone(input_ids=ids).logits, logits)
+
+
+def test_a_wrong_mask_id_is_found_before_anything_is_changed():
+    with pytest.raises(MaskTokenError, match=r"outside|integer in"):
+        attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=99))
+
+
+def test_a_quantised_backbone_cannot_be_trained_whole():
+    backbone = tiny_backbone()
+    backbone.is_quantized = True
+    with pytest.raises(ConfigurationError, match="needs floating-point weights, but the backbone is quantised; use `lora`"):
+        attach_quality_head(backbone, PrismConfig(mask_token_id=31, train_backbone=True))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+def test_an_adapter_that_is_there_already():
+    wrapped = get_peft_model(tiny_backbone(), LoraConfig(target_modules=["query"]))
+    for carrier in (wrapped, wrapped.get_base_model()):
+        with pytest.raises(BackboneError, match="must be a plain model, but it carries a PEFT adapter; merge it"):
+            attach_quality_head(carrier, MASK)
+
+
+def test_a_head_that_is_there_already():
+    backbone = tiny_backbone()
+    model = attach_quality_head(backbone, MASK)
+    with pytest.raises(BackboneError, match=r"already carries a quality head; call `detach\(\)`"):
+        attach_quality_head(backbone, MASK)
+    model.detach()
+    assert isinstance(attach_quality_head(backbone, MASK), PrismModel)
+
+
+def test_merging_keeps_the_answers(lora_model, ids):
+    before = lora_model(ids, logits_at=torch.tensor([1, 4]))
+    backbone = lora_model.merge_and_unload()
+    after = lora_model(ids, logits_at=torch.tensor([1, 4]))
+    assert backbone is lora_model.backbone
+    assert not any("lora" in name for name, _ in lora_model.named_parameters())
+    torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after.quality_logits, before.quality_logits, atol=1e-5, rtol=1e-4)
+    assert lora_model.merge_and_unload() is backbone
+    assert not has_row_gathering(lora_model.detach().cls)
+
+
+def test_what_libraries_ask_for_is_the_backbones(lora_model):
+    backbone = lora_model.plain_backbone
+    assert lora_model.config is backbone.config
+    assert lora_model._no_split_modules == backbone._no_split_modules
+    assert lora_model.get_input_embeddings() is backbone.get_input_embeddings()
+    assert lora_model.get_output_embeddings() is backbone.get_output_embeddings()
+    assert (lora_model.dtype, lora_model.device) == (torch.float32, torch.device("cpu"))
+    assert lora_model.supports_gradient_checkpointing
+    assert not lora_model.is_quantized
+    assert lora_model.hf_quantizer is None
+    lora_model.tie_weights()
+    backbone.is_quantized = True
+    assert lora_model.is_quantized
+    assert lora_model._hf_peft_config_loaded, "transformers refuses to train a quantised model without it"
+    assert isinstance(lora_model, nn.Module)
+
+
+def test_score_of_texts_and_ids(lora_model):
+    texts = ["abc def", "hi", "x"]
+    lora_model.train()
+    lora_model.quality_head.eval()
+    modes = [module.training for module in lora_model.modules()]
+    quality = lora_model.score(texts)
+    assert [module.training for module in lora_model.modules()] == modes
+    assert quality.shape == (3, 7)
+    assert not quality.requires_grad
+    encoded = lora_model.tokenizer(texts, padding=True, return_tensors="pt")
+    inside = encoded["attention_mask"].bool()
+    assert (quality[inside] > 0).all()
+    assert (quality[~inside] == 0).all()
+    torch.testing.assert_close(lora_model.score(encoded["input_ids"], inside, batch_size=2), quality)
+    torch.testing.assert_close(lora_model.score(["hi"])[0], quality[1, :2], atol=1e-5, rtol=0)
+
+
+def test_score_refusals(lora_model):
+    with pytest.raises(ConfigurationError, match="`batch_size` must be at least 1, got 0"):
+        lora_model.score(["a"], batch_size=0)
+    lora_model.tokenizer = None
+    with pytest.raises(ConfigurationError, match="Scoring texts needs a tokenizer, but the model has none"):
+        lora_model.score(["a"])

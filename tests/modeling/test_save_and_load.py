@@ -1,0 +1,419 @@
+"""What is saved comes back bit for bit; whatever does not fit is refused in one sentence; a failed save changes nothing."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import trained
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+
+from prism_plugin.backbones import load_backbone
+from prism_plugin.errors import BackboneError, ConfigurationError, PrismError, SavingError, StoredStateError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+OURS = {"prism_config.json", "quality_head.safetensors", "README.md"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+BACKBONE = {"config.json", "model.safetensors"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with a backbone, and beside it the weights of a head that was trained on it."""
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    model = attach_quality_head(load_backbone(tmp_path / "backbone"), lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
+    trained(model).save_pretrained(tmp_path / "weights", figures={"quality AUROC": 0.91234, "steps": 300})
+    return tmp_path
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def answers(model, ids):
+    output = model(ids, logits_at=torch.ones_like(ids).bool())
+    return output.logits, output.quality_logits
+
+
+def assert_same(one, two, ids):
+    for a, b in zip(answers(one, ids), answers(two, ids), strict=True):
+        assert torch.equal(a, b)
+
+
+def edit(path, **values):
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (stored | values).items() if value != "DROP"}))
+
+
+def test_files_and_what_is_in_them(project):
+    folder = project / "weights"
+    assert names(folder) == OURS | ADAPTER | TOKENIZER
+    assert names(project) == {"backbone", "weights"}, "a temporary folder was left behind"
+    head = load_file(folder / "quality_head.safetensors")
+    assert {tensor.dtype for tensor in head.values()} == {torch.float32}
+    assert all("lora_" in key for key in load_file(folder / "adapter_model.safetensors"))
+    config = json.loads((folder / "prism_config.json").read_text())
+    assert (config["format_version"], config["mask_token_id"], config["backbone_name"]) == (1, 31, "../backbone")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../backbone"
+    for path in folder.glob("*.json"):
+        assert str(project) not in path.read_text(), f"{path.name} tells a path of this machine"
+
+
+def test_save_load_same_answers(project, ids):
+    first = PrismModel.from_pretrained(project / "weights")
+    second = PrismModel.from_pretrained(str(project / "weights"), backbone=load_backbone(project / "backbone"))
+    assert_same(first, second, ids)
+    assert not first.training
+    assert not any(p.requires_grad for p in first.parameters())
+    assert first.tokenizer.mask_token_id == 31
+    assert (first.score(["abc"]) > 0).all()
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "lora and a whole module"])
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@pytest.mark.parametrize("family", ["bert", "esm", "llama"])
+def test_every_kind_comes_back(tmp_path, ids, family, head, adapter):
+    tiny_backbone(family).save_pretrained(tmp_path / "backbone")
+    whole = {"bert": "cls", "esm": "emb_layer_norm_after", "llama": "norm"}[family]
+    lora = None if adapter == "none" else LoraConfig(r=2, modules_to_save=None if adapter == "lora" else [whole])
+    config = PrismConfig(mask_token_id=31, head=head, objective={"name": "prism", "num_drafts": 2})
+    model = trained(attach_quality_head(load_backbone(tmp_path / "backbone"), config, lora=lora))
+    model.save_pretrained(tmp_path / "weights")
+    loaded = PrismModel.from_pretrained(tmp_path / "weights")
+    assert_same(model, loaded, ids)
+    assert loaded.prism_config == model.prism_config
+
+
+def test_saving_twice_gives_the_same_files(project):
+    model = PrismModel.from_pretrained(project / "weights")
+    model.save_pretrained(project / "weights")
+    before = contents(project / "weights")
+    model.save_pretrained(project / "weights")
+    assert contents(project / "weights") == before
+
+
+def test_folders_can_move_together(project, ids, monkeypatch):
+    model = PrismModel.from_pretrained(project / "weights")
+    shutil.copytree(project, project.parent / "elsewhere")
+    shutil.rmtree(project / "backbone")
+    monkeypatch.chdir(project.parent / "elsewhere")
+    assert_same(model, PrismModel.from_pretrained("./weights"), ids)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads the old name
+def test_peft_loads_the_adapter_without_us(project, ids):
+    model = PrismModel.from_pretrained(project / "weights")
+    without_us = PeftModel.from_pretrained(load_backbone(project / "backbone"), project / "weights")
+    assert torch.equal(without_us(input_ids=ids).logits.flatten(0, 1), answers(model, ids)[0])
+
+
+def test_is_trainable_lets_training_go_on(project):
+    model = PrismModel.from_pretrained(project / "weights", is_trainable=True)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if "lora_" in name or name.startswith("quality_head.")}
+
+
+def test_a_trained_backbone_is_saved_along(tmp_path, ids):
+    model = trained(attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31, train_backbone=True)))
+    model.save_pretrained(tmp_path / "whole")
+    assert BACKBONE <= names(tmp_path / "whole")
+    loaded = PrismModel.from_pretrained(tmp_path / "whole", is_trainable=True)
+    assert_same(model, loaded, ids)
+    assert all(p.requires_grad for p in loaded.parameters())
+    with pytest.raises(ConfigurationError, match="holds the backbone that its head was trained with; pass no `backbone`"):
+        PrismModel.from_pretrained(tmp_path / "whole", backbone=tiny_backbone())
+
+
+def test_a_merged_backbone_is_saved_along(project, ids):
+    model = PrismModel.from_pretrained(project / "weights")
+    model.merge_and_unload()
+    model.save_pretrained(project / "weights")
+    assert names(project / "weights") == OURS | TOKENIZER | BACKBONE, "the old adapter must go"
+    loaded = PrismModel.from_pretrained(project / "weights")
+    assert_same(model, loaded, ids)
+    fresh = attach_quality_head(load_backbone(project / "backbone"), PrismConfig(mask_token_id=31))
+    with pytest.raises(StoredStateError, match="found one with merged weights in the folder itself"):
+        load_weights(fresh, project / "weights")
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(r=2), None], ids=["lora", "whole"])
+def test_gathered_state_dict_is_written(tmp_path, ids, lora):
+    def fresh():
+        torch.manual_seed(0)
+        return attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31, train_backbone=lora is None), lora=lora)
+
+    model = trained(fresh())
+    gathered = {f"_orig_mod.{key}": value.clone() for key, value in model.state_dict().items()}
+    fresh().save_pretrained(tmp_path, state_dict=gathered)
+    other = fresh()
+    load_weights(other, tmp_path)
+    assert_same(model, other, ids)
+
+
+def test_load_weights_of_a_run(lora_model, tmp_path, ids):
+    lora_model.save_pretrained(tmp_path)
+    before = answers(lora_model, ids)
+    flags = [p.requires_grad for p in lora_model.parameters()]
+    trained(lora_model)
+    load_weights(lora_model, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(answers(lora_model, ids), before, strict=True))
+    assert [p.requires_grad for p in lora_model.parameters()] == flags
+
+
+BROKEN = {
+    "no config": (lambda d: (d / "prism_config.json").unlink(), r"prism_config.json is missing; a folder written by"),
+    "no json": (
+        lambda d: (d / "prism_config.json").write_text("{"),
+        r"prism_config.json must be a JSON file, but it cannot be",
+    ),
+    "a list": (
+        lambda d: (d / "prism_config.json").write_text("[]"),
+        r"prism_config.json must hold a JSON object, found a list",
+    ),
+    "version": (
+        lambda d: edit(d / "prism_config.json", format_version=7),
+        r"prism_config.json: `format_version` must be 1, found 7",
+    ),
+    "unknown": (
+        lambda d: edit(d / "prism_config.json", heads=1),
+        r"prism_config.json: `heads` is not a key that anything reads",
+    ),
+    "key gone": (
+        lambda d: edit(d / "prism_config.json", head="DROP"),
+        r"prism_config.json: `head` must be there, found nothing",
+    ),
+    "value": (lambda d: edit(d / "prism_config.json", base_rate=2.0), r"prism_config.json: `base_rate` must lie strictly"),
+    "type": (lambda d: edit(d / "prism_config.json", base_rate="high"), r"prism_config.json: .*not supported between"),
+    "mask": (
+        lambda d: edit(d / "prism_config.json", mask_token_id=40),
+        r"`mask_token_id` must lie in the backbone's vocabulary, \[0, 32\), found 40",
+    ),
+    "model type": (
+        lambda d: edit(d / "prism_config.json", backbone_model_type="esm"),
+        r"`backbone_model_type` must be 'bert' .* 'esm'",
+    ),
+    "width": (
+        lambda d: edit(d / "prism_config.json", backbone_hidden_size=24),
+        r"`backbone_hidden_size` must be 16 to fit .* found 24",
+    ),
+    "vocabulary": (
+        lambda d: edit(d / "prism_config.json", backbone_vocab_size=8),
+        r"`backbone_vocab_size` must be 32 .* found 8",
+    ),
+    "adapter config gone": (
+        lambda d: (d / "adapter_config.json").unlink(),
+        r"`has_adapter` must go with adapter_config.json, which is not there, found True",
+    ),
+    "adapter gone": (lambda d: (d / "adapter_model.safetensors").unlink(), r"adapter_model.safetensors is missing"),
+    "adapter type": (
+        lambda d: edit(d / "adapter_config.json", peft_type="NEW"),
+        r"`peft_type` must be one that .* found 'NEW'",
+    ),
+    "adapter key": (
+        lambda d: edit(d / "adapter_config.json", rank=2),
+        r"adapter_config.json: `rank` is not a key that anything",
+    ),
+    "adapter rank": (lambda d: edit(d / "adapter_config.json", r=3), r"lora_A.weight` should be \(3, 16\), found \(2, 16\)"),
+    "adapter targets": (
+        lambda d: edit(d / "adapter_config.json", target_modules=["query"]),
+        r"key.lora_A.weight` should be nothing, found \(2, 16\)",
+    ),
+    "adapter refused": (lambda d: edit(d / "adapter_config.json", r=0), r"`r` should be a positive integer"),
+    "head gone": (lambda d: (d / "quality_head.safetensors").unlink(), r"quality_head.safetensors is missing"),
+    "head kind": (
+        lambda d: edit(d / "prism_config.json", head="linear", head_hidden_size=None),
+        r"quality_head.safetensors: `layers.1.bias` should be \(1,\), found \(16,\)",
+    ),
+    "head foreign": (
+        lambda d: save_file({"w": torch.zeros(2)}, d / "quality_head.safetensors"),
+        r"quality_head.safetensors: `layers.0.bias` should be \(16,\), found nothing",
+    ),
+    "tokenizer": (
+        lambda d: (d / "tokenizer.json").write_text("{"),
+        r"The tokenizer in .* could not be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_does_not_fit_is_refused_and_the_backbone_left_alone(project, ids, name):
+    damage, message = BROKEN[name]
+    damage(project / "weights")
+    backbone = load_backbone(project / "backbone")
+    logits, keys = backbone(input_ids=ids).logits, list(backbone.state_dict())
+    with pytest.raises(PrismError, match=message) as raised:
+        PrismModel.from_pretrained(project / "weights", backbone=backbone)
+    assert "\n" not in str(raised.value)
+    assert torch.equal(backbone(input_ids=ids).logits, logits)
+    assert list(backbone.state_dict()) == keys
+    assert not backbone.cls._forward_pre_hooks
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "quality_head.safetensors"])
+@pytest.mark.parametrize("size", [0, 5, 300])
+def test_truncated_files(project, file, size):
+    path = project / "weights" / file
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(StoredStateError, match=rf"{file} must be a whole safetensors file, but it cannot be read"):
+        PrismModel.from_pretrained(project / "weights")
+
+
+def test_missing_lora_key(project):
+    path = project / "weights" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    gone = sorted(tensors)[3]
+    save_file({key: value for key, value in tensors.items() if key != gone}, path)
+    with pytest.raises(StoredStateError, match=rf"`{re.escape(gone)}` should be \(\d+, \d+\), found nothing"):
+        PrismModel.from_pretrained(project / "weights")
+
+
+def test_load_weights_is_all_or_nothing(lora_model, tmp_path, ids):
+    trained(lora_model).save_pretrained(tmp_path)
+    trained(lora_model)
+    before = answers(lora_model, ids)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(StoredStateError, match="must be a whole safetensors file"):
+        load_weights(lora_model, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(answers(lora_model, ids), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "lora", "message"),
+    [
+        (PrismConfig(mask_token_id=31), None, "`has_adapter` must be False to fit this model, found True"),
+        (PrismConfig(mask_token_id=30), LoraConfig(r=2), "`mask_token_id` must be 30 to fit this model, found 31"),
+        (
+            PrismConfig(mask_token_id=31, head="linear"),
+            LoraConfig(r=2),
+            "`head` must be 'linear' to fit this model, found 'mlp'",
+        ),
+    ],
+)
+def test_load_weights_of_other_settings(project, config, lora, message):
+    model = attach_quality_head(tiny_backbone(), config, lora=lora)
+    with pytest.raises(StoredStateError, match=message):
+        load_weights(model, project / "weights")
+
+
+def test_a_folder_or_repository_that_is_not_there(tmp_path):
+    with pytest.raises(StoredStateError, match=r"must be a folder with a prism_config.json, but there is no such folder"):
+        PrismModel.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(StoredStateError, match="is neither a folder nor a repository that can be reached or is cached"):
+        PrismModel.from_pretrained("prism-plugin/no-such-head")
+
+
+def test_the_recorded_backbone_is_gone(project):
+    shutil.rmtree(project / "backbone")
+    with pytest.raises(BackboneError, match="there is no such folder"):
+        PrismModel.from_pretrained(project / "weights")
+
+
+def test_no_backbone_recorded(lora_model, tmp_path):
+    lora_model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"does not say which backbone it belongs to; pass `backbone=...`"):
+        PrismModel.from_pretrained(tmp_path)
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+FAILING = {
+    "head": "prism_plugin.modeling.persistence.save_file",
+    "adapter": "peft.peft_model.safe_save_file",
+    "card": "pathlib.Path.write_text",
+    "flush": "os.fsync",
+}
+
+
+@pytest.mark.parametrize("where", FAILING)
+def test_a_full_disk_changes_nothing(project, monkeypatch, where):
+    model = trained(PrismModel.from_pretrained(project / "weights", is_trainable=True))
+    before = contents(project / "weights")
+    monkeypatch.setattr(FAILING[where], full_disk)
+    with pytest.raises(SavingError, match=r"Nothing could be saved in '.*weights' \(\[Errno 28\] No space left on device\)"):
+        model.save_pretrained(project / "weights")
+    with pytest.raises(SavingError, match="No space left on device"):
+        model.save_pretrained(project / "new")
+    assert contents(project / "weights") == before
+    assert names(project) == {"backbone", "weights"}
+
+
+@pytest.mark.parametrize("moves", range(8))
+def test_a_failure_between_two_moves_is_undone(project, monkeypatch, moves):
+    model = trained(PrismModel.from_pretrained(project / "weights", is_trainable=True))
+    before, replace, done = contents(project / "weights"), os.replace, []
+
+    def refuse_once(self, target):
+        done.append(target)
+        if len(done) == moves + 1:
+            raise PermissionError(13, "Permission denied")
+        replace(self, target)
+        return Path(target)
+
+    monkeypatch.setattr(Path, "replace", refuse_once)
+    with pytest.raises(SavingError, match="Permission denied"):
+        model.save_pretrained(project / "weights")
+    assert contents(project / "weights") == before
+
+
+def test_a_place_that_cannot_be_written(lora_model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SavingError, match=r"Nothing could be saved in .*Not a directory.* choose a folder that can be written"):
+        lora_model.save_pretrained(tmp_path / "file" / "weights")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_other_files_in_the_folder_stay(lora_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    lora_model.save_pretrained(tmp_path)
+    assert names(tmp_path) == OURS | ADAPTER | TOKENIZER | {"notes.txt"}
+
+
+def test_model_card_tells_what_was_measured(project, lora_model, tmp_path):
+    card = (project / "weights" / "README.md").read_text()
+    assert "| quality AUROC | 0.9123 |\n| steps | 300 |\n" in card
+    assert "base_model" not in card, "a folder is no model id"
+    lora_model.prism_config = PrismConfig.from_dict(lora_model.prism_config.to_dict() | {"backbone_name": "org/model"})
+    lora_model.save_pretrained(tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\nbase_model: org/model\ntags:\n- prism\n")
+    assert "None were measured when this was saved." in card
+
+
+def test_push_to_hub_uploads_a_whole_folder(lora_model, monkeypatch):
+    uploaded = {}
+
+    class Commit:
+        commit_url = "https://huggingface.co/me/head/commit/1"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        uploaded[repo_id] = names(Path(folder_path))
+        return Commit
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **options: uploaded.setdefault(repo_id))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    assert lora_model.push_to_hub("me/head", private=True) == Commit.commit_url
+    assert uploaded == {"me/head": OURS | ADAPTER | TOKENIZER}
+
+
+def test_push_to_hub_needs_a_backbone_that_others_can_load(project):
+    model = PrismModel.from_pretrained(project / "weights")
+    with pytest.raises(ConfigurationError, match=r"needs a backbone that others can load, but this one is the local folder"):
+        model.push_to_hub("me/head")
