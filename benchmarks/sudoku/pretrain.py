@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertForMaskedLM
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from prism_plugin.evaluation.tasks import sudoku
 
@@ -32,6 +33,18 @@ def build_backbone() -> BertForMaskedLM:
             max_position_embeddings=sudoku.NUM_CELLS, type_vocab_size=1, pad_token_id=sudoku.PAD_TOKEN_ID,
         )
     )  # fmt: skip
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer: one character a token, `.` or `0` for the mask."""
+    vocabulary = {".": sudoku.MASK_TOKEN_ID, **{str(digit): digit for digit in range(1, 10)}, "[PAD]": sudoku.PAD_TOKEN_ID}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.normalizer = normalizers.Replace("0", ".")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, mask_token=".", pad_token="[PAD]", model_max_length=sudoku.NUM_CELLS
+    )
 
 
 def build_optimizers(model: BertForMaskedLM, name: str, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -116,6 +129,7 @@ def main() -> None:
             if (step + 1) % PROBE_EVERY == 0:
                 record["solved"] = probe(model, probe_puzzles)
                 model.save_pretrained(args.output / f"step-{step + 1}")
+                build_tokenizer().save_pretrained(args.output / f"step-{step + 1}")
                 everything = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
                 torch.save(everything, state_file.with_suffix(".new"))
                 state_file.with_suffix(".new").replace(state_file)

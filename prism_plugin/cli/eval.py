@@ -1,0 +1,53 @@
+"""`prism-plugin eval sudoku`: solve a file of puzzles with sampler presets, at equal forward passes."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from prism_plugin.cli.progress import sampling_progress
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.modeling import PrismModel
+from prism_plugin.report.tables import sudoku_table
+
+SETTINGS_FILE = "sampler.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("task", choices=["sudoku"], help="what to evaluate on")
+    parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
+    parser.add_argument("--data", type=Path, required=True, help="puzzles, one a line, 81 characters, 0 or . for blank")
+    parser.add_argument("--presets", default=",".join(sudoku_eval.PRESETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--num-steps", type=int, default=26, help="forward passes at most per puzzle (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="use only the first puzzles of the file")
+    parser.add_argument("--seed", type=int, default=0, help="of the samplers' draws (default: %(default)s)")
+    parser.add_argument(
+        "--settings", type=Path, help=f"tuned settings of the presets (default: {SETTINGS_FILE} beside the adapter, if there)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print. Returns the exit code."""
+    if args.limit is not None and args.limit < 1:
+        raise ConfigurationError(f"`--limit` must be at least 1, got {args.limit}.")
+    presets = [name.strip() for name in args.presets.split(",")]
+    beside = args.adapter.resolve().parent / SETTINGS_FILE
+    path = args.settings or (beside if beside.exists() else None)
+    settings = sudoku_eval.read_settings(path) if path else {}
+    puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(args.data)[: args.limit])
+    model = PrismModel.from_pretrained(args.adapter)
+    sudoku_eval.make_samplers(model, presets, args.num_steps, settings)
+    count = len(puzzles.puzzles)
+    with sampling_progress(presets, count, args.num_steps) as on_step:
+        results = sudoku_eval.evaluate_presets(
+            model, puzzles, presets, num_steps=args.num_steps, seed=args.seed, settings=settings, on_step=on_step
+        )
+    if args.json:
+        print(json.dumps(sudoku_eval.to_json(results, puzzles=count, num_steps=args.num_steps)))
+    else:
+        Console().print(sudoku_table(results, puzzles=count, num_steps=args.num_steps))
+    return 0

@@ -1,0 +1,43 @@
+"""`prism-plugin VERB`: one file a verb; only the verb that was asked for is imported."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from prism_plugin import __version__
+from prism_plugin.errors import PrismError
+
+VERBS = {
+    "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
+    "train": "train a quality head by a recipe",
+    "sample": "fill masks or continue prompts with a trained adapter",
+    "eval": "compare sampler presets on a task",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns the exit code: 0, or 2 after one sentence on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="prism-plugin",
+        description="Self-correction for masked diffusion language models.",
+        epilog="\n".join(f"  {verb:<8}{text}" for verb, text in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("verb", choices=VERBS, help="what to do; `prism-plugin VERB --help` says more")
+    verb = parser.parse_args(arguments[:1]).verb
+    module = importlib.import_module(f"prism_plugin.cli.{verb}")
+    of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=module.__doc__.split("\n")[0])
+    module.add_arguments(of_verb)
+    parsed = of_verb.parse_args(arguments[1:])
+    try:
+        return module.run(parsed)
+    except PrismError as error:
+        print(f"prism-plugin {verb}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Compare samplers on Sudoku puzzles at equal forward passes, and the quality of tokens with its free proxies."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.modeling import PrismModel
+from prism_plugin.sampling import RemaskingSampler, get_preset
+from prism_plugin.types import TokenIds
+
+BATCH_SIZE = 256
+PRESETS = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence")
+
+Settings = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Preset -> number of steps it was tuned for -> settings."""
+
+
+@dataclass(frozen=True)
+class PresetResult:
+    """One row of the table.
+
+    Attributes:
+        preset: Name of the sampler preset.
+        success: Share of puzzles solved, in [0, 1].
+        success_stderr: Its standard error over puzzles, binomial.
+        cell_accuracy: Share of blanks filled with the solution's digit, over puzzles with one solution; None without any.
+        num_forward_passes: Mean per puzzle.
+        seconds: Wall-clock time of the preset.
+        settings: What the preset was run with, beyond its defaults.
+    """
+
+    preset: str
+    success: float
+    success_stderr: float
+    cell_accuracy: float | None
+    num_forward_passes: float
+    seconds: float
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Puzzles with what is needed to judge an answer; `unique` marks those with one solution, [count]."""
+
+    puzzles: TokenIds
+    solutions: TokenIds
+    unique: torch.Tensor
+
+    @classmethod
+    def solve(cls, puzzles: TokenIds) -> "Puzzles":
+        """Solve puzzles by search.
+
+        Raises:
+            DataFormatError: If one has no solution; names it.
+        """
+        found = [sudoku.solve(puzzle.tolist()) for puzzle in puzzles]
+        for puzzle, solutions in zip(puzzles, found, strict=True):
+            if not solutions:
+                raise DataFormatError(f"a puzzle must have a solution, found none for {sudoku.format_grid(puzzle)}.")
+        return cls(
+            puzzles=puzzles,
+            solutions=torch.tensor([solutions[0] for solutions in found]),
+            unique=torch.tensor([len(solutions) == 1 for solutions in found]),
+        )
+
+
+def read_settings(path: Path) -> Settings:
+    """Read tuned settings: YAML of preset -> num_steps -> settings.
+
+    Raises:
+        ConfigurationError: If the file does not have that form.
+        UnknownNameError: If a preset is unknown.
+    """
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"The settings {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(stored, dict) or not all(isinstance(by_steps, dict) and by_steps for by_steps in stored.values()):
+        raise ConfigurationError(f"{path} must map presets to numbers of steps to settings, found {str(stored)[:80]!r}.")
+    for preset, by_steps in stored.items():
+        get_preset(preset)
+        for num_steps, settings in by_steps.items():
+            if not isinstance(num_steps, int) or not isinstance(settings, dict):
+                raise ConfigurationError(f"{path}: {preset} must map numbers of steps to settings, found {num_steps!r}.")
+    return stored
+
+
+def settings_for(settings: Settings, preset: str, num_steps: int) -> dict[str, Any]:
+    """Pick the settings tuned for the nearest number of steps, the smaller of two; none for a preset that was not tuned."""
+    by_steps = settings.get(preset)
+    if not by_steps:
+        return {}
+    return dict(by_steps[min(by_steps, key=lambda tuned: (abs(tuned - num_steps), tuned))])
+
+
+def make_samplers(
+    model: PrismModel, presets: Sequence[str], num_steps: int, settings: Settings
+) -> dict[str, tuple[RemaskingSampler, dict[str, Any]]]:
+    """Build the sampler of each preset, so that every mistake in a setting is found before any work."""
+    chosen = {preset: settings_for(settings, preset, num_steps) for preset in presets}
+    return {
+        preset: (RemaskingSampler.from_preset(preset, model, num_steps=num_steps, **own), own) for preset, own in chosen.items()
+    }
+
+
+def solve_with(sampler: RemaskingSampler, puzzles: TokenIds, seed: int, **request: Any) -> tuple[TokenIds, torch.Tensor]:
+    """Fill puzzles. Puzzle `i` depends on (`seed`, `i`) alone, not on the others or on the batch.
+
+    Returns:
+        The filled grids and the forward passes of each, [count].
+    """
+    grids, passes = [], []
+    for start in range(0, len(puzzles), BATCH_SIZE):
+        batch = puzzles[start : start + BATCH_SIZE]
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + start + row) for row in range(len(batch))]
+        output = sampler.infill(batch.to(sampler.model.device), generator=generators, **request)
+        grids.append(output.sequences.cpu())
+        passes.append(output.num_forward_passes.cpu())
+    return torch.cat(grids), torch.cat(passes)
+
+
+def evaluate_presets(
+    model: PrismModel,
+    puzzles: Puzzles,
+    presets: Sequence[str],
+    *,
+    num_steps: int,
+    seed: int = 0,
+    settings: Settings | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> list[PresetResult]:
+    """Solve the same puzzles with each preset, in turn.
+
+    Args:
+        model: Backbone with a quality head.
+        puzzles: Solved puzzles.
+        presets: Names of presets.
+        num_steps: Forward passes that each may use, at most, per puzzle.
+        seed: Of the samplers' draws.
+        settings: Tuned settings; see `settings_for`.
+        on_step: Called with the preset's name after each forward of a batch.
+
+    Raises:
+        UnknownNameError, UnknownKeyError, ConfigurationError: If a preset or a setting of it is wrong, before any work.
+    """
+    results = []
+    for preset, (sampler, own) in make_samplers(model, presets, num_steps, settings or {}).items():
+        began = time.perf_counter()
+        notify = None if on_step is None else lambda _record, name=preset: on_step(name)
+        grids, passes = solve_with(sampler, puzzles.puzzles, seed, on_step=notify)
+        seconds = time.perf_counter() - began
+        success = sudoku.is_solved(grids, puzzles.puzzles).double().mean().item()
+        results.append(
+            PresetResult(
+                preset=preset,
+                success=success,
+                success_stderr=math.sqrt(success * (1 - success) / len(grids)),
+                cell_accuracy=_cell_accuracy(grids, puzzles),
+                num_forward_passes=passes.double().mean().item(),
+                seconds=seconds,
+                settings=own,
+            )
+        )
+    return results
+
+
+def _cell_accuracy(grids: TokenIds, puzzles: Puzzles) -> float | None:
+    judged = ~sudoku.clue_mask(puzzles.puzzles) & puzzles.unique.unsqueeze(-1)
+    if not judged.any():
+        return None
+    return (grids == puzzles.solutions)[judged].double().mean().item()
+
+
+def to_json(results: Sequence[PresetResult], *, puzzles: int, num_steps: int) -> dict[str, Any]:
+    """Write results as the object that `eval --json` and `demo --json` print."""
+    return {"task": "sudoku", "puzzles": puzzles, "num_steps": num_steps, "rows": [asdict(result) for result in results]}
