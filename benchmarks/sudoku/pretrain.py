@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from prism_plugin.evaluation.tasks import sudoku

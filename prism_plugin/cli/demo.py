@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print(sudoku_table(results, puzzles=size.puzzles, num_steps=size.num_steps))
     console.print(
-        f"Trained for {training['steps']} steps in {training['seconds']:.0f} s. On drafts of its own that it was not trained on, "
-        f"the head tells right from wrong tokens with AUROC {training['quality_auroc']:.3f}, ECE {training['quality_ece']:.3f}."
+        f"Trained for {training['steps']} steps in {training['seconds']:.0f} s. On drafts from puzzles that it was not trained "
+        f"on, the head tells right from wrong tokens with AUROC {training['quality_auroc']:.3f} and ECE "
+        f"{training['quality_ece']:.3f}."
     )
     return 0
 
@@ -88,7 +89,8 @@ def find_folder(name: str) -> Path:
         if (place / name / "recipe.yaml").exists():
             return place / name
     raise StoredStateError(
-        f"The demo needs the folder {name}, found it neither in {places[0]} nor in {places[1]}; install the wheel, or run in a checkout."
+        f"The demo needs the folder {name}, found it neither in {places[0]} nor in {places[1]}; install the wheel, or run in "
+        "a checkout."
     )
 
 

@@ -15,7 +15,7 @@ def sudoku_table(results: Sequence[PresetResult], *, puzzles: int, num_steps: in
         table.add_column(heading, justify="right")
     best = max(result.success for result in results)
     for result in results:
-        cells = "–" if result.cell_accuracy is None else f"{result.cell_accuracy:.1%}"
+        cells = "-" if result.cell_accuracy is None else f"{result.cell_accuracy:.1%}"
         table.add_row(
             result.preset, f"{result.success:.1%}", f"{result.success_stderr:.1%}", cells,
             f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style="bold" if result.success == best else None,
