@@ -1,0 +1,87 @@
+"""Tune every preset on the 256 validation puzzles, with the same number of trials each, and write the best settings.
+
+    python -m benchmarks.sudoku.tune --adapter adapters/sudoku-9x9/weights --log runs/tune.jsonl \\
+        --output adapters/sudoku-9x9/sampler.yaml
+
+Each budget of forward passes is tuned on its own. Trials that the log holds already are not repeated.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.sudoku.trials import BUDGETS, FOLDER, Log, run_trial
+from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.modeling import PrismModel
+
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "random": [{"temperature": t} for t in (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)],
+    "remdm-conf": [
+        {"temperature": 1.0},
+        {"temperature": 0.3},
+        {"temperature": 0.1},
+        {"temperature": 0.3, "scale": 4.0},
+        {"temperature": 0.1, "scale": 4.0},
+        {"temperature": 0.1, "scale": 16.0},
+    ],
+    "prism": [
+        {"temperature": 1.0, "num_remask": 4},
+        {"temperature": 0.3, "num_remask": 4},
+        {"temperature": 0.1, "num_remask": 4},
+        {"temperature": 0.3, "num_remask": 8},
+        {"temperature": 0.1, "num_remask": 8},
+        {"temperature": 0.1, "num_remask": 8, "quality_threshold": 0.5},
+    ],
+    "confidence": [{"temperature": t} for t in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)],
+    "threshold": [{"threshold": t} for t in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)],
+    "prism-confidence": [
+        {"num_remask": 1},
+        {"num_remask": 2},
+        {"num_remask": 4},
+        {"num_remask": 4, "quality_threshold": 0.5},
+        {"num_remask": 8, "quality_threshold": 0.5},
+        {"num_remask": 4, "quality_threshold": 0.5, "draft_share": 0.6},
+    ],
+    "prism-threshold": [
+        {"threshold": 0.9, "num_remask": 4, "quality_threshold": 0.5},
+        {"threshold": 0.95, "num_remask": 4, "quality_threshold": 0.5},
+        {"threshold": 0.97, "num_remask": 4, "quality_threshold": 0.5},
+        {"threshold": 0.95, "num_remask": 8, "quality_threshold": 0.5},
+        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.7},
+        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.3},
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", type=Path, required=True, help="folder of the trained adapter")
+    parser.add_argument("--log", type=Path, required=True, help="JSON lines, one a trial")
+    parser.add_argument("--output", type=Path, help="YAML of preset -> forward passes -> settings, from all that is logged")
+    parser.add_argument("--presets", nargs="*", default=list(TRIALS), choices=TRIALS, help="what to try (default: all)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = PrismModel.from_pretrained(args.adapter)
+    puzzles = sudoku.read_puzzles(FOLDER / "data" / "validation.txt")
+    log = Log(args.log)
+    for preset in args.presets:
+        for num_steps in BUDGETS:
+            for settings in TRIALS[preset]:
+                run_trial(log, model, puzzles, preset, num_steps, 0, settings)
+    if args.output:
+        best = {preset: {num_steps: _best(log, preset, num_steps) for num_steps in BUDGETS} for preset in TRIALS}
+        args.output.write_text(yaml.safe_dump(best, sort_keys=False), encoding="utf-8")
+
+
+def _best(log: Log, preset: str, num_steps: int) -> dict[str, Any]:
+    """The settings with the highest success; of equals, the first tried."""
+    tried = [log.find(preset=preset, num_steps=num_steps, seed=0, settings=settings) for settings in TRIALS[preset]]
+    return max(tried, key=lambda record: record["success"])["settings"]
+
+
+if __name__ == "__main__":
+    main()
