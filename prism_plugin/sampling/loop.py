@@ -19,7 +19,7 @@ from prism_plugin.errors import SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import Canvas, share_steps
 from prism_plugin.sampling.settings import SamplerSettings
-from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+from prism_plugin.types import PerRow, PerToken, Rows, TokenIds, TokenMask
 
 # What a rule that does not declare its `needs`, such as a lambda, is given. Not the probability of visible tokens: that
 # costs rows of the LM head.
@@ -66,13 +66,11 @@ class Progress:
     """Where every row stands. All tensors begin with the batch."""
 
     tokens: TokenIds
-    editable: TokenMask  # loses what follows an EOS
     commit_confidence: PerToken  # probability of the token when it was filled, 1 elsewhere
     quality: PerToken  # last quality seen of the token that stands there, NaN where it was not judged
     times_remasked: TokenIds
     block: PerRow
     step: PerRow  # within the block; equal to its number of steps when nothing is left to do
-    total: PerRow  # editable positions that were masked when the block began
     num_forward_passes: PerRow
     num_remasked: PerRow
     fault: PerRow  # 0, or the number of the sentence in `_FAULTS` that says what a rule did wrong
@@ -121,27 +119,24 @@ class Decoder:
             noise, uniforms = draw_noise(generator, rows, here.lengths, here.tokens.shape[1], self.settings.temperature > 0)
             view = self._look(here, before, noise, uniforms, needs, padded)
             reveal, remask, fault = self._decide(view)
-            written = self._write(replace(before, fault=fault), view, reveal, remask)
+            written = self._write(here, replace(before, fault=fault), view, reveal, remask)
             after = self._close(here, written, full_look=~view.masked.any(-1))
             if on_record is not None:
                 on_record(_record(number, canvas, progress, rows, after, view, reveal, remask))
             progress.put(rows, after)
             number += 1
-        self._require_sound(progress)
+        self._require_sound(canvas, progress)
         return progress
 
     def _begin(self, canvas: Canvas) -> Progress:
         none = torch.zeros_like(canvas.lengths)
-        total = (canvas.block_of == 0).sum(-1)
         start = Progress(
             tokens=canvas.tokens.clone(),
-            editable=canvas.editable.clone(),
             commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
             quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
             times_remasked=torch.zeros_like(canvas.tokens),
             block=none.clone(),
             step=none.clone(),
-            total=total,
             num_forward_passes=none.clone(),
             num_remasked=none.clone(),
             fault=none.clone(),
@@ -157,7 +152,7 @@ class Decoder:
 
     def _active(self, canvas: Canvas, progress: Progress) -> tuple[TokenMask, TokenMask]:
         """Split the active block of each row into what is masked and what is revealed."""
-        active = (canvas.block_of == progress.block.unsqueeze(-1)) & progress.editable
+        active = canvas.block_of == progress.block.unsqueeze(-1)
         is_mask = progress.tokens == self.model.mask_token_id
         return active & is_mask, active & ~is_mask
 
@@ -171,7 +166,7 @@ class Decoder:
         output = self.model(
             at.tokens,
             canvas.attention_mask if padded else None,
-            logits_at=index if index.numel() else None,
+            logits_at=index,
             with_quality="quality" in needs,
         )
         drawn = self._draw(output.logits, index, at.tokens, masked, uniforms, needs)
@@ -185,13 +180,13 @@ class Decoder:
             noise=noise,
             step=at.step,
             num_steps=self._block_steps(canvas, at),
-            total=at.total,
+            total=(masked | revealed).sum(-1),  # all of a block is masked when it begins
             **drawn,
         )
 
     def _draw(
         self,
-        rows: Tensor | None,
+        rows: Rows,
         index: Tensor,
         tokens: TokenIds,
         masked: TokenMask,
@@ -202,26 +197,25 @@ class Decoder:
         names = {"confidence"} | needs & {"entropy", "margin", "visible_confidence"}
         laid = {name: torch.zeros(tokens.shape, device=tokens.device) for name in names}
         candidates = tokens.clone()
-        if rows is not None:
-            at_mask = masked.flatten()[index]
-            if "visible_confidence" in needs:
-                visible = index[~at_mask]
-                laid["visible_confidence"].view(-1)[visible] = token_confidence(
-                    rows[~at_mask], tokens.flatten()[visible], forbidden_ids=self.forbidden_ids
-                )
-                rows, index = rows[at_mask], index[at_mask]
-            stats = draw_rows(
-                rows,
-                temperature=self.settings.temperature,
-                top_p=self.settings.top_p,
-                forbidden_ids=self.forbidden_ids,
-                uniforms=None if uniforms is None else uniforms.flatten()[index],
-                want_entropy="entropy" in needs,
-                want_margin="margin" in needs,
+        at_mask = masked.flatten()[index]
+        if "visible_confidence" in needs:
+            visible = index[~at_mask]
+            laid["visible_confidence"].view(-1)[visible] = token_confidence(
+                rows[~at_mask], tokens.flatten()[visible], forbidden_ids=self.forbidden_ids
             )
-            candidates.view(-1)[index] = stats.candidates
-            for name in laid.keys() - {"visible_confidence"}:
-                laid[name].view(-1)[index] = getattr(stats, name).float()
+            rows, index = rows[at_mask], index[at_mask]
+        stats = draw_rows(
+            rows,
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            forbidden_ids=self.forbidden_ids,
+            uniforms=None if uniforms is None else uniforms.flatten()[index],
+            want_entropy="entropy" in needs,
+            want_margin="margin" in needs,
+        )
+        candidates.view(-1)[index] = stats.candidates
+        for name in laid.keys() - {"visible_confidence"}:
+            laid[name].view(-1)[index] = getattr(stats, name).float()
         return {"candidates": candidates, **laid}
 
     def _decide(self, view: StepView) -> tuple[TokenMask, TokenMask, PerRow]:
@@ -238,11 +232,11 @@ class Decoder:
         fault = fault.masked_fill((remask & ~view.revealed).any(-1), 2)
         return reveal, remask, fault.masked_fill((reveal & ~view.masked).any(-1), 1)
 
-    def _write(self, at: Progress, view: StepView, reveal: TokenMask, remask: TokenMask) -> Progress:
+    def _write(self, canvas: Canvas, at: Progress, view: StepView, reveal: TokenMask, remask: TokenMask) -> Progress:
         changed = reveal | remask
         quality = at.quality
         if view.quality is not None:
-            judged = at.editable & (at.tokens != self.model.mask_token_id)
+            judged = canvas.editable & (at.tokens != self.model.mask_token_id)
             quality = torch.where(judged, view.quality, quality)
         return replace(
             at,
@@ -266,16 +260,14 @@ class Decoder:
         block = torch.where(closed, at.block + 1, at.block)
         if self.settings.eos_token_id is not None:
             is_eos = revealed & (at.tokens == self.settings.eos_token_id) & closed.unsqueeze(-1)
-            after_eos = at.editable & (is_eos.cumsum(-1) > is_eos.long())
+            after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
             block = torch.where(is_eos.any(-1), canvas.num_blocks, block)
             at = replace(
                 at,
                 tokens=at.tokens.masked_fill(after_eos, self.fill_id),
                 quality=at.quality.masked_fill(after_eos, float("nan")),
-                editable=at.editable & ~after_eos,
             )
-        size = ((canvas.block_of == block.unsqueeze(-1)) & at.editable).sum(-1)
-        at = replace(at, block=block, total=torch.where(closed, size, at.total), step=at.step.masked_fill(closed, 0))
+        at = replace(at, block=block, step=at.step.masked_fill(closed, 0))
         return replace(at, step=self._next_step(canvas, at))
 
     def _next_step(self, canvas: Canvas, at: Progress) -> PerRow:
@@ -284,10 +276,11 @@ class Decoder:
         Schedules are pure, so all steps of a block can be asked at once. A step that would grant nothing costs no forward.
         """
         masked, revealed = self._active(canvas, at)
-        masked_count, revealed_count, num_steps = masked.sum(-1), revealed.sum(-1), self._block_steps(canvas, at)
+        masked_count, revealed_count = masked.sum(-1), revealed.sum(-1)
+        num_steps = self._block_steps(canvas, at)
         horizon = self.settings.num_steps
         steps = torch.arange(horizon, device=num_steps.device).repeat(len(num_steps), 1)
-        rows = (num_steps, at.total, revealed_count)
+        rows = (num_steps, masked_count + revealed_count, revealed_count)
         budget = self.settings.schedule(steps.flatten(), *(row.repeat_interleave(horizon) for row in rows))
         grants = (budget.target.view_as(steps) > revealed_count.unsqueeze(-1)) & (masked_count > 0).unsqueeze(-1)
         if not isinstance(self.settings.remasking, NeverRemasking):
@@ -295,12 +288,12 @@ class Decoder:
         ahead = grants & (steps >= at.step.unsqueeze(-1))
         return torch.where(ahead, steps, horizon).amin(-1).minimum(num_steps)
 
-    def _require_sound(self, progress: Progress) -> None:
+    def _require_sound(self, canvas: Canvas, progress: Progress) -> None:
         fault = int(progress.fault.max())
         if fault:
             unmasking, remasking = _name(self.settings.unmasking), _name(self.settings.remasking)
             raise SamplingError(_FAULTS[fault].format(unmasking=unmasking, remasking=remasking))
-        left = (progress.editable & (progress.tokens == self.model.mask_token_id)).sum(-1)
+        left = (canvas.editable & (progress.tokens == self.model.mask_token_id)).sum(-1)
         if left.any():
             raise SamplingError(
                 f"mask tokens are left after the last step, {int(left.max())} in row {int(left.argmax())}: the schedule's "
@@ -368,11 +361,12 @@ def _record(
     def lay(part: Tensor, full: Tensor, outside: Tensor | float | bool) -> Tensor:
         return canvas.restore(full.index_put((rows,), part), outside).cpu()
 
-    nothing = torch.zeros_like(before.editable)
+    nothing = torch.zeros_like(canvas.editable)
     unknown = torch.full_like(before.quality, float("nan"))
     quality = None
     if view.quality is not None:
-        seen = before.editable[rows] & ~view.masked & (canvas.block_of[rows] <= before.block[rows].unsqueeze(-1))
+        begun = canvas.editable & (canvas.block_of <= before.block.unsqueeze(-1))
+        seen = begun[rows] & ~view.masked
         quality = lay(view.quality.masked_fill(~seen, float("nan")), unknown, float("nan"))
     return StepRecord(
         step=number,

@@ -1,10 +1,13 @@
 import pytest
 import torch
 
+from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
 from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 MASK = 31
+PROMPT, NEW = 4, 7  # lengths of prompts and of what is generated
 
 
 def build_model(tokenizer=None, **backbone):
@@ -66,3 +69,13 @@ def ragged():
             ids[number, columns], mask[number, columns] = torch.tensor(row, dtype=torch.long), 1
         layouts[side] = ids, mask
     return rows, layouts
+
+
+def confident(model, num_steps, num_remask=0, **settings):
+    rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)} if num_remask else {}
+    return RemaskingSampler(model, num_steps=num_steps, **rules, **settings)
+
+
+def sampled(model, num_steps, num_remask=2, **settings):
+    rules = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)}
+    return RemaskingSampler(model, num_steps=num_steps, temperature=1.0, **rules, **settings)

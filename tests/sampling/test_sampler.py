@@ -1,42 +1,25 @@
 """What holds for every sampler, and the comparison with the literal one."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK, build_model, generators, prompts
+from conftest import MASK, NEW, PROMPT, confident, generators, prompts, sampled
 from reference import sampler as reference
 
 from prism_plugin.core import (
-    ConfidenceUnmasking,
-    EntropyUnmasking,
     EvenSchedule,
     LoopSchedule,
     QualityRemasking,
     QualityThresholdRemasking,
     RandomRemasking,
-    RandomUnmasking,
     ThresholdUnmasking,
-    select_top,
 )
 from prism_plugin.sampling import PRESETS, RemaskingSampler
 
-PROMPT, NEW = 4, 7
 
-
-def confident(model, num_steps, num_remask=0, **settings):
-    rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)} if num_remask else {}
-    return RemaskingSampler(model, num_steps=num_steps, **rules, **settings)
-
-
-def sampled(model, num_steps, num_remask=2, **settings):
-    rules = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)}
-    return RemaskingSampler(model, num_steps=num_steps, temperature=1.0, **rules, **settings)
-
-
-@pytest.mark.parametrize("num_steps", [1, 3, 7, 12])
-@pytest.mark.parametrize("num_remask", [0, 1, 3])
+@pytest.mark.parametrize("num_steps", [1, 4, 12])
+@pytest.mark.parametrize("num_remask", [0, 2])
 @pytest.mark.parametrize("block_length", [None, 3])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_ragged_batch_equals_the_literal_sampler(model, ragged, num_steps, num_remask, block_length, side):
@@ -54,9 +37,13 @@ def test_a_ragged_batch_equals_the_literal_sampler(model, ragged, num_steps, num
     assert ours.num_remasked.tolist() == [remasked for _, _, remasked, _ in expected]
     assert (ours.quality is None) == (num_remask == 0)
     if num_remask:
-        assert ours.quality[:, :7].isnan().all()
-        seen = [[float("nan") if one is None else one for one in row[-NEW:]] for *_, row in expected]
-        torch.testing.assert_close(ours.quality[:, 7:], torch.tensor(seen), equal_nan=True)
+        _check_quality(ours.quality, [row for *_, row in expected])
+
+
+def _check_quality(quality, expected):
+    seen = [[float("nan") if one is None else one for one in row[-NEW:]] for row in expected]
+    assert quality[:, :7].isnan().all()
+    torch.testing.assert_close(quality[:, 7:], torch.tensor(seen), equal_nan=True)
 
 
 @pytest.mark.parametrize(("num_steps", "num_remask"), [(4, 0), (6, 2), (9, 1)])
@@ -71,24 +58,32 @@ def test_eos_ends_a_row_as_in_the_literal_sampler(model, ragged, num_steps, num_
         expected = [reference.sample(model, row, **settings, eos_token_id=eos, fill_id=0) for row in rows]
         assert ours.sequences[:, 7:].tolist() == [tokens[-NEW:] for tokens, *_ in expected]
         assert ours.num_forward_passes.tolist() == [forwards for _, forwards, *_ in expected]
+        if num_remask:
+            _check_quality(ours.quality, [row for *_, row in expected])
         stopped += (ours.num_forward_passes < num_steps).sum()
     assert stopped, "no row met an EOS before its last block; the case proves nothing"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_ragged_batch_equals_its_rows_with_one_generator_each(model, ragged, side):
-    rows, layouts = ragged
-    # a threshold makes rows finish at different looks, so that a row's draws would shift if they depended on the others
-    rules = {"unmasking": ThresholdUnmasking(0.5), "remasking": RandomRemasking(), "schedule": EvenSchedule(1)}
-    sampler = RemaskingSampler(model, num_steps=6, temperature=1.0, top_p=0.9, block_length=4, **rules)
-    ids, mask = layouts[side]
-    together = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(1, 2, 3, 4))
-    for number, row in enumerate(rows):
-        alone = sampler.sample(torch.tensor([row], dtype=torch.long), max_new_tokens=NEW, generator=generators(number + 1))
-        assert alone.sequences[0, len(row) :].tolist() == together.sequences[number, 7:].tolist()
-        assert alone.num_forward_passes[0] == together.num_forward_passes[number]
-    other = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(5, 6, 7, 8))
-    assert not torch.equal(other.sequences, together.sequences)
+@pytest.mark.parametrize("block_length", [None, 4])
+def test_a_ragged_batch_equals_its_rows_with_one_generator_each(model, ragged, side, block_length):
+    rows, (ids, mask) = ragged[0], ragged[1][side]
+    # a threshold makes rows finish at different looks: a row's draws must not shift when others are gone
+    rules = {"unmasking": ThresholdUnmasking(0.4), "temperature": 1.0, "top_p": 0.9}
+    early = RemaskingSampler(model, num_steps=NEW, block_length=block_length, **rules)
+    remasks = replace(early, remasking=RandomRemasking(), schedule=EvenSchedule(1))
+    for sampler in (early, remasks):
+        together = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(1, 2, 3, 4))
+        for number, row in enumerate(rows):
+            prompt = torch.tensor([row], dtype=torch.long)
+            alone = sampler.sample(prompt, max_new_tokens=NEW, generator=generators(number + 1))
+            assert alone.sequences[0, len(row) :].tolist() == together.sequences[number, 7:].tolist()
+            assert alone.num_forward_passes[0] == together.num_forward_passes[number]
+        other = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(5, 6, 7, 8))
+        assert not torch.equal(other.sequences, together.sequences)
+        if sampler is early:
+            # the first rows must finish before the last, or numbers of rows in the batch could stand in for theirs
+            assert together.num_forward_passes[:-1].min() < together.num_forward_passes[-1]
 
 
 def test_row_order_does_not_matter(model, ragged):
@@ -110,7 +105,7 @@ def test_the_same_generator_gives_the_same_output_and_another_does_not(model):
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-@pytest.mark.parametrize(("num_steps", "block_length"), [(1, None), (5, None), (9, None), (5, 3), (12, 2)])
+@pytest.mark.parametrize(("num_steps", "block_length"), [(1, None), (9, None), (5, 3), (12, 2)])
 @pytest.mark.parametrize("num_remask", [1, 3])
 def test_every_preset_keeps_what_it_must(counted, name, num_steps, block_length, num_remask):
     model, calls = counted
@@ -278,118 +273,3 @@ def test_remasking_stays_in_the_active_block(model):
     ]
     assert [block.nonzero()[:, 1].tolist() for block in blocks] == [[0, 0]] * 4 + [[1, 1]] * 4 + [[2, 2]] * 4
     assert sum(look.remasked.sum() for look in output.trace) > 0
-
-
-@pytest.mark.parametrize("temperature", [0.0, 5.0])
-def test_neither_mask_nor_padding_is_ever_drawn(text_model, temperature):
-    """Both are made the favourite; without the ban they would be drawn at once."""
-    bias = text_model.get_output_embeddings().bias
-    before = bias.detach().clone()
-    with torch.no_grad():
-        bias[[MASK, 0]] += 50
-    try:
-        sampler = RemaskingSampler(text_model, num_steps=3, temperature=temperature)
-        drawn = sampler.sample(prompts(8, PROMPT), max_new_tokens=NEW).sequences[:, PROMPT:]
-        ended = replace(sampler, eos_token_id=0).sample(prompts(8, PROMPT), max_new_tokens=NEW).sequences[:, PROMPT:]
-    finally:
-        with torch.no_grad():
-            bias.copy_(before)
-    assert not ((drawn == MASK) | (drawn == 0)).any()
-    assert (ended == 0).all(), "padding that ends an answer may be drawn"
-
-
-def test_a_lambda_works_and_sees_quality_entropy_and_margin(model):
-    seen = []
-
-    def watch(view, budget):
-        seen.append((view.quality is None, view.entropy is None, view.margin is None, view.visible_confidence is None))
-        return select_top(-view.quality, view.revealed, budget)
-
-    named = confident(model, 6, 2)
-    by_hand = replace(named, remasking=watch, unmasking=lambda view, budget: select_top(view.confidence, view.masked, budget))
-    ids = prompts(3, PROMPT)
-    assert torch.equal(by_hand.sample(ids, max_new_tokens=NEW).sequences, named.sample(ids, max_new_tokens=NEW).sequences)
-    assert set(seen) == {(False, False, False, True)}
-
-
-def test_visible_confidence_is_the_models_probability_of_the_token_that_stands_there(counted):
-    model, calls = counted
-    views = []
-
-    def watch(view, budget):
-        views.append(view)
-        return select_top(-view.visible_confidence, view.revealed, budget)
-
-    watch.needs = frozenset({"visible_confidence"})
-    sampler = RemaskingSampler(model, num_steps=6, remasking=watch, schedule=EvenSchedule(1))
-    trace = sampler.sample(prompts(1, PROMPT), max_new_tokens=NEW, return_trace=True).trace
-    assert calls["rows"] == [NEW] * 6
-    for view, look in zip(views, trace, strict=True):
-        probabilities, _ = reference.look(model, look.tokens_before[0].tolist())
-        expected = [
-            row[token] if revealed else 0.0
-            for row, token, revealed in zip(probabilities, look.tokens_before[0].tolist(), view.revealed[0], strict=True)
-        ]
-        torch.testing.assert_close(view.visible_confidence[0], torch.tensor(expected))
-
-
-def test_commit_confidence_is_the_probability_at_the_time_of_writing(model):
-    views = []
-
-    def watch(view, budget):
-        views.append(view)
-        return select_top(view.noise, view.revealed, budget)
-
-    sampler = sampled(model, 8, 1)
-    trace = replace(sampler, remasking=watch).sample(prompts(2, PROMPT), max_new_tokens=NEW, return_trace=True).trace
-    expected = torch.ones(2, PROMPT + NEW)
-    for view, look in zip(views, trace, strict=True):
-        torch.testing.assert_close(view.commit_confidence, expected, rtol=0, atol=0)
-        expected = torch.where(look.unmasked, look.confidence, expected).masked_fill(look.remasked, 1.0)
-
-
-def test_rules_that_need_figures_of_the_rows_get_them(model):
-    sampler = RemaskingSampler(model, num_steps=4, unmasking=EntropyUnmasking())
-    trace = sampler.sample(prompts(2, PROMPT), max_new_tokens=NEW, return_trace=True).trace
-    for look in trace:
-        for row in range(2):
-            probabilities, _ = reference.look(model, look.tokens_before[row].tolist())
-            entropy = torch.special.entr(torch.tensor(probabilities)).sum(-1)
-            masked = look.tokens_before[row] == MASK
-            best = entropy.masked_fill(~masked, torch.inf).argsort()[: int(look.unmasked[row].sum())]
-            assert sorted(best.tolist()) == look.unmasked[row].nonzero().flatten().tolist()
-
-
-def test_dropout_is_off_while_sampling_and_modes_come_back():
-    model = build_model(dropout=0.5)
-    model.train()
-    model.plain_backbone.bert.encoder.layer[0].eval()
-    modes = [module.training for module in model.modules()]
-    sampler, ids = confident(model, 4, 1), prompts(2, PROMPT)
-    first, second = (sampler.sample(ids, max_new_tokens=NEW).sequences for _ in range(2))
-    assert torch.equal(first, second)
-    assert [module.training for module in model.modules()] == modes
-
-    def fail(record):
-        raise RuntimeError("stop here")
-
-    with pytest.raises(RuntimeError, match="stop here"):
-        sampler.sample(ids, max_new_tokens=NEW, on_step=fail)
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_on_step_gets_the_records_of_the_trace_and_neither_is_made_unasked(model):
-    records = []
-    sampler, ids = confident(model, 3, 1), prompts(2, PROMPT)
-    output = sampler.sample(ids, max_new_tokens=NEW, on_step=records.append, return_trace=True)
-    assert all(one is other for one, other in itertools.zip_longest(records, output.trace))
-    assert sampler.sample(ids, max_new_tokens=NEW, on_step=records.append).trace is None
-    assert len(records) == 6
-
-
-def test_outputs_carry_no_gradient(model):
-    assert not confident(model, 3, 1).sample(prompts(1, PROMPT), max_new_tokens=3).quality.requires_grad
-
-
-def test_confidence_is_the_default_order(model):
-    assert RemaskingSampler(model, num_steps=2).unmasking == ConfidenceUnmasking()

@@ -130,9 +130,10 @@ def test_rules_that_break_their_contract_are_named(model, settings, words):
 
 def test_a_fault_stops_the_batch_at_once(counted):
     model, calls = counted
-    with pytest.raises(SamplingError, match="everything chose"):
-        RemaskingSampler(model, num_steps=3, unmasking=everything).sample(prompts(2, 3), max_new_tokens=3)
-    assert calls["batch"] == [2]
+    sampler = RemaskingSampler(model, num_steps=6, remasking=too_many, schedule=EvenSchedule(1))
+    with pytest.raises(SamplingError, match="too_many took back more"):
+        sampler.sample(prompts(2, 3), max_new_tokens=6)
+    assert calls["batch"] == [2] * 3  # one position is revealed after the first look, two after the second
 
 
 @pytest.mark.parametrize(
