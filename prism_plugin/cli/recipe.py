@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ _SECTIONS: dict[str, tuple[type, ...]] = {
 }
 
 
+# Fields that nothing would read: a single rule has no use for a weight, and Trainer leaves the others to the script.
+_UNREAD = {"objective.weight"} | {
+    f"training.{name}" for name in ("do_train", "do_eval", "do_predict", "resume_from_checkpoint")
+}
+
+
 def settings() -> dict[str, str]:
     """Every setting by its dotted name, `training.max_steps`, with its help."""
     found: dict[str, str] = {"objective.name": "Registered name of the objective."}
@@ -106,7 +113,7 @@ def settings() -> dict[str, str]:
         for cls in classes:
             found |= {f"{section}.{one.name}": one.metadata.get("help", "") for one in fields(cls) if one.init}
     found |= {f"attach.lora.{one.name}": one.metadata["help"] for one in fields(LoraSection)}
-    return {name: text for name, text in found.items() if name != "objective.weight"}
+    return {name: text for name, text in found.items() if name not in _UNREAD}
 
 
 def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
@@ -199,14 +206,10 @@ def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
     if isinstance(lora, Mapping):
         unknown += [f"attach.lora.{key}" for key in lora if f"attach.lora.{key}" not in known]
     if unknown:
-        sections = sorted({name.rpartition(".")[0] for name in unknown} - {""})
-        per_section = [
-            f"{s}: {', '.join(n.removeprefix(s + '.') for n in known if n.rpartition('.')[0] == s)}" for s in sections
-        ]
+        near = {name: get_close_matches(name, known, n=1) for name in unknown}
+        told = [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in sorted(unknown)]
         raise UnknownKeyError(
-            f"{path}: nothing reads {', '.join(sorted(unknown))}; sections are {', '.join(_SECTIONS)}"
-            + "".join(f"; known in {one}" for one in per_section if not one.startswith("training"))
-            + ("; training takes the fields of PrismTrainingArguments." if "training" in sections else ".")
+            f"{path}: nothing reads {', '.join(told)}; the sections are {', '.join(_SECTIONS)}, and --help lists what is in them."
         )
 
 

@@ -20,6 +20,7 @@ from prism_plugin.cli.recipe import AttachSection, DataSection, Recipe, load_rec
 from prism_plugin.data import fingerprint, prepare_rows, read_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.persistence import CONFIG_FILE
 from prism_plugin.training import PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint, remove
 
@@ -35,17 +36,24 @@ _FREE = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options: the recipe, and every setting of it by its dotted name, or its last part if that is clear."""
     parser.allow_abbrev = False
+    parser.usage = "%(prog)s --recipe FILE [--fresh] [--json] [--SETTING VALUE ...]"
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file with the sections backbone, data, attach, ...")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in output_dir and start over")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and the rest on stderr")
     known = settings()
     last_parts = Counter(name.rpartition(".")[2] for name in known)
-    group = parser.add_argument_group("settings of the recipe", "a value is YAML: --max_steps 10 --attach.lora.r 4 --bf16 true")
+    group = parser.add_argument_group("settings of the recipe", "a value is YAML, true when left out: --max_steps 10 --bf16")
     for name, text in known.items():
         last = name.rpartition(".")[2]
         flags = [f"--{name}"] + ([f"--{last}"] if last_parts[last] == 1 and last not in ("recipe", "fresh", "json") else [])
         group.add_argument(
-            *flags, dest=f"recipe:{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text.replace("%", "%%")
+            *flags,
+            dest=f"recipe:{name}",
+            metavar="VALUE",
+            nargs="?",
+            const="true",
+            default=argparse.SUPPRESS,
+            help=text.replace("%", "%%"),
         )
 
 
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             summary, is_main = _train(args)
-    except PrismError as error:
+    except (PrismError, ImportError) as error:  # a tracker or an optimizer may need a package that is not installed
         print(f"prism-plugin train: {error}", file=sys.stderr)
         return 2
     if is_main:
@@ -156,13 +164,13 @@ def _lora(attach: AttachSection) -> LoraConfig | None:
 def _refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
     """Refuse to go on with, or to write over, what another recipe or other data made."""
     file = output_dir / RUN_FILE
-    if not file.exists():
-        if last_checkpoint(output_dir) is not None:
-            raise ConfigurationError(
-                f"{output_dir} holds checkpoints but no {RUN_FILE} that says which recipe they are from; choose another "
-                "`output_dir`, or delete them with --fresh."
-            )
+    if last_checkpoint(output_dir) is None and not (output_dir / CONFIG_FILE).exists():
         return
+    if not file.exists():
+        raise ConfigurationError(
+            f"{output_dir} holds a trained head but no {RUN_FILE} that says which recipe it is from; choose another "
+            "`output_dir`, or write over it with --fresh."
+        )
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         different = [name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]]

@@ -14,6 +14,9 @@ _FIXED = {
     "label_names": (None, "the objective has no `labels`"),
     "prediction_loss_only": (False, "evaluation measures the quality head's predictions"),
     "batch_eval_metrics": (False, "the quality's AUROC is not a mean over batches"),
+    "eval_do_concat_batches": (True, "the quality's AUROC is not a mean over batches"),
+    "use_liger_kernel": (False, "its kernels are for transformers' own classes, which a PrismModel is not"),
+    "neftune_noise_alpha": (None, "noise on the embeddings would reach the drafts, which must be what the sampler would write"),
     "train_sampling_strategy": ("random", "the order of rows must be a function of the seed and the epoch alone"),
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 
@@ -103,8 +103,20 @@ class PrismTrainer(Trainer):
                     f"Resuming needs a whole checkpoint in {self.args.output_dir}, found none; start afresh."
                 )
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        checkpoint = str(self.resumed_from) if self.resumed_from else None
-        return super().train(checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        if self.resumed_from is None:
+            return super().train(None, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        finished = self._finished_state(self.resumed_from)
+        if finished is None:
+            return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        load_weights(self.prism_model, self.resumed_from)
+        self.state = finished
+        return TrainOutput(finished.global_step, float("nan"), {})
+
+    def _finished_state(self, checkpoint: Path) -> TrainerState | None:
+        """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""
+        state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return state if state.global_step >= max_steps else None
 
     # ---- stations 7 to 11: two looks, one backward ----
 
@@ -184,7 +196,7 @@ class PrismTrainer(Trainer):
             chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
                 raise ConfigurationError(
-                    f"`optim: {self.args.optim}` chooses its own parameter groups, so the head cannot have its learning rate; "
+                    f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning rate; "
                     "use another, such as adamw_torch."
                 )
             # Trainer puts `params` in place of its own groups, as it does for GaLore.

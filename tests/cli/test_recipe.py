@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+
+from prism_plugin.cli.recipe import load_recipe, settings
+from prism_plugin.errors import ConfigurationError, UnknownKeyError
+
+RECIPE = """
+backbone: {path: ./backbone}
+data: {path: ./rows.txt}
+attach: {lora: {r: 2}}
+objective: {num_drafted: 3}
+training: {output_dir: run, learning_rate: 1e-4, save_strategy: no}
+"""
+
+
+def load(tmp_path, text=RECIPE, **overrides):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    return load_recipe(file, {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def test_a_recipe_becomes_typed_sections(tmp_path):
+    recipe = load(tmp_path)
+    assert recipe.training["learning_rate"] == 1e-4, "PyYAML reads this as text"
+    assert recipe.training["save_strategy"] == "no", "PyYAML reads this as false"
+    assert recipe.attach.lora.r == 2
+    assert recipe.objective == {"name": "prism", "num_drafted": 3}
+
+
+def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeypatch):
+    recipe = load(tmp_path)
+    assert Path(recipe.data.path) == tmp_path / "rows.txt"
+    assert Path(recipe.training["output_dir"]) == tmp_path / "run"
+    assert load(tmp_path, RECIPE.replace("./backbone", "owner/name")).backbone.path == "owner/name"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert Path(load(tmp_path, training__output_dir="mine").training["output_dir"]) == elsewhere / "mine"
+
+
+def test_settings_of_the_command_line_win(tmp_path):
+    recipe = load(tmp_path, training__max_steps="7", attach__lora__r="4", objective__share="[0.1, 0.5]", attach__head="linear")
+    assert recipe.training["max_steps"] == 7
+    assert recipe.attach.lora.r == 4
+    assert recipe.objective["share"] == [0.1, 0.5]
+    assert recipe.attach.head == "linear"
+    assert load(tmp_path, attach__lora="null").attach.lora is None
+
+
+def test_unknown_keys_are_refused_all_at_once(tmp_path):
+    text = RECIPE + "extra: {a: 1}\n"
+    text = (
+        text.replace("{r: 2}", "{rank: 2}").replace("num_drafted: 3", "num_draftd: 3").replace("output_dir: run", "max_stps: 1")
+    )
+    with pytest.raises(UnknownKeyError) as caught:
+        load(tmp_path, text)
+    for name in (
+        "extra",
+        "attach.lora.rank",
+        "objective.num_draftd (did you mean objective.num_drafted?)",
+        "training.max_stps",
+    ):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("{path: ./rows.txt}", "{}"), "recipe.yaml: data needs path; add it"),
+        (("output_dir: run", "seed: 1"), "training needs `output_dir`, the folder for checkpoints"),
+        (("1e-4", "fast"), "training: `learning_rate` must be float, found 'fast'"),
+        (("{r: 2}", "{r: 0}"), "`r` of LoRA must be at least 1, got 0"),
+        (("{r: 2}", "{r: 2, dropout: 1.0}"), r"`dropout` of LoRA must be in \[0, 1\), got 1.0"),
+        (("{r: 2}", "7"), "attach.lora is a mapping of settings, found 7"),
+        (("{path: ./rows.txt}", "{path: a, eval_share: 2.0}"), "`eval_share` must lie strictly between 0 and 1, got 2.0"),
+        (("{path: ./rows.txt}", "{path: a, eval_share: 0.1, eval_path: b}"), "Evaluation rows come from `eval_share`, or from"),
+        (("{path: ./rows.txt}", "{path: a, pads: masked}"), "`pads` must be .*ignored.*, found 'masked'"),
+        (("num_drafted: 3", "num_drafted: 3, num_drafted: 4"), "num_drafted given twice"),
+        (("{num_drafted: 3}", "[3]"), "a recipe is a mapping of sections"),
+        (("{num_drafted: 3}", "{num_drafted: 3"), "is not valid YAML"),
+    ],
+)
+def test_bad_recipes_are_one_sentence(tmp_path, change, words):
+    with pytest.raises(ConfigurationError, match=words):
+        load(tmp_path, RECIPE.replace(*change))
+
+
+def test_a_recipe_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"The recipe .*none.yaml cannot be read"):
+        load_recipe(tmp_path / "none.yaml", {})
+
+
+def test_every_setting_has_a_help_text():
+    missing = [name for name, text in settings().items() if not text and not name.startswith(("training.", "objective."))]
+    assert missing == []
+    assert len(settings()) > 100

@@ -1,0 +1,96 @@
+import argparse
+import json
+
+import datasets
+import pytest
+import torch
+import yaml
+
+from prism_plugin.cli import train
+from prism_plugin.modeling import PrismModel
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    torch.manual_seed(0)
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    (tmp_path / "rows.txt").write_text("\n".join("abcd" * (2 + index % 3) for index in range(12)))
+    content = {
+        "backbone": {"path": "backbone"},
+        "data": {"path": "rows.txt", "eval_share": 0.25},
+        "attach": {"lora": {"r": 2}},
+        "objective": {"num_drafted": 2},
+        "training": {
+            "output_dir": "run", "max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 2,
+            "use_cpu": True, "disable_tqdm": True,
+        },
+    }  # fmt: skip
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def run(recipe, *options):
+    parser = argparse.ArgumentParser(prog="prism-plugin train")
+    train.add_arguments(parser)
+    return train.run(parser.parse_args(["--recipe", str(recipe), *options]))
+
+
+def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path, capsys):
+    assert run(recipe, "--json", "--max_steps", "2") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["steps"] == 2
+    assert {"loss", "quality_loss", "diffusion_loss", "base_rate", "eval_quality_loss", "eval_quality_ece"} <= set(printed)
+    model = PrismModel.from_pretrained(tmp_path / "run")
+    assert model.prism_config.objective["drafts"][0]["num_drafted"] == 2
+
+
+def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):
+    assert run(recipe) == 0
+    assert run(recipe, "--learning_rate", "1e-3") == 2
+    assert "run belongs to another run, which differs in training.learning_rate; choose another" in capsys.readouterr().err
+    (tmp_path / "rows.txt").write_text("abc\n" * 12)
+    assert run(recipe) == 2
+    assert "differs in data, eval_data" in capsys.readouterr().err
+    assert run(recipe, "--fresh", "--save_steps", "3") == 0
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    (tmp_path / "run" / "run.json").unlink()
+    assert run(recipe) == 2
+    assert "holds a trained head but no run.json that says which recipe it is from" in capsys.readouterr().err
+    (tmp_path / "run" / "run.json").write_text("{")
+    assert run(recipe) == 2
+    assert "run.json must say which recipe made this folder, but cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num_drafted", "0"], "`num_drafted` of DraftRule must be an integer of at least 1"),
+        (["--data.path", "none.txt"], "none.txt"),
+        (["--backbone.path", "./nowhere"], "must be a folder with a transformers model"),
+        (["--backbone.dtype", "float99"], "`backbone.dtype` must be a torch dtype such as bfloat16, found 'float99'"),
+        (["--mask_token_id", "99"], "99"),
+        (["--optim", "best"], "training: best is not a valid OptimizerNames"),
+        (["--eval_strategy", "steps", "--eval_share", "null"], "`eval_strategy: steps` needs `data.eval_share`"),
+        (["--eval_share", "0.99"], "`eval_share` 0.99 of 12 rows leaves none to train on"),
+        (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
+        (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(recipe, tmp_path, capsys, options, words):
+    assert run(recipe, *options) == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prism-plugin train: ")]
+    assert len(message) == 1
+    assert words in message[0]
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_an_unknown_option_is_refused_and_names_are_not_guessed(recipe, capsys):
+    for option in ("--max_step", "--no_such_setting"):
+        with pytest.raises(SystemExit) as caught:
+            run(recipe, option, "3")
+        assert caught.value.code == 2
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err

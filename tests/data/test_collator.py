@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from prism_plugin.data import PrismCollator
+from prism_plugin.errors import ConfigurationError
+
+ROWS = [
+    {"example_id": 7, "input_ids": [3, 4, 5], "maskable": [False, True, True]},
+    {"example_id": 2, "input_ids": [6], "maskable": [True]},
+]
+
+
+def test_rows_are_padded_on_the_right():
+    batch = PrismCollator(pad_token_id=9)(ROWS)
+    assert batch.keys() == {"input_ids", "attention_mask", "maskable", "example_id"}
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [6, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["maskable"].tolist() == [[False, True, True], [True, False, False]]
+    assert batch["example_id"].tolist() == [7, 2]
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == batch["example_id"].dtype == torch.int64
+
+
+def test_the_length_can_be_rounded_up():
+    assert PrismCollator(pad_token_id=0, pad_to_multiple_of=4)(ROWS)["input_ids"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pad_token_id": -1}, "`pad_token_id` must not be negative, got -1"),
+        ({"pad_token_id": 0, "pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        PrismCollator(**settings)

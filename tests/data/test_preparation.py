@@ -1,0 +1,175 @@
+import datasets
+import pytest
+
+from prism_plugin.data import DataSettings, check_prepared, fingerprint, prepare_rows
+from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.testing import tiny_tokenizer
+
+MASK, EOS = 31, 1
+CHAT = (
+    "{% for m in messages %}{{ m.role[0] }}.{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a.{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def prepare(rows, tokenizer=None, **settings):
+    return list(prepare_rows(rows, tokenizer, mask_token_id=MASK, settings=DataSettings(**settings)))
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_text_is_maskable_as_a_whole(tokenizer):
+    first, second = prepare([{"text": "ab"}, {"text": "c."}], tokenizer)
+    assert first == {"example_id": 0, "input_ids": ids(tokenizer, "ab"), "maskable": [True, True]}
+    assert second["example_id"] == 1
+
+
+def test_special_tokens_that_the_tokenizer_adds_are_not_maskable(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[EOS] [EOS] $A [EOS]", special_tokens=[("[EOS]", EOS)]
+    )
+    (row,) = prepare([{"text": "ab"}], tokenizer)
+    assert row["input_ids"] == [EOS, EOS, *ids(tokenizer, "ab"), EOS]
+    assert row["maskable"] == [False, False, True, True, False]
+    (row,) = prepare([{"prompt": "a", "completion": "bc"}], tokenizer, append_eos=True)
+    assert row["input_ids"] == [EOS, EOS, *ids(tokenizer, "abc"), EOS, EOS]
+    assert row["maskable"] == [False, False, False, True, True, True, False]
+
+
+def test_only_the_completion_is_maskable(tokenizer):
+    (row,) = prepare([{"prompt": "abc", "completion": "de"}], tokenizer)
+    assert row["input_ids"] == ids(tokenizer, "abcde")
+    assert row["maskable"] == [False, False, False, True, True]
+
+
+def test_only_the_last_message_is_maskable(tokenizer):
+    tokenizer.chat_template = CHAT
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "yz"},
+    ]
+    (row,) = prepare([{"messages": chat}], tokenizer)
+    turns = ("u.hi", "a.ho", "u.x", "a.yz")
+    assert row["input_ids"] == [token for turn in turns for token in (*ids(tokenizer, turn), EOS)]
+    assert sum(row["maskable"]) == 3
+    assert row["maskable"][-3:] == [True, True, True]
+
+
+def test_tokenised_rows_take_labels_or_maskable_or_neither():
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}]
+    assert prepare(rows)[0]["maskable"] == [False, True, True]
+    assert prepare([{"input_ids": [3, 4], "maskable": [False, True]}])[0]["maskable"] == [False, True]
+    assert prepare([{"input_ids": [3, 4]}])[0]["maskable"] == [True, True]
+
+
+def test_columns_are_renamed_and_others_ignored(tokenizer):
+    (row,) = prepare([{"content": "ab", "url": "x"}], tokenizer, columns={"text": "content"})
+    assert row["input_ids"] == ids(tokenizer, "ab")
+
+
+def test_long_rows_are_cut_dropped_or_refused(tokenizer):
+    rows = [{"text": "abcdef"}, {"text": "ab"}]
+    assert [len(row["input_ids"]) for row in prepare(rows, tokenizer, max_length=4)] == [4, 2]
+    dropped = prepare(rows, tokenizer, max_length=4, overlong="drop")
+    assert [row["example_id"] for row in dropped] == [1]
+    with pytest.raises(DataFormatError, match="Row 0 has 6 tokens, more than `max_length` 4"):
+        prepare(rows, tokenizer, max_length=4, overlong="error")
+    with pytest.raises(DataFormatError, match="All 2 rows are longer than `max_length` 1; raise it"):
+        prepare(rows, tokenizer, max_length=1, overlong="drop")
+
+
+def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
+    rows = [{"prompt": "a", "completion": "bc"}, {"prompt": "abcd", "completion": "ef"}]
+    short, long = prepare(rows, tokenizer, pads="supervised", max_length=5)
+    assert short["input_ids"] == [*ids(tokenizer, "abc"), EOS, EOS]
+    assert short["maskable"] == [False, True, True, True, True]
+    assert long["maskable"] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "The data holds no row"),
+        ([{"body": "ab"}], r"Rows need the columns text or prompt\+completion or messages or input_ids.*found none in body"),
+        ([{"text": "ab", "input_ids": [3]}], "found several of them in text, input_ids"),
+        ([{"text": "ab"}, {"text": None}], "Row 1: `text` must be text, found NoneType"),
+        ([{"text": "ab"}, {"text": ""}], "Row 1 is empty; remove it"),
+        ([{"text": ""}], "Row 0: the text must give at least one token, found ''"),
+        ([{"text": "a[MASK]b"}], r"Row 0: data must not contain the mask token \(id 31\); it does"),
+        ([{"prompt": "abc", "completion": ""}, {"prompt": "a", "completion": "b"}], "Row 0: the text must give at least one"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "abc", "completion": ""}], "Row 1: nothing may be masked in its 3"),
+        ([{"input_ids": [3, 4], "labels": [3]}], "Row 0: 2 `input_ids` need as many labels, found 1"),
+        ([{"input_ids": [3, 4], "labels": [3, 5]}], "Row 0: a label must be its token's id, or -100 where not maskable"),
+        ([{"input_ids": [3], "labels": [3], "maskable": [True]}], "Row 0: give `labels` or `maskable`, not both"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], "Row 0: `messages` must end with a message whose role is assist"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tokenizer, rows, words):
+    tokenizer.chat_template = CHAT
+    with pytest.raises(DataFormatError, match=words):
+        prepare(rows, tokenizer)
+
+
+def test_a_template_that_rewrites_the_conversation_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}"
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokenizer.chat_template = "{{ messages[-1].content }}{% if add_generation_prompt %}z{% endif %}"
+    with pytest.raises(DataFormatError, match="the chat template must write the conversation as the prompt followed by"):
+        prepare([{"messages": chat}], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_length": 0}, "`max_length` must be at least 1, got 0"),
+        ({"overlong": "cut"}, "`overlong` must be one of truncate, drop, error, got 'cut'"),
+        ({"overlong": "drop"}, "`overlong: drop` compares rows with `max_length`, which is not set"),
+        ({"pads": "masked"}, "`pads` must be one of ignored, supervised, got 'masked'"),
+        ({"pads": "supervised"}, "`pads: supervised` fills rows to `max_length`, which is not set"),
+        ({"columns": {"txt": "content"}}, "`columns` may rename completion, .*; found txt"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        DataSettings(**settings)
+
+
+def test_what_the_tokenizer_lacks_is_said(tokenizer):
+    with pytest.raises(ConfigurationError, match="Rows of kind `text` need a tokenizer, found none"):
+        prepare([{"text": "ab"}])
+    with pytest.raises(ConfigurationError, match="Rows with `messages` need a tokenizer with a chat template"):
+        prepare([{"messages": [{"role": "assistant", "content": "a"}]}], tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigurationError, match="`append_eos` needs the tokenizer's EOS token"):
+        prepare([{"text": "ab"}], tokenizer, append_eos=True)
+
+
+def test_renaming_must_find_its_columns(tokenizer):
+    with pytest.raises(DataFormatError, match="The data has no column body; it has text"):
+        prepare([{"text": "ab"}], tokenizer, columns={"text": "body"})
+    with pytest.raises(DataFormatError, match="The data already has a column text"):
+        prepare([{"text": "ab", "body": "c"}], tokenizer, columns={"text": "body"})
+
+
+def test_rows_that_are_not_prepared_are_refused():
+    with pytest.raises(DataFormatError, match="`input_ids` and `maskable` of a row must be equally long, found 2 and 1"):
+        check_prepared({"example_id": 0, "input_ids": [1, 2], "maskable": [True]}, "rows")
+
+
+def test_the_fingerprint_is_one_of_contents():
+    rows = [{"input_ids": [3, 4]}, {"input_ids": [5]}]
+    one = prepare_rows(rows, mask_token_id=MASK)
+    assert fingerprint(one) == fingerprint(datasets.concatenate_datasets([one.select([0]), one.select([1])]))
+    assert fingerprint(one) != fingerprint(prepare_rows(rows[::-1], mask_token_id=MASK))
+    assert fingerprint(one) != fingerprint(prepare_rows([{"input_ids": [3]}, {"input_ids": [4, 5]}], mask_token_id=MASK))

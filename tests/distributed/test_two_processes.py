@@ -1,0 +1,41 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate", "learning_rate", "head_learning_rate")
+
+
+def launch(bench, recipe, output_dir, *options, processes):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--multi_gpu", "--num_processes", "2"] if processes == 2 else ["--num_processes", "1", "--cpu"]
+    command = [*launcher, "-m", "prism_plugin.cli.train", "--recipe", str(recipe), "--output_dir", str(output_dir), *options]
+    done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    state = json.loads((output_dir / "checkpoint-10" / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "quality_loss" in log]
+    weights = load_file(output_dir / "adapter_model.safetensors") | load_file(output_dir / "quality_head.safetensors")
+    return logs, weights, done.stdout
+
+
+@pytest.mark.multiprocess
+def test_two_processes_equal_one(bench):
+    recipe = bench.write_recipe(bench.directory, logging_steps=1)
+    backbone_config = bench.directory / "backbone" / "config.json"
+    settings = json.loads(backbone_config.read_text())  # dropout draws per process, so it cannot be the same on two
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    backbone_config.write_text(json.dumps(settings))
+    one, one_weights, _ = launch(bench, recipe, bench.directory / "one", "--eval_share", "0.2", processes=1)
+    two, two_weights, printed = launch(
+        bench, recipe, bench.directory / "two", "--eval_share", "0.2", "--per_device_train_batch_size", "2", "--json",
+        processes=2,
+    )  # fmt: skip
+    assert len(one) == 10
+    for first, second in zip(one, two, strict=True):
+        assert [first[key] for key in LEARNT] == pytest.approx([second[key] for key in LEARNT], rel=1e-4)
+    for name in one_weights:
+        torch.testing.assert_close(two_weights[name], one_weights[name], atol=1e-4, rtol=1e-3)
+    assert json.loads(printed)["steps"] == 10, "only the main process may print"

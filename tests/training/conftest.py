@@ -1,0 +1,74 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from prism_plugin.data import PrismCollator
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.training import PrismTrainer, PrismTrainingArguments
+
+MASK = 31
+
+
+def build_model(*, lora=True, tokenizer=None, dropout=0.0, **config):
+    """A tiny real BERT that listens to its input, so that mistakes in what it is shown do not hide."""
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=2, init_lora_weights=False, target_modules=["query", "value"]) if lora else None
+    model = attach_quality_head(
+        tiny_backbone(dropout=dropout), PrismConfig(mask_token_id=MASK, **config), lora=adapter, tokenizer=tokenizer
+    )
+    with torch.no_grad():
+        for parameter in model.quality_head.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+        for parameter in model.plain_backbone.bert.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+        model.get_output_embeddings().bias[3:7] += 6  # the tokens of `make_rows`, so that some drafts are right
+    return model
+
+
+def make_rows(count, seed=0):
+    """Prepared rows of different length, with a prompt of two tokens that may not be masked."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(count):
+        length = 5 + index % 7
+        ids = torch.randint(3, 7, (length,), generator=generator).tolist()
+        rows.append({"example_id": index, "input_ids": ids, "maskable": [False, False] + [True] * (length - 2)})
+    return rows
+
+
+def make_trainer(directory, *, model=None, objective=None, rows=None, eval_rows=None, **arguments):
+    settings = {
+        "output_dir": str(directory),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    } | arguments
+    return PrismTrainer(
+        model or build_model(),
+        PrismTrainingArguments(**settings),
+        objective=objective,
+        train_dataset=make_rows(16) if rows is None else rows,
+        eval_dataset=eval_rows,
+    )
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """What the tests of this folder build with."""
+    return SimpleNamespace(
+        mask=MASK,
+        build_model=build_model,
+        make_rows=make_rows,
+        make_trainer=make_trainer,
+        collate=PrismCollator(pad_token_id=0),
+        tokenizer=tiny_tokenizer(),
+    )

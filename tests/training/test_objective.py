@@ -1,0 +1,181 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from reference import training as reference
+
+from prism_plugin.core.drafting import DraftRule
+from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
+from prism_plugin.training import PrismObjective, get_objective, objective_to_dict
+
+MIXTURE = (
+    DraftRule(num_drafted=2),
+    DraftRule(num_drafted=None, share=(0.3, 0.9), num_looks=3, positions="confidence", temperature=0.7),
+    DraftRule(num_drafted=3, positions="semi_autoregressive", window=3, tokens="nucleus", top_p=0.8, weight=0.5),
+    DraftRule(num_drafted=4, num_looks=2, tokens="argmax", weight=2.0),
+)
+
+
+def run(model, rows, lab, objective, *, seed=5, epoch=2):
+    return objective.step(model, lab.collate(rows), epoch=epoch, seed=seed, unwrapped=model)
+
+
+@pytest.mark.parametrize("rules", [MIXTURE[:1], MIXTURE[1:2], MIXTURE[2:3], MIXTURE[3:], MIXTURE], ids=len)
+@pytest.mark.parametrize("num_drafts", [1, 2])
+def test_the_step_is_the_papers_row_by_row(lab, rules, num_drafts):
+    model, rows = lab.build_model(), lab.make_rows(8)
+    objective = PrismObjective(drafts=rules, num_drafts=num_drafts, t_min=0.2, t_max=0.9)
+
+    @torch.no_grad()
+    def look(ids):
+        output = model(torch.tensor([ids]), logits_at=torch.ones(1, len(ids), dtype=torch.bool))
+        return output.logits.tolist(), output.quality_logits[0].tolist()
+
+    quality, diffusion = reference.step(
+        look,
+        [(row["example_id"], row["input_ids"], row["maskable"]) for row in rows],
+        rules,
+        mask_token_id=lab.mask,
+        num_drafts=num_drafts,
+        t_range=(0.2, 0.9),
+        seed=5,
+        epoch=2,
+    )
+    losses = run(model, rows, lab, objective).losses
+    assert losses.quality_loss.item() == pytest.approx(quality, rel=1e-4)
+    assert losses.diffusion_loss.item() == pytest.approx(diffusion, rel=1e-4)
+    assert losses.loss.item() == pytest.approx(quality + 0.5 * diffusion, rel=1e-4)
+
+
+def gradients(model, batches, lab, objective):
+    model.zero_grad()
+    for rows in batches:
+        (run(model, rows, lab, objective).losses.loss / len(batches)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_eight_micro_batches_of_one_row_give_the_gradient_of_one_batch(lab):
+    model, rows = lab.build_model(), lab.make_rows(8)
+    objective = PrismObjective(drafts=MIXTURE, num_drafts=2, t_min=0.1)
+    whole = gradients(model, [rows], lab, objective)
+    split = gradients(model, [[row] for row in rows], lab, objective)
+    assert whole.keys() == split.keys()
+    assert len(whole) > 8
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], atol=2e-5, rtol=1e-4)
+
+
+def test_wider_padding_and_row_order_change_nothing(lab):
+    model, rows = lab.build_model(), lab.make_rows(6)
+    objective = PrismObjective(drafts=MIXTURE, t_min=0.1)
+    plain = run(model, rows, lab, objective).losses
+    wide = dataclasses.replace(lab.collate, pad_to_multiple_of=20)(rows[::-1])
+    padded = objective.step(model, wide, epoch=2, seed=5, unwrapped=model).losses
+    assert padded.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
+    assert padded.num_judged == plain.num_judged
+
+
+def test_seed_and_epoch_are_the_keys_of_the_noise(lab):
+    model, rows = lab.build_model(), lab.make_rows(6)
+    objective = PrismObjective(t_min=0.1)
+    first = run(model, rows, lab, objective).losses.loss.item()
+    assert run(model, rows, lab, objective).losses.loss.item() == first
+    assert run(model, rows, lab, objective, epoch=3).losses.loss.item() != first
+    assert run(model, rows, lab, objective, seed=6).losses.loss.item() != first
+
+
+def test_drafts_fill_masks_with_real_tokens_and_touch_nothing_else(lab):
+    model, rows = lab.build_model(), lab.make_rows(12)
+    with torch.no_grad():
+        model.get_output_embeddings().bias[lab.mask] = 100.0  # the model would say the mask if it were allowed to
+    batch = lab.collate(rows)
+    seen = []
+    hook = model.plain_backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
+    )
+    output = PrismObjective(drafts=(DraftRule(num_drafted=3),), t_min=0.5).step(model, batch, epoch=0, seed=0, unwrapped=model)
+    hook.remove()
+    noised, draft = seen
+    labelled = output.labels.labelled
+    assert (draft[labelled] != lab.mask).all()
+    assert (noised[labelled] == lab.mask).all()
+    assert torch.equal(draft[~labelled], noised[~labelled])
+    assert not (labelled & ~batch["maskable"]).any()
+    assert labelled.sum(-1).tolist() == (noised == lab.mask).sum(-1).clamp(max=3).tolist()
+
+
+def test_a_row_with_nothing_masked_counts_as_zero(lab):
+    model, rows = lab.build_model(), lab.make_rows(2)
+    losses = run(model, rows, lab, PrismObjective(t_min=1e-9, t_max=1e-9)).losses
+    assert losses.loss.item() == 0
+    assert losses.num_judged == 0
+    losses.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_dropout_is_off_where_drafts_come_from_and_on_where_they_are_judged(lab):
+    model, rows = lab.build_model(dropout=0.5).train(), lab.make_rows(8)
+    outputs = [run(model, rows, lab, PrismObjective(drafts=MIXTURE, t_min=0.1)) for _ in range(2)]
+    assert torch.equal(outputs[0].rows, outputs[1].rows)
+    assert torch.equal(outputs[0].labels.targets, outputs[1].labels.targets)
+    assert not torch.equal(outputs[0].quality_logits, outputs[1].quality_logits)
+
+
+def test_without_diffusion_weight_only_the_second_look_has_a_gradient(lab):
+    model, rows = lab.build_model(lora=False), lab.make_rows(4)
+    output = run(model, rows, lab, PrismObjective(diffusion_weight=0.0, t_min=0.1))
+    assert not output.rows.requires_grad
+    assert output.losses.loss.requires_grad
+    assert output.losses.diffusion_loss > 0
+
+
+def test_no_vocabulary_row_is_computed_in_the_second_look(lab):
+    model, rows = lab.build_model(), lab.make_rows(4)
+    counts = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: counts.append(out.numel() // 32))
+    output = run(model, rows, lab, PrismObjective(num_drafts=3, t_min=0.5))
+    hook.remove()
+    assert counts == [len(output.row_index), 0]
+
+
+def test_objectives_are_built_by_name_and_written_down():
+    short = get_objective("prism", num_drafted=4, positions="confidence", diffusion_weight=5.0)
+    assert short == PrismObjective(drafts=(DraftRule(num_drafted=4, positions="confidence"),), diffusion_weight=5.0)
+    mixed = get_objective("prism", drafts=[{"share": [0.1, 0.5], "num_looks": 2}, {"num_drafted": 2}], num_drafts=2)
+    written = json.loads(json.dumps(objective_to_dict(mixed)))
+    assert get_objective(**written) == mixed
+    assert written["drafts"][0]["share"] == [0.1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"name": "prysm"}, UnknownNameError, "Did you mean 'prism'"),
+        (
+            {"name": "prism", "num_draftd": 2},
+            UnknownKeyError,
+            "'prism' has no 'num_draftd'; known: .*num_drafted",
+        ),
+        (
+            {"name": "prism", "num_drafted": 0},
+            ConfigurationError,
+            "`num_drafted` of DraftRule must be an integer of at least 1",
+        ),
+        ({"name": "prism", "num_drafts": 0}, ConfigurationError, "`num_drafts` must be an integer of at least 1, got 0"),
+        ({"name": "prism", "drafts": []}, ConfigurationError, "`drafts` needs at least one DraftRule, found none"),
+        ({"name": "prism", "drafts": 3}, ConfigurationError, "`drafts` is a list of draft rules, found 3"),
+        ({"name": "prism", "drafts": [3]}, ConfigurationError, "a draft rule is a mapping of settings, found 3"),
+        ({"name": "prism", "drafts": [{}], "num_drafted": 2}, ConfigurationError, r"give `drafts` or the settings of one"),
+        ({"name": "prism", "diffusion_weight": -1.0}, ConfigurationError, "`diffusion_weight` must be 0 or more, got -1.0"),
+        (
+            {"name": "prism", "diffusion_weight": 0.0, "quality_weight": 0.0},
+            ConfigurationError,
+            "both 0, so nothing would be learnt",
+        ),
+        ({"name": "prism", "t_min": 0.0}, ConfigurationError, "0 < t_min <= t_max <= 1, found t_min=0.0"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, error, words):
+    with pytest.raises(error, match=words):
+        get_objective(**settings)
