@@ -209,7 +209,7 @@ def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
         near = {name: get_close_matches(name, known, n=1) for name in unknown}
         told = [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in sorted(unknown)]
         raise UnknownKeyError(
-            f"{path}: nothing reads {', '.join(told)}; the sections are {', '.join(_SECTIONS)}, and --help lists what is in them."
+            f"{path}: nothing reads {', '.join(told)}; the sections are {', '.join(_SECTIONS)}, and --help lists their keys."
         )
 
 

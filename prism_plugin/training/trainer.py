@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -196,8 +197,8 @@ class PrismTrainer(Trainer):
             chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
                 raise ConfigurationError(
-                    f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning rate; "
-                    "use another, such as adamw_torch."
+                    f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning "
+                    "rate; use another, such as adamw_torch."
                 )
             # Trainer puts `params` in place of its own groups, as it does for GaLore.
             self.optimizer_cls_and_kwargs = (chosen, {**settings, "params": self._parameter_groups(opt_model)})
@@ -235,6 +236,17 @@ class PrismTrainer(Trainer):
         return super()._get_learning_rate()
 
     # ---- station 14: save and resume ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what we own into a folder. Collective."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        # Trainer writes nothing for sharded weights, or gathers the frozen backbone too.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        self._save(output_dir, get_model_state_dict(self.model, options=options))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        return None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # Trainer would write the whole backbone, and its arguments as a pickle.
@@ -283,10 +295,16 @@ class PrismTrainer(Trainer):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.prism_model, resume_from_checkpoint)
+        if self.is_fsdp_enabled:  # shards, which Trainer keeps beside our files for resuming
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.prism_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self.prism_model, self.state.best_model_checkpoint)
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.prism_model, self.state.best_model_checkpoint)
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""

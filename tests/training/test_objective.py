@@ -63,7 +63,7 @@ def test_eight_micro_batches_of_one_row_give_the_gradient_of_one_batch(lab):
     assert whole.keys() == split.keys()
     assert len(whole) > 8
     for name in whole:
-        torch.testing.assert_close(split[name], whole[name], atol=2e-5, rtol=1e-4)
+        assert (split[name] - whole[name]).norm() <= 1e-4 * whole[name].norm(), name
 
 
 def test_wider_padding_and_row_order_change_nothing(lab):

@@ -86,7 +86,7 @@ def test_wrong_labels_raise_the_loss(lab, tmp_path, monkeypatch):
     objective = PrismObjective(drafts=(DraftRule(num_drafted=1),), t_min=0.1, t_max=0.4)
 
     def final_loss(name):
-        settings = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 2e-2}
+        settings = {"max_steps": 30, "per_device_train_batch_size": 16, "learning_rate": 3e-2}
         trainer = lab.make_trainer(tmp_path / name, objective=objective, rows=rows, eval_rows=rows, **settings)
         trainer.train()
         monkeypatch.undo()
