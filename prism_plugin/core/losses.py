@@ -72,7 +72,7 @@ def _weighted_cross_entropy(
     rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times
 ) -> Float[Tensor, " rows"]:
     per_position = F.cross_entropy(rows.float(), clean_ids.flatten()[row_index], reduction="none")
-    weight = 1 / (t.float() * maskable.sum(-1).clamp(min=1))
+    weight = 1 / (t.float() * maskable.sum(-1))
     return per_position * weight[row_index // clean_ids.shape[1]]
 
 

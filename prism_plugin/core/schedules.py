@@ -51,8 +51,8 @@ _MILLION = 1_000_000
 
 def first_step_at(share: float, num_steps: PerRow) -> PerRow:
     """Give the first step s with s / num_steps >= share, in integers: shares count to a millionth, rounded down."""
-    # the small addend undoes binary rounding: 0.29 of 100 steps is 29 and not 28.999...
-    return ceil_div(num_steps * int(share * _MILLION + 1e-6), _MILLION)
+    # a share in millionths, rounded down, so that binary rounding cannot lift 0.55 of 100 steps above 55
+    return ceil_div(num_steps * int(share * _MILLION), _MILLION)
 
 
 @SCHEDULES.register("even")
@@ -125,4 +125,4 @@ class LoopSchedule:
         return step.maximum(self._draft_steps(num_steps)) < num_steps - 1
 
     def _draft_steps(self, num_steps: PerRow) -> PerRow:
-        return first_step_at(self.draft_share, num_steps).clamp(min=1)
+        return first_step_at(self.draft_share, num_steps)
