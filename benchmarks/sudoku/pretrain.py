@@ -3,9 +3,10 @@
     python -m benchmarks.sudoku.pretrain --output runs/sudoku-pretrain --steps 4000 --stop-after 1000
     python -m benchmarks.sudoku.pretrain --output runs/sudoku-pretrain --steps 2000
 
-The shipped weights were made by these two commands, since 4,000 steps proved to be more than needed. Writes `log.jsonl` and, every 250 steps, a Hugging Face folder `step-N/`; started again with the same folder it goes on
-from `state.pt`. The loss is the masked diffusion bound: mask ratio t uniform in `--t-range`, cross-entropy on masked cells
-weighted 1/t (MDLM, arXiv 2406.07524, eq. 10 with the linear schedule).
+The shipped weights were made by these two commands, since 4,000 steps proved to be more than needed. Writes `log.jsonl`
+and, every 250 steps, a Hugging Face folder `step-N/`; started again with the same folder it goes on from `state.pt`. The
+loss is the masked diffusion bound: mask ratio t uniform in `--t-range`, cross-entropy on masked cells weighted 1/t (MDLM,
+arXiv 2406.07524, eq. 10 with the linear schedule).
 """
 
 import argparse
