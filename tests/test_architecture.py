@@ -30,7 +30,13 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # What a level may import from outside, beyond the standard library and what lower levels may.
-OUTSIDE = {"errors": set(), "registry": set(), "__init__": set(), "types": {"torch", "jaxtyping"}, "core": {"torch", "jaxtyping"}}
+OUTSIDE = {
+    "errors": set(),
+    "registry": set(),
+    "__init__": set(),
+    "types": {"torch", "jaxtyping"},
+    "core": {"torch", "jaxtyping"},
+}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 
@@ -123,7 +129,9 @@ def test_every_module_can_be_imported(path):
     assert importlib.import_module(module_name(path)).__doc__ or not path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", ["import prism_plugin", "import prism_plugin.errors, prism_plugin.registry, prism_plugin.cli.main"])
+@pytest.mark.parametrize(
+    "code", ["import prism_plugin", "import prism_plugin.errors, prism_plugin.registry, prism_plugin.cli.main"]
+)
 def test_importing_the_package_is_light(code):
     check = f"import sys; {code}; sys.exit(', '.join({{'torch', 'transformers', 'numpy'}} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, timeout=60)

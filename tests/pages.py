@@ -1,0 +1,32 @@
+"""Reads the project's Markdown pages: fenced blocks and tables."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Contents of the fenced blocks of one language, in order."""
+    return [body for found, body in _FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def text_of(page: Path, section: str | None = None) -> str:
+    """A page without its fenced blocks; only the part under one heading, up to the next of its level, if `section` is given."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    if section is None:
+        return text
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[section]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Tables of a text: rows of cells, without heading and rule; one pair of backticks around a cell is taken off."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        found.append([[re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row] for row in rows[2:]])
+    return found

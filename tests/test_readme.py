@@ -1,0 +1,200 @@
+"""What the pages show is run, and what they name is there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+
+import pytest
+from pages import PAGES, ROOT, blocks, tables, text_of
+
+from prism_plugin.cli.main import VERBS
+from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, LoraSection, load_recipe, settings
+from prism_plugin.core import REMASKING, SCHEDULES, UNMASKING, DraftRule
+from prism_plugin.core.remasking import RemdmConfRemasking
+from prism_plugin.core.schedules import EvenSchedule
+from prism_plugin.modeling import PrismConfig
+from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
+from prism_plugin.training import PrismObjective, PrismTrainingArguments, get_objective
+
+README = ROOT / "README.md"
+INSTALL = "pip install -c constraints.txt -e . && prism-plugin demo"
+TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+# Run after the README's blocks: its training, by the recipe that it shows, on the backbone and the rows that its blocks made.
+BY_RECIPE = """
+import json
+from pathlib import Path
+
+from prism_plugin.cli.main import main
+
+Path("rows.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows * 2))
+assert main(["train", "--recipe", "recipe.yaml", "--max_steps", "2", "--dataloader_pin_memory", "false"]) == 0
+print(prism.PrismModel.from_pretrained("runs/first").score(["the cat sat"]))
+Path("log.json").write_text(json.dumps(trainer.state.log_history + [trainer.evaluate()]))
+"""
+
+
+def run(code, folder):
+    (folder / "page.py").write_text(code, encoding="utf-8")
+    # torch warns of a Trainer default where there is no accelerator; a first page need not turn it off.
+    warnings = "error,ignore:'pin_memory' argument is set as true but no accelerator is found"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": warnings, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "page.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def readme_log(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    (recipe,) = blocks(README, "yaml")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    done = run("\n\n".join([*blocks(README, "python"), BY_RECIPE]), folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "log.json").read_text(encoding="utf-8"))
+
+
+def test_there_are_blocks():
+    assert len(blocks(README, "python")) >= 4
+    assert {README, ROOT / "CONTRIBUTING.md"} <= set(WITH_PYTHON)
+
+
+def test_first_commands_are_those_that_were_promised():
+    commands = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    assert commands[:2] == [INSTALL, TEST]
+    assert "accelerate launch -m prism_plugin.cli.train --recipe FILE [--key value]" in commands
+
+
+def test_ci_finds_the_test_command():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (extraction,) = re.findall(r"^test_command=\"\$\((awk .*)\)\"$", script, flags=re.MULTILINE)
+    found = subprocess.run(["bash", "-c", extraction], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == TEST
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_first_steps_are_twelve_lines():
+    assert len([line for line in blocks(README, "python")[0].splitlines() if line]) <= 12
+
+
+def test_readme_runs_and_logs_what_it_says(readme_log):
+    rows = dict(tables(text_of(README, "Logged metrics"))[0])
+    assert len(rows) >= 16
+    logged = {key for entry in readme_log for key in entry}
+    # What Trainer adds about speed, and its summary at the end.
+    of_trainer = {key for key in logged if re.search(r"runtime|per_second|^total_flos$|^train_loss$|^step$", key)}
+    assert logged - of_trainer == set(rows)
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=lambda page: page.name)
+def test_blocks_run(page, tmp_path):
+    done = run("\n\n".join(blocks(page, "python")), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_additions_take_under_thirty_lines():
+    for block in [*blocks(ROOT / "CONTRIBUTING.md", "python"), blocks(README, "python")[-1]]:
+        assert len([line for line in block.splitlines() if line.strip()]) < 30, block
+
+
+def test_recipe_is_one(tmp_path):
+    (text,) = blocks(README, "yaml")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml", {})
+    assert len(get_objective(**recipe.objective).drafts) == 2
+    assert recipe.training["output_dir"] == str(tmp_path / "runs/first")
+    assert "head_learning_rate" in recipe.training
+
+
+def test_tables_of_rules_are_the_registries():
+    unmasking, remasking, schedules, presets = tables(text_of(README, "Rules, schedules, presets"))
+    for table, registry in ((unmasking, UNMASKING), (remasking, REMASKING), (schedules, SCHEDULES)):
+        assert [row[:2] for row in table] == [[name, registry.get(name).__name__] for name in [row[0] for row in table]]
+        assert sorted(row[0] for row in table) == list(registry.names())
+    assert [row[0] for row in presets] == list(PRESETS)
+    for name, unmasks, remasks, defaults, _ in presets:
+        assert [unmasks, remasks] == [PRESETS[name].unmasking, PRESETS[name].remasking]
+        written = dict(pair.rsplit(" ", 1) for pair in defaults.split(", "))
+        known = {key: value for key, value in PRESETS[name].defaults.items() if value < 2**31 - 1} or {"temperature": 0}
+        assert {key: float(value) for key, value in written.items()} == known
+
+
+DEFAULTS = {
+    cls.__name__: cls
+    for cls in (
+        DraftRule, EvenSchedule, LoraSection, PrismConfig, PrismObjective, PrismTrainingArguments, RemaskingSampler,
+        RemdmConfRemasking,
+    )
+}  # fmt: skip
+
+
+def test_defaults_are_those_of_the_code():
+    (table,) = tables(text_of(README, "Where each default comes from"))
+    assert len(table) >= 14
+    for setting, default, _ in table:
+        owner, name = setting.split(".")
+        assert default.replace('"', "'") == repr(next(one.default for one in fields(DEFAULTS[owner]) if one.name == name))
+
+
+def default_of(one):
+    """How a table writes a field's default: nothing where there is none or where it is a list of rules."""
+    if one.default_factory is not MISSING:
+        return "{}" if one.default_factory is dict else f"{type(one.default_factory()).__name__}()"
+    return "" if one.default is MISSING or one.name == "drafts" else repr(one.default)
+
+
+def test_recipe_keys_are_those_of_the_code():
+    (table,) = tables(text_of(ROOT / "docs" / "training.md", "Recipe keys"))
+    of_training = {"training.output_dir", "training.head_learning_rate"}
+    assert {row[0] for row in table} == {name for name in settings() if not name.startswith("training.")} | of_training
+    owners = {
+        "backbone": [BackboneSection], "data": [DataSection], "attach": [AttachSection], "attach.lora": [LoraSection],
+        "objective": [PrismObjective, DraftRule], "training": [PrismTrainingArguments],
+    }  # fmt: skip
+    for key, default, meaning in table:
+        section, _, name = key.rpartition(".")
+        found = [default_of(one) for cls in owners[section] for one in fields(cls) if one.name == name]
+        if key not in ("objective.name", "training.output_dir"):
+            assert [default] == found, key
+        assert meaning
+
+
+def test_sampler_settings_are_those_of_the_code():
+    (table, _) = tables(text_of(ROOT / "docs" / "sampling.md"))
+    assert [row[:2] for row in table] == [[one.name, default_of(one)] for one in fields(SamplerSettings)]
+
+
+def test_verbs_are_named():
+    rows = dict(tables(text_of(README, "Map of files"))[0])
+    for verb in VERBS:
+        assert f"`{verb}`" in rows["prism_plugin/cli/"]
+        assert f"prism-plugin {verb}" in README.read_text(encoding="utf-8")
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(
+        r"`((?:prism_plugin|tests|docs|benchmarks|adapters)/[\w./-]*|\.ci/run)`", README.read_text(encoding="utf-8")
+    )
+    assert len(named) > 25
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = text_of(page)
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            assert (page.parent / path).exists() if path else anchor in anchors, f"{page.name}: {link}"
+
+
+def test_nothing_is_too_wide():
+    for page in PAGES:
+        lines = [line for line in page.read_text(encoding="utf-8").splitlines() if not line.startswith("|")]
+        assert not [line for line in lines if len(line) > 140], page.name
