@@ -51,6 +51,7 @@ def tiny_backbone(
         "is_causal": False,
         "head_dim": hidden_size // num_attention_heads,
         "position_embedding_type": "rotary",
+        "token_dropout": True,  # as in every released ESM-2
     }
     config_class = type(AutoConfig.for_model(model_type))
     known = config_class().to_dict() | dict.fromkeys(config_class.attribute_map)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from moved_weights import trained
 from peft import LoraConfig
 
 from prism_plugin.modeling import PrismConfig, attach_quality_head
@@ -21,12 +22,3 @@ def lora_model():
     """A tiny BERT with LoRA, a head and a tokenizer, moved away from its initial values."""
     model = attach_quality_head(tiny_backbone(), PrismConfig(), lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
     return trained(model)
-
-
-def trained(model):
-    """Give everything trainable other values, as training would."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3)
-    return model

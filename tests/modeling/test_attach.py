@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from conftest import trained
+from moved_weights import trained
 from peft import LoraConfig, get_peft_model
 from torch import nn
 

@@ -123,6 +123,13 @@ def test_a_call_inside_a_call_does_not_disturb_it(ids):
     handle = outer.plain_backbone.bert.register_forward_pre_hook(lambda *_: inner(ids[:1]) and None)
     assert torch.equal(outer(ids, logits_at=torch.tensor([1, 2])).logits, alone)
     handle.remove()
+    shapes = []
+    handle = outer.plain_backbone.bert.register_forward_pre_hook(
+        lambda *_: shapes.append(inner.backbone(input_ids=ids[:1]).logits.shape)
+    )
+    outer(ids, logits_at=torch.tensor([1, 2]))
+    handle.remove()
+    assert shapes == [(1, 7, 32)]
 
 
 def test_threads_do_not_disturb_each_other(lora_model, ids):
