@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sudoku.trials import FOLDER
-from prism_plugin.core import StepView
+from prism_plugin.core import EvenSchedule, StepView
 from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
@@ -60,7 +60,8 @@ def main() -> None:
     parts = []
     for start in range(0, len(puzzles.puzzles), size):
         observer = Observer(puzzles.solutions[start : start + size])
-        sampler = RemaskingSampler(model, num_steps=NUM_STEPS, remasking=observer)
+        # granted one, the rule is asked at each step
+        sampler = RemaskingSampler(model, num_steps=NUM_STEPS, remasking=observer, schedule=EvenSchedule(num_remask=1))
         sampler.infill(puzzles.puzzles[start : start + size])
         parts.append({name: torch.cat(values) for name, values in observer.seen.items()})
         parts[-1]["state"] += start * NUM_STEPS
