@@ -31,7 +31,7 @@ def weights(trainer):
 
 def new_trainer(lab, directory, **settings):
     model = lab.build_model(dropout=0.3)  # dropout draws from the global generator, which a resumed run must find again
-    defaults = {"max_steps": 11, "logging_steps": 3, "save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "cosine"}
+    defaults = {"max_steps": 12, "logging_steps": 3, "save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "cosine"}
     return lab.make_trainer(directory, model=model, objective=OBJECTIVE, **(defaults | settings))
 
 
@@ -44,7 +44,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(lab, tmp_path, stop):
     again = new_trainer(lab, tmp_path / "again", **settings)
     torch.manual_seed(99)
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 11
+    assert again.state.global_step == 12
     assert measured(again) == measured(whole)
     assert all(torch.equal(weights(again)[name], value) for name, value in weights(whole).items())
 
