@@ -103,7 +103,8 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
         "training.eval_strategy": "'no'",
         "training.seed": str(seed),
     }
-    summary = train_by_recipe(load_recipe(folder / "recipe.yaml", overrides), source=folder / "recipe.yaml", fresh=True)
+    recipe = folder / "recipe.yaml"
+    summary, _ = train_by_recipe(load_recipe(recipe, overrides), source=recipe, fresh=True)
     return {
         "steps": summary["steps"],
         "seconds": summary["seconds"],

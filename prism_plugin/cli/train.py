@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Train by a recipe. Returns the exit code: 0, or 2 after one sentence on stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-            summary, is_main = _train(args)
+            summary, is_main = train_by_recipe(_recipe(args), source=args.recipe, fresh=args.fresh)
     except (PrismError, ImportError) as error:  # a tracker or an optimizer may need a package that is not installed
         print(f"prism-plugin train: {error}", file=sys.stderr)
         return 2
@@ -70,18 +70,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+def _recipe(args: argparse.Namespace) -> Recipe:
     overrides = {key.removeprefix("recipe:"): text for key, text in vars(args).items() if key.startswith("recipe:")}
-    recipe = load_recipe(args.recipe, overrides)
-    objective = get_objective(**recipe.objective, source=f"{args.recipe}: objective")
-    training = _training_arguments(recipe, args.recipe)
+    return load_recipe(args.recipe, overrides)
+
+
+def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[str, Any], bool]:
+    """Train by a recipe, and save the result in its `output_dir`.
+
+    Args:
+        recipe: What `load_recipe` gave.
+        source: The recipe's file, for error messages.
+        fresh: Delete the checkpoints in `output_dir` and start over, instead of going on from the last whole one.
+
+    Returns:
+        Steps, seconds, the last logged and the evaluation's figures; and whether this is the main process.
+
+    Raises:
+        PrismError: If recipe, data, backbone or `output_dir` cannot be used; before any training.
+    """
+    objective = get_objective(**recipe.objective, source=f"{source}: objective")
+    training = _training_arguments(recipe, source)
     train_rows, eval_rows = _raw_rows(recipe.data)
     if eval_rows is None and training.eval_strategy != "no":
         raise ConfigurationError(
-            f"{args.recipe}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
+            f"{source}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
         )
     set_seed(training.seed)  # the head and LoRA start from random weights
-    model = _attached(recipe, args.recipe)
+    model = _attached(recipe, source)
     prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
     train_rows = prepare_rows(train_rows, **prepare)
     eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
@@ -93,12 +109,12 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "eval_data": None if eval_rows is None else fingerprint(eval_rows),
     }
     output_dir = Path(training.output_dir)
-    if not args.fresh:
+    if not fresh:
         _refuse_other_run(output_dir, record)
     trainer = PrismTrainer(model, training, objective=objective, train_dataset=train_rows, eval_dataset=eval_rows)
     trainer.accelerator.wait_for_everyone()
     if training.should_save:
-        _begin(output_dir, record, args.fresh)
+        _begin(output_dir, record, fresh)
     trainer.accelerator.wait_for_everyone()
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
