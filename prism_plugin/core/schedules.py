@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from jaxtyping import Bool
 from torch import Tensor
 
 from prism_plugin.core.validation import require_int, require_number
@@ -25,10 +24,6 @@ class Schedule(Protocol):
             total: Positions to reveal in all.
             revealed: Positions revealed now.
         """
-        ...
-
-    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
-        """Say whether `step` or any step after it could grant a remask; where not, a full row is finished."""
         ...
 
 
@@ -88,11 +83,6 @@ class EvenSchedule:
         remask = revealed.minimum(total - target).clamp(max=self.num_remask) * active
         return Budget(remask=remask, target=target)
 
-    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
-        first = step.maximum(first_step_at(self.remask_from, num_steps))
-        stop = first_step_at(self.remask_until, num_steps).minimum(num_steps - 1)
-        return (first < stop) & (self.num_remask > 0)
-
 
 @SCHEDULES.register("loop")
 @dataclass(frozen=True)
@@ -120,9 +110,6 @@ class LoopSchedule:
             remask=revealed.clamp(max=self.num_remask) * active,
             target=even_target(step, self._draft_steps(num_steps), total),
         )
-
-    def may_remask_from(self, step: PerRow, num_steps: PerRow) -> Bool[Tensor, " batch"]:
-        return step.maximum(self._draft_steps(num_steps)) < num_steps - 1
 
     def _draft_steps(self, num_steps: PerRow) -> PerRow:
         return first_step_at(self.draft_share, num_steps)

@@ -70,7 +70,7 @@ class PrismTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ) -> None:
         self.objective = objective or PrismObjective()
-        _check_together(model, self.objective)
+        _check_together(model, self.objective, args)
         self.prism_model = model
         super().__init__(
             model=model,
@@ -331,7 +331,7 @@ class _RestoreLog(TrainerCallback):
             self.trainer.restore_log_state(self.trainer.resumed_from)
 
 
-def _check_together(model: PrismModel, objective: Objective) -> None:
+def _check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
     if not learning and objective.diffusion_weight:
         raise ConfigurationError(
@@ -342,6 +342,14 @@ def _check_together(model: PrismModel, objective: Objective) -> None:
         raise ConfigurationError(
             "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
             "is left; raise `diffusion_weight`, or use `lora`."
+        )
+    dropout = max(
+        (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0
+    )
+    if args.activation_checkpointing and dropout:
+        raise ConfigurationError(
+            f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
+            "ignored; set it to 0, or train without checkpointing."
         )
 
 

@@ -4,10 +4,13 @@ import math
 import datasets
 import pytest
 import torch
+from peft import LoraConfig
 
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.labels import QualityLabels
 from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
 from prism_plugin.training import objectives as objectives_module
 
@@ -195,6 +198,13 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
 def test_impossible_combinations_are_refused(lab, tmp_path, model, objective, words):
     with pytest.raises(ConfigurationError, match=words):
         lab.make_trainer(tmp_path, model=lab.build_model(**model), objective=objective)
+
+
+def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31), lora=LoraConfig(r=2, lora_dropout=0.1))
+    lab.make_trainer(tmp_path, model=model)
+    with pytest.raises(ConfigurationError, match=r"a `lora_dropout` of 0\.1 would be ignored; set it to 0"):
+        lab.make_trainer(tmp_path, model=model, activation_checkpointing=True)
 
 
 @pytest.mark.parametrize(
