@@ -11,6 +11,7 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
 from prism_plugin.report.tables import sudoku_table
+from prism_plugin.sampling import get_preset
 
 SETTINGS_FILE = "sampler.yaml"
 
@@ -32,9 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns the exit code."""
-    if args.limit is not None and args.limit < 1:
-        raise ConfigurationError(f"`--limit` must be at least 1, got {args.limit}.")
+    for name, value in (("--limit", args.limit), ("--num-steps", args.num_steps)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
     presets = [name.strip() for name in args.presets.split(",")]
+    for preset in presets:
+        get_preset(preset)  # a misspelt name is found before anything is loaded
     beside = args.adapter.resolve().parent / SETTINGS_FILE
     path = args.settings or (beside if beside.exists() else None)
     settings = sudoku_eval.read_settings(path) if path else {}

@@ -131,8 +131,8 @@ def make_puzzles(count: int, seed: int, num_blanks: int = 51) -> tuple[TokenIds,
         Puzzles and their solutions, both [count, 81]; puzzle `i` depends on (`seed`, `i`) alone.
     """
     pairs = [_make_puzzle(random.Random(f"puzzle/{seed}/{index}"), num_blanks) for index in range(count)]
-    puzzles, solutions = zip(*pairs, strict=True) if pairs else ((), ())
-    return (torch.tensor(part, dtype=torch.long).reshape(count, NUM_CELLS) for part in (puzzles, solutions))
+    both = torch.tensor(pairs, dtype=torch.long).reshape(count, 2, NUM_CELLS)
+    return both[:, 0], both[:, 1]
 
 
 def _make_puzzle(rng: random.Random, num_blanks: int) -> tuple[list[int], list[int]]:
@@ -183,7 +183,11 @@ def read_puzzles(path: str | Path) -> TokenIds:
         DataFormatError: If the file holds no puzzle, or a line is not one, or contradicts itself; names the line.
     """
     puzzles: list[list[int]] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text:
             continue
