@@ -31,6 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = PrismModel.from_pretrained(args.adapter)
+    model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     settings = sudoku_eval.read_settings(args.settings or args.adapter.resolve().parent / "sampler.yaml")
     puzzles = sudoku.read_puzzles(FOLDER / "data" / "test.txt")[: args.limit]
     log, solved = Log(args.log), {}

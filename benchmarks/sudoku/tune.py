@@ -29,29 +29,29 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
     "prism": [
         {"temperature": 1.0, "num_remask": 4},
-        {"temperature": 0.3, "num_remask": 4},
-        {"temperature": 0.1, "num_remask": 4},
+        {"temperature": 0.5, "num_remask": 8},
         {"temperature": 0.3, "num_remask": 8},
-        {"temperature": 0.1, "num_remask": 8},
-        {"temperature": 0.1, "num_remask": 8, "quality_threshold": 0.5},
+        {"temperature": 0.3, "num_remask": 16},
+        {"temperature": 0.3, "num_remask": 16, "quality_threshold": 0.8},
+        {"temperature": 0.1, "num_remask": 16},
     ],
     "confidence": [{"temperature": t} for t in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)],
     "threshold": [{"threshold": t} for t in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)],
     "prism-confidence": [
         {"num_remask": 1},
         {"num_remask": 2},
-        {"num_remask": 4},
-        {"num_remask": 4, "quality_threshold": 0.5},
-        {"num_remask": 8, "quality_threshold": 0.5},
-        {"num_remask": 4, "quality_threshold": 0.5, "draft_share": 0.6},
+        {"num_remask": 8, "quality_threshold": 0.7},
+        {"num_remask": 24, "quality_threshold": 0.8},
+        {"num_remask": 8, "quality_threshold": 0.8, "draft_share": 0.5},
+        {"num_remask": 8, "quality_threshold": 0.8, "draft_share": 0.7},
     ],
     "prism-threshold": [
-        {"threshold": 0.9, "num_remask": 4, "quality_threshold": 0.5},
-        {"threshold": 0.95, "num_remask": 4, "quality_threshold": 0.5},
-        {"threshold": 0.97, "num_remask": 4, "quality_threshold": 0.5},
-        {"threshold": 0.95, "num_remask": 8, "quality_threshold": 0.5},
-        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.7},
-        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.3},
+        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.8},
+        {"threshold": 0.97, "num_remask": 24, "quality_threshold": 0.9},
+        {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.8},
+        {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.9},
+        {"threshold": 0.99, "num_remask": 24, "quality_threshold": 0.8},
+        {"threshold": 0.99, "num_remask": 24, "quality_threshold": 0.9},
     ],
 }
 
@@ -66,6 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = PrismModel.from_pretrained(args.adapter)
+    model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     puzzles = sudoku.read_puzzles(FOLDER / "data" / "validation.txt")
     log = Log(args.log)
     for preset in args.presets:

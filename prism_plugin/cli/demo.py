@@ -115,6 +115,7 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
 
 def _solve(folder: Path, output: Path, size: _Size, seed: int) -> list[sudoku_eval.PresetResult]:
     model = PrismModel.from_pretrained(output)
+    model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])
     presets = sudoku_eval.PRESETS

@@ -1,0 +1,35 @@
+"""Put a trained Sudoku adapter where it is shipped: the backbone by its relative path, the model card, the sampler.
+
+    python -m benchmarks.sudoku.ship --run runs/sudoku-9x9
+
+The sampler is `prism-threshold` as tuned for 26 forward passes.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.sudoku.trials import FOLDER
+from prism_plugin.evaluation.tasks.sudoku_eval import read_settings, settings_for
+from prism_plugin.modeling import PrismModel
+from prism_plugin.sampling import RemaskingSampler
+
+PRESET, NUM_STEPS = "prism-threshold", 26
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the `output_dir` of the training")
+    parser.add_argument("--figures", type=Path, help="JSON object of figures for the model card")
+    args = parser.parse_args()
+    model = PrismModel.from_pretrained(args.run)
+    model.prism_config = replace(model.prism_config, backbone_name="../backbone")
+    figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures else None
+    model.save_pretrained(FOLDER / "weights", figures=figures)
+    settings = settings_for(read_settings(FOLDER / "sampler.yaml"), PRESET, NUM_STEPS)
+    RemaskingSampler.from_preset(PRESET, model, num_steps=NUM_STEPS, **settings).save_pretrained(FOLDER / "weights")
+
+
+if __name__ == "__main__":
+    main()
