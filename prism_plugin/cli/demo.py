@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import transformers
 from rich.console import Console
 
 import prism_plugin
@@ -27,17 +29,18 @@ FOLDER = "sudoku-9x9"
 
 @dataclass(frozen=True)
 class _Size:
-    """How much the demo does: optimizer steps, their warm-up, puzzles, forward passes per puzzle."""
+    """How much the demo does: optimizer steps, their warm-up, rows in each, puzzles, forward passes per puzzle."""
 
     train_steps: int
     warmup_steps: int
+    batch_size: int
     puzzles: int
     num_steps: int
 
 
 # Full: under 10 minutes on two cores, most of it training. Quick: the same path, to see that it works.
-FULL = _Size(train_steps=300, warmup_steps=20, puzzles=200, num_steps=26)
-QUICK = _Size(train_steps=4, warmup_steps=1, puzzles=8, num_steps=9)
+FULL = _Size(train_steps=300, warmup_steps=20, batch_size=64, puzzles=200, num_steps=26)
+QUICK = _Size(train_steps=4, warmup_steps=1, batch_size=8, puzzles=8, num_steps=9)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
     folder = find_folder(FOLDER)
     size = QUICK if args.quick else FULL
     log = Console(stderr=True)
+    # the bars that matter are the trainer's and the samplers'
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         if args.json:  # whatever libraries print must not spoil the one object
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -99,6 +105,7 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
         "training.output_dir": str(output),
         "training.max_steps": str(size.train_steps),
         "training.warmup_steps": str(size.warmup_steps),
+        "training.per_device_train_batch_size": str(size.batch_size),
         "training.save_strategy": "'no'",
         "training.eval_strategy": "'no'",
         "training.seed": str(seed),
