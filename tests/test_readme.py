@@ -175,7 +175,7 @@ def test_verbs_are_named():
 
 def test_every_file_that_is_named_exists():
     named = re.findall(
-        r"`((?:prism_plugin|tests|docs|benchmarks|adapters)/[\w./-]*|\.ci/run)`", README.read_text(encoding="utf-8")
+        r"`((?:prism_plugin|tests|docs|benchmarks|adapters|examples)/[\w./-]*|\.ci/run)`", README.read_text(encoding="utf-8")
     )
     assert len(named) > 25
     assert not [name for name in named if not (ROOT / name).exists()]
