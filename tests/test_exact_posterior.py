@@ -51,8 +51,9 @@ def test_head_learns_the_exact_posterior(one_drafted):
 
 def test_more_drafted_positions_give_the_predicted_bias(one_drafted, two_drafted):
     one, two = EXAMPLE["states_of"](one_drafted, TABLE, 1), EXAMPLE["states_of"](two_drafted, TABLE, 2)
-    place = {(*ids.tolist(), int(position)): row for row, (ids, position) in enumerate(zip(one.draft_ids, one.position))}
-    rows = [place[(*ids.tolist(), int(position))] for ids, position in zip(two.draft_ids, two.position)]
+    keys, wanted = (TABLE.index_of(states.draft_ids) * TABLE.length + states.position for states in (one, two))
+    rows = torch.searchsorted(keys, wanted)
+    assert torch.equal(keys[rows], wanted)
     # the states that both reach, weighted by how often one drafted position reaches them
     same = dataclasses.replace(two, weight=one.weight[rows])
     torch.testing.assert_close(same.exact, one.exact[rows])

@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prism_plugin.core.corruption import draw_times
+from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.model import PrismModel, dropout_off
 from prism_plugin.types import TokenIds
 
 Proposal = Float[Tensor, "canvases length letters"]
@@ -138,9 +140,20 @@ class DraftStates:
 
 @torch.no_grad()
 def proposal_of(model: PrismModel, table: JointTable) -> Proposal:
-    """Give the probability with which a model proposes each letter at each position of every canvas."""
+    """Give the probability with which a model proposes each letter at each position of every canvas.
+
+    Raises:
+        ConfigurationError: If the model's tokens are not the table's letters and its mask.
+    """
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    if (vocab_size, model.mask_token_id) != (table.num_letters + 1, table.num_letters):
+        raise ConfigurationError(
+            f"The model needs {table.num_letters + 1} tokens, the last of them the mask, to speak of this table, found "
+            f"{vocab_size} tokens with mask token {model.mask_token_id}."
+        )
     canvases = table.canvases
-    logits = model(canvases, logits_at=torch.arange(canvases.numel()), with_quality=False).logits
+    with dropout_off(model):  # as where drafts are made
+        logits = model(canvases, logits_at=torch.arange(canvases.numel()), with_quality=False).logits
     return logits[:, : table.num_letters].double().softmax(-1).view(*canvases.shape, -1)
 
 
@@ -160,10 +173,17 @@ def draft_states(
 
     Returns:
         The states that are reached at all, with their weights.
+
+    Raises:
+        ConfigurationError: If `num_drafted` or a masking probability is out of range.
     """
+    DraftRule(num_drafted=num_drafted)
+    draw_times(torch.zeros(1), t_min, t_max)
     canvases, mass = table.canvases, table.mass()
     num_masks = (canvases == table.num_letters).sum(-1)
-    of_masks = torch.tensor([_mask_probability(count, table.length, t_min, t_max) for count in range(table.length + 1)])
+    of_masks = torch.tensor(
+        [_mask_probability(count, table.length, t_min, t_max) for count in range(table.length + 1)], dtype=torch.float64
+    )
     weight = torch.zeros(canvases.shape, dtype=torch.float64)
     right = torch.zeros_like(weight)
     for size in range(1, num_drafted + 1):
