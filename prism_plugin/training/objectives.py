@@ -41,6 +41,7 @@ class Objective(Protocol):
     """Turns a collated batch into losses. A dataclass, so that it can be written down with the checkpoint."""
 
     diffusion_weight: float
+    quality_weight: float
 
     def step(
         self, model: nn.Module, batch: Mapping[str, Tensor], *, epoch: int, seed: int, unwrapped: PrismModel
@@ -177,8 +178,10 @@ def get_objective(name: str, *, source: str = "objective", **settings: Any) -> O
 def objective_to_dict(objective: Objective) -> dict[str, Any]:
     """Write an objective as what `get_objective` takes, ready for JSON; every setting is named."""
     written = OBJECTIVES.to_dict(objective)
-    rules = [asdict(rule) for rule in written.get("drafts", ())]
-    return {**written, "drafts": [{**rule, "share": rule["share"] and list(rule["share"])} for rule in rules]}
+    if "drafts" in written:
+        rules = [asdict(rule) for rule in written["drafts"]]
+        written["drafts"] = [{**rule, "share": rule["share"] and list(rule["share"])} for rule in rules]
+    return written
 
 
 def _draft_rule(given: DraftRule | Mapping[str, Any], source: str) -> DraftRule:

@@ -85,11 +85,11 @@ def test_the_head_has_its_own_learning_rate(lab, tmp_path):
 
 def test_wrong_labels_raise_the_loss(lab, tmp_path, monkeypatch):
     cycle = [3, 4, 5] * 4
-    rows = [{"example_id": index, "input_ids": cycle[index % 3 :][:8], "maskable": [True] * 8} for index in range(16)]
+    rows = [{"example_id": index, "input_ids": cycle[index % 3 :][:8], "maskable": [True] * 8} for index in range(96)]
     objective = PrismObjective(drafts=(DraftRule(num_drafted=1),), t_min=0.1, t_max=0.4)
 
     def final_loss(name):
-        settings = {"max_steps": 30, "per_device_train_batch_size": 16, "learning_rate": 3e-2}
+        settings = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
         trainer = lab.make_trainer(tmp_path / name, objective=objective, rows=rows, eval_rows=rows, **settings)
         trainer.train()
         monkeypatch.undo()

@@ -1,0 +1,100 @@
+"""A failed save changes nothing, a good one writes only what is ours, and the hub gets a whole folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+from moved_weights import trained
+from saved_folders import ADAPTER, OURS, TOKENIZER, contents, names
+
+from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.modeling import PrismConfig, PrismModel
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+FAILING = {
+    "head": "prism_plugin.modeling.persistence.save_file",
+    "adapter": "peft.peft_model.safe_save_file",
+    "card": "pathlib.Path.write_text",
+    "flush": "os.fsync",
+}
+
+
+@pytest.mark.parametrize("where", FAILING)
+def test_a_full_disk_changes_nothing(project, monkeypatch, where):
+    model = trained(PrismModel.from_pretrained(project / "weights", is_trainable=True))
+    before = contents(project / "weights")
+    monkeypatch.setattr(FAILING[where], full_disk)
+    with pytest.raises(SavingError, match=r"Nothing could be saved in '.*weights' \(\[Errno 28\] No space left on device\)"):
+        model.save_pretrained(project / "weights")
+    with pytest.raises(SavingError, match="No space left on device"):
+        model.save_pretrained(project / "new")
+    assert contents(project / "weights") == before
+    assert names(project) == {"backbone", "weights"}
+
+
+@pytest.mark.parametrize("moves", range(8))
+def test_a_failure_between_two_moves_is_undone(project, monkeypatch, moves):
+    model = trained(PrismModel.from_pretrained(project / "weights", is_trainable=True))
+    before, replace, done = contents(project / "weights"), os.replace, []
+
+    def refuse_once(self, target):
+        done.append(target)
+        if len(done) == moves + 1:
+            raise PermissionError(13, "Permission denied")
+        replace(self, target)
+        return Path(target)
+
+    monkeypatch.setattr(Path, "replace", refuse_once)
+    with pytest.raises(SavingError, match="Permission denied"):
+        model.save_pretrained(project / "weights")
+    assert contents(project / "weights") == before
+
+
+def test_a_place_that_cannot_be_written(lora_model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SavingError, match=r"Nothing could be saved in .*Not a directory.* choose a folder that can be written"):
+        lora_model.save_pretrained(tmp_path / "file" / "weights")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_other_files_in_the_folder_stay(lora_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    lora_model.save_pretrained(tmp_path)
+    assert names(tmp_path) == OURS | ADAPTER | TOKENIZER | {"notes.txt"}
+
+
+def test_model_card_tells_what_was_measured(project, lora_model, tmp_path):
+    card = (project / "weights" / "README.md").read_text()
+    assert "| quality AUROC | 0.9123 |\n| steps | 300 |\n" in card
+    assert "base_model" not in card, "a folder is no model id"
+    lora_model.prism_config = PrismConfig.from_dict(lora_model.prism_config.to_dict() | {"backbone_name": "org/model"})
+    lora_model.save_pretrained(tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\nbase_model: org/model\ntags:\n- prism\n")
+    assert "None were measured when this was saved." in card
+
+
+def test_push_to_hub_uploads_a_whole_folder(lora_model, monkeypatch):
+    uploaded = {}
+
+    class Commit:
+        commit_url = "https://huggingface.co/me/head/commit/1"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        uploaded[repo_id] = names(Path(folder_path))
+        return Commit
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **options: uploaded.setdefault(repo_id))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    assert lora_model.push_to_hub("me/head", private=True) == Commit.commit_url
+    assert uploaded == {"me/head": OURS | ADAPTER | TOKENIZER}
+
+
+def test_push_to_hub_needs_a_backbone_that_others_can_load(project):
+    model = PrismModel.from_pretrained(project / "weights")
+    with pytest.raises(ConfigurationError, match=r"needs a backbone that others can load, but this one is the local folder"):
+        model.push_to_hub("me/head")
