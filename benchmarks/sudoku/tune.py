@@ -18,39 +18,23 @@ from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
-    "random": [{"temperature": t} for t in (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)],
-    "remdm-conf": [
-        {"temperature": 1.0},
-        {"temperature": 0.3},
-        {"temperature": 0.1},
-        {"temperature": 0.3, "scale": 4.0},
-        {"temperature": 0.1, "scale": 4.0},
-        {"temperature": 0.1, "scale": 16.0},
-    ],
+    "random": [{"temperature": t} for t in (0.5, 0.3, 0.1)],
+    "remdm-conf": [{"temperature": 0.3}, {"temperature": 0.1}, {"temperature": 0.1, "scale": 4.0}],
     "prism": [
-        {"temperature": 1.0, "num_remask": 4},
-        {"temperature": 0.5, "num_remask": 8},
         {"temperature": 0.3, "num_remask": 8},
+        {"temperature": 0.1, "num_remask": 8},
         {"temperature": 0.3, "num_remask": 16},
-        {"temperature": 0.3, "num_remask": 16, "quality_threshold": 0.8},
-        {"temperature": 0.1, "num_remask": 16},
     ],
-    "confidence": [{"temperature": t} for t in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)],
-    "threshold": [{"threshold": t} for t in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)],
+    "confidence": [{"temperature": t} for t in (0.0, 0.1, 0.2)],
+    "threshold": [{"threshold": t} for t in (0.97, 0.98, 0.99)],
     "prism-confidence": [
-        {"num_remask": 1},
         {"num_remask": 2},
-        {"num_remask": 8, "quality_threshold": 0.7},
-        {"num_remask": 24, "quality_threshold": 0.8},
-        {"num_remask": 8, "quality_threshold": 0.8, "draft_share": 0.5},
-        {"num_remask": 8, "quality_threshold": 0.8, "draft_share": 0.7},
+        {"num_remask": 4},
+        {"num_remask": 8, "quality_threshold": 0.95, "draft_share": 0.5},
     ],
     "prism-threshold": [
-        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.8},
-        {"threshold": 0.97, "num_remask": 24, "quality_threshold": 0.9},
-        {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.8},
-        {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.9},
-        {"threshold": 0.99, "num_remask": 24, "quality_threshold": 0.8},
+        {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.95},
+        {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.95},
         {"threshold": 0.99, "num_remask": 24, "quality_threshold": 0.9},
     ],
 }
