@@ -17,7 +17,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
 SEEDS = (0, 1, 2)
-LEARNED = ("prism", "prism-confidence", "prism-threshold")
+LEARNED = ("prism", "prism-confidence", "prism-threshold", "prism-refine")
 
 
 def main() -> None:

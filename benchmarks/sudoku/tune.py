@@ -23,7 +23,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "prism": [
         {"temperature": 0.3, "num_remask": 8},
         {"temperature": 0.1, "num_remask": 8},
-        {"temperature": 0.3, "num_remask": 16},
+        {"temperature": 0.1, "num_remask": 4},
     ],
     "confidence": [{"temperature": t} for t in (0.0, 0.1, 0.2)],
     "threshold": [{"threshold": t} for t in (0.97, 0.98, 0.99)],
@@ -36,6 +36,11 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"threshold": 0.97, "num_remask": 8, "quality_threshold": 0.95},
         {"threshold": 0.98, "num_remask": 24, "quality_threshold": 0.95},
         {"threshold": 0.99, "num_remask": 24, "quality_threshold": 0.9},
+    ],
+    "prism-refine": [
+        {"num_rounds": 2, "num_remask": 32, "quality_threshold": 0.95},
+        {"num_rounds": 2, "num_remask": 40, "quality_threshold": 0.99, "temperature": 0.2},
+        {"num_rounds": 3, "num_remask": 40, "quality_threshold": 0.99, "temperature": 0.2},
     ],
 }
 

@@ -16,7 +16,7 @@ from prism_plugin.core.remasking import (
     RemaskingRule,
     RemdmConfRemasking,
 )
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, Schedule
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RefineSchedule, Schedule
 from prism_plugin.core.selection import at_most, select_above, select_top
 from prism_plugin.core.unmasking import (
     UNMASKING,
@@ -50,6 +50,7 @@ __all__ = [
     "QualityThresholdRemasking",
     "RandomRemasking",
     "RandomUnmasking",
+    "RefineSchedule",
     "RemaskingRule",
     "RemdmConfRemasking",
     "RowStats",

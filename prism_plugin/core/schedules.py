@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from prism_plugin.core.validation import require_int, require_number
@@ -113,3 +114,40 @@ class LoopSchedule:
 
     def _draft_steps(self, num_steps: PerRow) -> PerRow:
         return first_step_at(self.draft_share, num_steps)
+
+
+@SCHEDULES.register("refine")
+@dataclass(frozen=True)
+class RefineSchedule:
+    """Draft everything, look at the whole, take back what is doubted, fill that evenly again; several rounds.
+
+    Steps are shared over the rounds, remainder first. The first round drafts. Each later one begins with a look at a full
+    canvas, which may take back `num_remask` positions; its other looks fill them. With a rule that takes back only what it
+    doubts, a row that stands the look is finished. Iterative partial refinement (arXiv 2605.19317) redraws a quarter of the
+    parts, chosen at random; here the remasking rule chooses.
+
+    Args:
+        num_remask: Positions that may be taken back at the beginning of a round, per row, >= 1.
+        num_rounds: The draft and the rounds after it, >= 2. A round after the draft that has but one step does nothing.
+    """
+
+    num_remask: int
+    num_rounds: int
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=1)
+        require_int(self, "num_rounds", minimum=2)
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        length, longer = num_steps // self.num_rounds, num_steps % self.num_rounds
+        # rounds before `boundary` have one step more
+        boundary = longer * (length + 1)
+        late = step >= boundary
+        local = torch.where(late, (step - boundary) % length.clamp(min=1), step % (length + 1))
+        left = torch.where(late, length, length + 1) - local  # steps of this round from here on
+        left = torch.where(step >= num_steps, 1, left).clamp(min=1)
+        checks = (local == 0) & (step > 0) & (left >= 2) & (step < num_steps) & (revealed == total)
+        return Budget(
+            remask=revealed.clamp(max=self.num_remask) * checks,
+            target=revealed + ceil_div(total - revealed, left),
+        )

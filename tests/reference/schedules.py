@@ -19,3 +19,16 @@ def loop_budget(step, num_steps, total, revealed, num_remask, draft_share):
     if step < draft_steps:
         return 0, even_target(step, draft_steps, total)
     return (min(num_remask, revealed) if step < num_steps - 1 else 0), total
+
+
+def refine_budget(step, num_steps, total, revealed, num_remask, num_rounds):
+    steps = [(number, place) for number in range(num_rounds) for place in range(round_length(num_steps, num_rounds, number))]
+    number, place = steps[step]
+    left = round_length(num_steps, num_rounds, number) - place
+    check = number > 0 and place == 0 and left >= 2 and revealed == total
+    return (min(num_remask, revealed) if check else 0), revealed + math.ceil(Fraction(total - revealed, left))
+
+
+def round_length(num_steps, num_rounds, number):
+    """Steps of a round when they are dealt out one by one."""
+    return len(range(number, num_steps, num_rounds))

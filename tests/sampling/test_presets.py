@@ -8,6 +8,7 @@ from prism_plugin.core import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomUnmasking,
+    RefineSchedule,
     RemdmConfRemasking,
     ThresholdUnmasking,
 )
@@ -25,6 +26,7 @@ TABLE = [
     ("threshold", ThresholdUnmasking(0.9), NeverRemasking(), EvenSchedule(), 0.0),
     ("prism-confidence", ConfidenceUnmasking(), QualityRemasking(), EvenSchedule(1), 0.0),
     ("prism-threshold", ThresholdUnmasking(0.9), QualityRemasking(), EvenSchedule(1), 0.0),
+    ("prism-refine", ConfidenceUnmasking(), QualityThresholdRemasking(0.9), RefineSchedule(32, 2), 0.0),
 ]
 
 
@@ -53,6 +55,7 @@ def test_what_each_preset_is(model, name, unmasking, remasking, schedule, temper
         ("prism", {"quality_threshold": 0.3}, {"remasking": QualityThresholdRemasking(0.3)}),
         ("prism-confidence", {"max_remasks_per_position": 2}, {"max_remasks_per_position": 2}),
         ("prism-threshold", {"threshold": 0.5}, {"unmasking": ThresholdUnmasking(0.5)}),
+        ("prism-refine", {"num_rounds": 3, "num_remask": 2}, {"schedule": RefineSchedule(2, 3)}),
         ("confidence", {"block_length": 4, "eos_token_id": 1}, {"block_length": 4, "eos_token_id": 1}),
     ],
 )
