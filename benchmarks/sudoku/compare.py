@@ -16,7 +16,6 @@ from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
-SEEDS = (0, 1, 2)
 LEARNED = ("prism", "prism-confidence", "prism-threshold", "prism-refine")
 
 
@@ -26,6 +25,7 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, help="tuned settings (default: sampler.yaml beside the adapter)")
     parser.add_argument("--log", type=Path, required=True, help="JSON lines, one a run")
     parser.add_argument("--presets", nargs="*", help="which to run (default: all in the settings)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of samplers with chance (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first puzzles")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     args = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
         for preset in presets:
             own = sudoku_eval.settings_for(settings, preset, num_steps)
             sampler = RemaskingSampler.from_preset(preset, model, num_steps=num_steps, **own)
-            seeds = SEEDS if needs_chance(sampler) else SEEDS[:1]
+            seeds = range(args.seeds if needs_chance(sampler) else 1)
             runs = [run_trial(log, model, puzzles, preset, num_steps, seed, own) for seed in seeds]
             per_puzzle = torch.zeros(len(puzzles), dtype=torch.float64)
             for run in runs:
