@@ -32,7 +32,7 @@ token the probability that it is right, which remasking samplers use to take tok
 | head | {{ config.head }} |
 | trained | {{ "the backbone and the head" if config.train_backbone else "LoRA and the head" if has_adapter else "the head" }} |
 {%- if config.objective %}
-| objective | `{{ config.objective }}` |
+| objective | {{ config.objective.name }}; its settings are in prism_config.json |
 {%- endif %}
 
 ```python
@@ -61,10 +61,16 @@ def render_model_card(config: PrismConfig, *, has_adapter: bool, figures: Mappin
         has_adapter: A PEFT adapter lies beside the head.
         figures: What was measured, by name; None or empty says so.
     """
-    title = {None: f"a {config.backbone_model_type} model", ".": f"the {config.backbone_model_type} model in this folder"}.get(
-        config.backbone_name, config.backbone_name
-    )
+    title = _title(config.backbone_name, config.backbone_model_type)
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE).render(
         config=config, has_adapter=has_adapter, figures=dict(figures or {}), backbone_title=title
     )
+
+
+def _title(name: str | None, model_type: str | None) -> str:
+    if name is None:
+        return f"a {model_type} model"
+    if name == ".":
+        return f"the {model_type} model in this folder"
+    return f"the {model_type} model in `{name}`" if name.startswith(".") else name
