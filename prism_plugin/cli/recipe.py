@@ -131,7 +131,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
     for name in ("backbone", "data", "training"):
         written[name] = _anchored(name, written.get(name) or {}, path.resolve().parent)
     for dotted, text in overrides.items():
-        value = _parse(text, f"--{dotted}")
+        value = parse_yaml(text, f"--{dotted}")
         _put(written, dotted, _anchored_value(dotted, value, Path.cwd()))
     _refuse_unknown(written, path)
     sections = {name: written.get(name) or {} for name in _SECTIONS}
@@ -172,7 +172,16 @@ _FLOAT = r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:in
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
 
 
-def _parse(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Read YAML with the numbers and truth values of YAML 1.2.
+
+    Args:
+        text: The YAML.
+        source: Where it was read, for the error message.
+
+    Raises:
+        ConfigurationError: If it is not valid YAML, or gives a key twice.
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
     except yaml.YAMLError as error:
@@ -181,7 +190,7 @@ def _parse(text: str, source: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        written = _parse(path.read_text(encoding="utf-8"), str(path))
+        written = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The recipe {path} cannot be read: {error}") from error
     if not isinstance(written, dict) or not all(isinstance(one, dict | None) for one in written.values()):
