@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: If nothing has that name; the message lists all names and the nearest.
         """
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             near = get_close_matches(str(name), self._by_name, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UnknownNameError(f"No {self.kind} is called {name!r}.{hint} Known: {', '.join(self.names()) or 'none'}.")

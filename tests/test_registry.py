@@ -42,6 +42,12 @@ def test_a_near_name_is_suggested(registry):
         registry.get("gentle-rule")
 
 
+@pytest.mark.parametrize("name", [["gentle_rule"], {}, None])
+def test_a_name_that_is_no_text_is_unknown(registry, name):
+    with pytest.raises(UnknownNameError, match=r"No test rule is called .* Known: gentle_rule"):
+        registry.get(name)
+
+
 def test_a_far_name_lists_what_is_known(registry):
     with pytest.raises(UnknownNameError, match=r"^No test rule is called 'zzz'\. Known: gentle_rule\.$"):
         registry.get("zzz")

@@ -201,14 +201,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _put(written: dict[str, Any], dotted: str, value: Any) -> None:
     *owners, name = dotted.split(".")
     for owner in owners:
-        written[owner] = dict(written.get(owner) or {})
+        inside = written.get(owner)
+        if not isinstance(inside, Mapping | None):
+            raise ConfigurationError(f"--{dotted} sets a part of `{owner}`, which must be a mapping then, found {inside!r}.")
+        written[owner] = dict(inside or {})
         written = written[owner]
     written[name] = value
 
 
 def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
     known = settings()
-    unknown = [name for name in written if name not in _SECTIONS]
+    unknown = [str(name) for name in written if name not in _SECTIONS]
     for section in set(written) & set(_SECTIONS):
         unknown += [f"{section}.{key}" for key in written[section] if f"{section}.{key}" not in known]
     lora = (written.get("attach") or {}).get("lora")
@@ -278,4 +281,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if origin in (list, Sequence, tuple):
         return isinstance(value, list | tuple) and all(_fits(one, arguments[0]) for one in value if arguments)
+    if origin in (Mapping, dict) and isinstance(value, Mapping):
+        key_hint, value_hint = arguments
+        return all(_fits(key, key_hint) and _fits(one, value_hint) for key, one in value.items())
     return isinstance(value, origin or hint)

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.cli.errors import explain_os_error
 from prism_plugin.cli.recipe import AttachSection, DataSection, Recipe, load_recipe, settings
 from prism_plugin.data import fingerprint, prepare_rows, read_rows
-from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
+from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError, SavingError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.persistence import CONFIG_FILE
 from prism_plugin.training import PrismTrainer, PrismTrainingArguments, get_objective
@@ -65,6 +67,12 @@ def run(args: argparse.Namespace) -> int:
     except (PrismError, ImportError) as error:  # a tracker or an optimizer may need a package that is not installed
         print(f"prism-plugin train: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        told = explain_os_error(error)
+        if told is None:
+            raise
+        print(f"prism-plugin train: {told}", file=sys.stderr)
+        return 2
     if is_main:
         print(json.dumps(summary) if args.json else _table(summary))
     return 0
@@ -96,6 +104,10 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
         raise ConfigurationError(
             f"{source}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
         )
+    output_dir = Path(training.output_dir)
+    if training.should_save:
+        with _writing_in(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(training.seed)  # the head and LoRA start from random weights
     model = _attached(recipe, source)
     prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
@@ -108,10 +120,10 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
         "data": fingerprint(train_rows),
         "eval_data": None if eval_rows is None else fingerprint(eval_rows),
     }
-    output_dir = Path(training.output_dir)
     if not fresh:
         _refuse_other_run(output_dir, record)
     trainer = PrismTrainer(model, training, objective=objective, train_dataset=train_rows, eval_dataset=eval_rows)
+    trainer.check_trainable()  # before --fresh deletes anything
     trainer.accelerator.wait_for_everyone()
     if training.should_save:
         _begin(output_dir, record, fresh)
@@ -210,13 +222,26 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _begin(output_dir: Path, record: dict[str, Any], fresh: bool) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        for checkpoint in output_dir.glob("checkpoint-*"):
-            remove(checkpoint)
     beside = output_dir / f".{RUN_FILE}"
-    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    beside.replace(output_dir / RUN_FILE)
+    with _writing_in(output_dir):
+        try:
+            beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if fresh:  # only now, when a full disk would have shown
+                for checkpoint in output_dir.glob("checkpoint-*"):
+                    remove(checkpoint)
+            beside.replace(output_dir / RUN_FILE)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing_in(output_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SavingError(
+            f"`output_dir` {output_dir} must be a folder that can be written, but: {error}; make room or choose another."
+        ) from error
 
 
 def _summary(trainer: PrismTrainer, figures: dict[str, float], seconds: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 
 HEADS = ("mlp", "linear")
@@ -45,10 +46,15 @@ class PrismConfig:
             raise ConfigurationError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")
         if self.head == "linear" and self.head_hidden_size is not None:
             raise ConfigurationError(f"A linear head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}.")
-        if self.head_hidden_size is not None and self.head_hidden_size < 1:
-            raise ConfigurationError(f"`head_hidden_size` must be at least 1, got {self.head_hidden_size}.")
-        if not 0.0 < self.base_rate < 1.0:
-            raise ConfigurationError(f"`base_rate` must lie strictly between 0 and 1, got {self.base_rate}.")
+        for name, minimum in (
+            ("mask_token_id", 0), ("head_hidden_size", 1), ("backbone_hidden_size", 1), ("backbone_vocab_size", 1)
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                require_int(self, name, minimum=minimum)
+        if not isinstance(self.train_backbone, bool):
+            raise ConfigurationError(f"`train_backbone` must be True or False, found {self.train_backbone!r}.")
+        below_one = math.nextafter(1.0, 0.0)
+        require_number(self, "base_rate", "strictly between 0 and 1", low=0.0, high=below_one, open_low=True)
 
     @property
     def base_rate_logit(self) -> float:

@@ -3,6 +3,7 @@
 An objective is a pure function of (batch, epoch, seed, weights): all chance comes from `core.noise.uniforms` by example id.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.labels import QualityLabels, drafted_labels
 from prism_plugin.core.losses import PrismLossOutput, prism_loss
 from prism_plugin.core.noise import uniforms
+from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.modeling.model import PrismModel, dropout_off
 from prism_plugin.registry import Registry, from_mapping
@@ -87,13 +89,15 @@ class PrismObjective:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.drafts, tuple | list) or not all(isinstance(rule, DraftRule) for rule in self.drafts):
+            raise ConfigurationError(f"`drafts` is a tuple of DraftRule, found {self.drafts!r}.")
         if not self.drafts:
             raise ConfigurationError("`drafts` needs at least one DraftRule, found none.")
-        if isinstance(self.num_drafts, bool) or not isinstance(self.num_drafts, int) or self.num_drafts < 1:
-            raise ConfigurationError(f"`num_drafts` must be an integer of at least 1, got {self.num_drafts!r}.")
+        require_int(self, "num_drafts", minimum=1)
         for name in ("diffusion_weight", "quality_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+            require_number(self, name, "0 or more", low=0.0)
+        for name in ("t_min", "t_max"):
+            require_number(self, name, "a finite number", low=-math.inf)
         if not self.quality_weight + self.diffusion_weight:
             raise ConfigurationError(
                 "`quality_weight` and `diffusion_weight` are both 0, so nothing would be learnt; raise one."

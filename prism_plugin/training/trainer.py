@@ -113,6 +113,21 @@ class PrismTrainer(Trainer):
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
 
+    def check_trainable(self) -> None:
+        """Raise now what `train` would raise of too few rows or the optimizer; nothing is kept of what is built for it.
+
+        Raises:
+            ConfigurationError: If the rows do not fill a step, or the optimizer cannot be used.
+            ImportError: If the optimizer needs a package that is not installed.
+        """
+        self.get_train_dataloader()
+        if self.optimizer is None:
+            chosen, settings = self._chosen_optimizer(self.model)
+            try:
+                chosen(self._parameter_groups(self.model), **settings)
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(f"`optim: {self.args.optim.value}` cannot be used as it is set: {error}") from error
+
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""
         state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
@@ -194,15 +209,19 @@ class PrismTrainer(Trainer):
         """Make the optimizer that `args` names, with the head's parameters in groups of their own, after the others."""
         if self.optimizer is None:
             opt_model = self.model if model is None else model
-            chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-            if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
-                raise ConfigurationError(
-                    f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning "
-                    "rate; use another, such as adamw_torch."
-                )
+            chosen, settings = self._chosen_optimizer(opt_model)
             # Trainer puts `params` in place of its own groups, as it does for GaLore.
             self.optimizer_cls_and_kwargs = (chosen, {**settings, "params": self._parameter_groups(opt_model)})
         return super().create_optimizer(model)
+
+    def _chosen_optimizer(self, model: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+        if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
+            raise ConfigurationError(
+                f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning "
+                "rate; use another, such as adamw_torch."
+            )
+        return chosen, settings
 
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(model))
@@ -259,10 +278,10 @@ class PrismTrainer(Trainer):
         building = str(checkpoints.building_folder(run_dir, name))
         self.store_flos()
         log_state = self._log_state()
-        if self.args.should_save:
-            checkpoints.start_building(run_dir, name)
-        self.accelerator.wait_for_everyone()
         try:
+            if self.args.should_save:
+                checkpoints.start_building(run_dir, name)
+            self.accelerator.wait_for_everyone()
             self.save_model(building, _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(building)

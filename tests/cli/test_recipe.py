@@ -86,6 +86,22 @@ def test_bad_recipes_are_one_sentence(tmp_path, change, words):
         load(tmp_path, RECIPE.replace(*change))
 
 
+@pytest.mark.parametrize("columns", ["{text: 3}", "{1: text}"])
+def test_names_of_columns_are_text(tmp_path, columns):
+    with pytest.raises(ConfigurationError, match=r"data: `columns` must be .*Mapping.*, found"):
+        load(tmp_path, RECIPE.replace("{path: ./rows.txt}", f"{{path: a, columns: {columns}}}"))
+
+
+def test_a_key_that_is_no_text_is_unknown(tmp_path):
+    with pytest.raises(UnknownKeyError, match=r"nothing reads 1, data\.2 .*; the sections are"):
+        load(tmp_path, RECIPE.replace("./rows.txt", "./rows.txt, 2: b") + "1: {a: 1}\n")
+
+
+def test_a_part_of_what_is_no_mapping_cannot_be_set(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"--attach\.lora\.r sets a part of `lora`, .* must be a mapping .*, found 7"):
+        load(tmp_path, RECIPE.replace("{r: 2}", "7"), attach__lora__r="4")
+
+
 def test_a_recipe_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ConfigurationError, match=r"The recipe .*none.yaml cannot be read"):
         load_recipe(tmp_path / "none.yaml", {})

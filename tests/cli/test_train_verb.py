@@ -1,5 +1,8 @@
 import argparse
+import errno
 import json
+import os
+from pathlib import Path
 
 import datasets
 import pytest
@@ -94,3 +97,68 @@ def test_an_unknown_option_is_refused_and_names_are_not_guessed(recipe, capsys):
             run(recipe, option, "3")
         assert caught.value.code == 2
         assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
+        (["--adam_beta1", "2"], "`optim: adamw_torch_fused` cannot be used as it is set: Invalid beta"),
+    ],
+)
+def test_a_fresh_run_that_cannot_be_deletes_nothing(recipe, tmp_path, capsys, options, words):
+    assert run(recipe, "--max_steps", "2") == 0
+    before = (tmp_path / "run" / "run.json").read_text()
+    assert run(recipe, "--fresh", *options) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_a_full_disk_at_the_start_deletes_nothing(recipe, tmp_path, capsys, monkeypatch):
+    assert run(recipe, "--max_steps", "2") == 0
+    write = Path.write_text
+
+    def full(path, text, **settings):
+        write(path, text[:9], **settings)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert run(recipe, "--fresh") == 2
+    assert "must be a folder that can be written, but: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    assert not (tmp_path / "run" / ".run.json").exists()
+
+
+def test_an_output_dir_that_is_a_file_is_one_sentence(recipe, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert run(recipe) == 2
+    assert "run must be a folder that can be written, but: [Errno 17] File exists" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "somewhere: the disk is full; make room"),
+        (errno.EACCES, "somewhere: access is denied; change the permissions"),
+        (errno.EROFS, "somewhere: the file system is read-only; choose another folder"),
+    ],
+)
+def test_what_the_disk_refuses_anywhere_is_one_sentence(recipe, capsys, monkeypatch, number, words):
+    def refused(*args, **settings):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    monkeypatch.setattr(train, "read_rows", refused)
+    assert run(recipe) == 2
+    assert f"prism-plugin train: {words}" in capsys.readouterr().err
+
+
+def test_an_error_of_another_kind_is_not_explained_away(recipe, monkeypatch):
+    def broken(*args, **settings):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(train, "read_rows", broken)
+    with pytest.raises(OSError, match="broken"):
+        run(recipe)

@@ -50,9 +50,13 @@ def test_it_moves_between_devices():
     [
         ({"head": "conv"}, "`head` must be one of mlp, linear, got 'conv'"),
         ({"head": "linear", "head_hidden_size": 4}, "A linear head has no hidden layer, but `head_hidden_size` is 4"),
-        ({"head_hidden_size": 0}, "`head_hidden_size` must be at least 1, got 0"),
-        ({"base_rate": 1.0}, "`base_rate` must lie strictly between 0 and 1, got 1.0"),
-        ({"base_rate": float("nan")}, "`base_rate` must lie strictly between 0 and 1, got nan"),
+        ({"head_hidden_size": 0}, "`head_hidden_size` of PrismConfig must be an integer of at least 1, found 0"),
+        ({"base_rate": 1.0}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 1.0"),
+        ({"base_rate": float("nan")}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found nan"),
+        ({"base_rate": "high"}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 'high'"),
+        ({"head_hidden_size": "wide"}, "`head_hidden_size` of PrismConfig must be an integer of at least 1, found 'wide'"),
+        ({"mask_token_id": "<mask>"}, "`mask_token_id` of PrismConfig must be an integer of at least 0, found '<mask>'"),
+        ({"train_backbone": "no"}, "`train_backbone` must be True or False, found 'no'"),
     ],
 )
 def test_config_checks_itself(values, message):

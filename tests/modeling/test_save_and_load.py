@@ -170,8 +170,14 @@ BROKEN = {
         lambda d: edit(d / "prism_config.json", head="DROP"),
         r"prism_config.json: `head` must be there, found nothing",
     ),
-    "value": (lambda d: edit(d / "prism_config.json", base_rate=2.0), r"prism_config.json: `base_rate` must lie strictly"),
-    "type": (lambda d: edit(d / "prism_config.json", base_rate="high"), r"prism_config.json: .*not supported between"),
+    "value": (
+        lambda d: edit(d / "prism_config.json", base_rate=2.0),
+        r"prism_config.json: `base_rate` of PrismConfig must be strictly",
+    ),
+    "type": (
+        lambda d: edit(d / "prism_config.json", base_rate="high"),
+        r"prism_config.json: `base_rate` of PrismConfig must be strictly",
+    ),
     "mask": (
         lambda d: edit(d / "prism_config.json", mask_token_id=40),
         r"`mask_token_id` must lie in the backbone's vocabulary, \[0, 32\), found 40",

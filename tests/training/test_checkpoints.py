@@ -100,6 +100,16 @@ def test_a_full_disk_leaves_older_checkpoints_and_no_half_one(lab, tmp_path, mon
     assert names(tmp_path) == ["checkpoint-5"]
 
 
+def test_a_checkpoint_that_cannot_be_begun_is_one_sentence(lab, tmp_path, monkeypatch):
+    def full(run_dir, name):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "start_building", full)
+    with pytest.raises(SavingError, match=r"checkpoint-5 could not be written, .*: .*No space"):
+        new_trainer(lab, tmp_path).train()
+    assert names(tmp_path) == []
+
+
 def test_the_limit_keeps_the_newest_and_the_best(lab, tmp_path):
     trainer = new_trainer(
         lab, tmp_path, save_steps=2, max_steps=10, save_total_limit=2, eval_rows=lab.make_rows(6), eval_strategy="steps",

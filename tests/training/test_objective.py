@@ -162,20 +162,33 @@ def test_objectives_are_built_by_name_and_written_down():
             ConfigurationError,
             "`num_drafted` of DraftRule must be an integer of at least 1",
         ),
-        ({"name": "prism", "num_drafts": 0}, ConfigurationError, "`num_drafts` must be an integer of at least 1, got 0"),
+        ({"name": "prism", "num_drafts": 0}, ConfigurationError, "`num_drafts` .* must be an integer of at least 1, found 0"),
         ({"name": "prism", "drafts": []}, ConfigurationError, "`drafts` needs at least one DraftRule, found none"),
         ({"name": "prism", "drafts": 3}, ConfigurationError, "`drafts` is a list of draft rules, found 3"),
         ({"name": "prism", "drafts": [3]}, ConfigurationError, "a draft rule is a mapping of settings, found 3"),
         ({"name": "prism", "drafts": [{}], "num_drafted": 2}, ConfigurationError, r"give `drafts` or the settings of one"),
-        ({"name": "prism", "diffusion_weight": -1.0}, ConfigurationError, "`diffusion_weight` must be 0 or more, got -1.0"),
+        (
+            {"name": "prism", "diffusion_weight": -1.0},
+            ConfigurationError,
+            "`diffusion_weight` .* must be 0 or more, found -1.0",
+        ),
         (
             {"name": "prism", "diffusion_weight": 0.0, "quality_weight": 0.0},
             ConfigurationError,
             "both 0, so nothing would be learnt",
         ),
+        ({"name": "prism", "diffusion_weight": "a"}, ConfigurationError, "`diffusion_weight` .* must be 0 or more, found 'a'"),
+        ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` of PrismObjective must be a finite number, found 'a'"),
+        ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` of PrismObjective must be a finite number, found None"),
         ({"name": "prism", "t_min": 0.0}, ConfigurationError, "0 < t_min <= t_max <= 1, found t_min=0.0"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, error, words):
     with pytest.raises(error, match=words):
         get_objective(**settings)
+
+
+@pytest.mark.parametrize("drafts", [3, (3,), "one"])
+def test_drafts_are_draft_rules(drafts):
+    with pytest.raises(ConfigurationError, match="`drafts` is a tuple of DraftRule, found"):
+        PrismObjective(drafts=drafts)
