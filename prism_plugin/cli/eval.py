@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     settings = sudoku_eval.read_settings(path) if path else {}
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(args.data)[: args.limit])
     model = PrismModel.from_pretrained(args.adapter)
+    sudoku_eval.require_sudoku_model(model)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     sudoku_eval.make_samplers(model, presets, args.num_steps, settings)
     count = len(puzzles.puzzles)

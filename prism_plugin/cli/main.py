@@ -1,6 +1,7 @@
 """`prism-plugin VERB`: one file a verb; only the verb that was asked for is imported."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ VERBS = {
     "sample": "fill masks or continue prompts with a trained adapter",
     "eval": "compare sampler presets on a task",
 }
+
+# What the disk refuses anywhere in a verb, also inside libraries, is the user's to mend: no traceback.
+_OF_THE_DISK = {errno.ENOSPC, errno.EACCES, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return module.run(parsed)
     except PrismError as error:
         print(f"prism-plugin {verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"prism-plugin {verb}: {error}; make room, or choose a place that you may write to.", file=sys.stderr)
         return 2
 
 

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from prism_plugin.cli.recipe import parse_yaml
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler, SamplerOutput
+from prism_plugin.sampling.presets import preset_settings
+from prism_plugin.sampling.sampler import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="prompts, or texts with mask tokens")
-    parser.add_argument("--adapter", required=True, help="folder, or Hub id, of a trained adapter")
+    parser.add_argument("--adapter", required=True, help="folder of a trained adapter")
     parser.add_argument("--file", type=Path, help="read the texts from this file, one a line")
     parser.add_argument(
         "--max-new-tokens", type=int, help="continue each text by this many tokens; without it, its mask tokens are filled"
@@ -33,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample and print. Returns the exit code."""
-    texts = _texts(args)
+    texts, settings = _texts(args), _settings(args)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
-    sampler = _sampler(args, model)
+    sampler = _sampler(args, model, settings)
     if model.tokenizer is None:
         raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")
     generators = [torch.Generator().manual_seed(args.seed * 1_000_003 + row) for row in range(len(texts))]
@@ -63,13 +65,14 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _sampler(args: argparse.Namespace, model: PrismModel) -> RemaskingSampler:
+def _settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Settings of the preset that was asked for, checked before anything is loaded; None without a preset."""
     if args.preset is None:
         if args.num_steps is not None or args.set:
             raise ConfigurationError(
                 f"`--num-steps` and `--set` go with `--preset`; the adapter's {SAMPLER_CONFIG_NAME} has its own."
             )
-        return RemaskingSampler.from_pretrained(args.adapter, model)
+        return None
     if args.num_steps is None:
         raise ConfigurationError("`--preset` needs `--num-steps`, the forward passes that it may use.")
     settings = {}
@@ -77,12 +80,25 @@ def _sampler(args: argparse.Namespace, model: PrismModel) -> RemaskingSampler:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigurationError(f"`--set` takes NAME=VALUE, found {pair!r}.")
-        settings[name] = yaml.safe_load(value)
-    return RemaskingSampler.from_preset(args.preset, model, num_steps=args.num_steps, **settings)
+        settings[name] = parse_yaml(value, f"--set {name}")
+    return preset_settings(args.preset, settings)
+
+
+def _sampler(args: argparse.Namespace, model: PrismModel, settings: dict[str, Any] | None) -> RemaskingSampler:
+    if settings is not None:
+        return RemaskingSampler(model, num_steps=args.num_steps, **settings)
+    if not (Path(args.adapter) / SAMPLER_CONFIG_NAME).exists():
+        raise ConfigurationError(
+            f"{args.adapter} has no {SAMPLER_CONFIG_NAME}, as fresh from training; choose a sampler with "
+            "`--preset NAME --num-steps N`."
+        )
+    return RemaskingSampler.from_pretrained(args.adapter, model)
 
 
 def _infill(sampler: RemaskingSampler, texts: list[str], generators: list[torch.Generator]) -> list[dict[str, Any]]:
     tokenizer = sampler.model.tokenizer
+    for text in texts:
+        read_text(tokenizer, text)  # one by one, so that the error names the text
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     output: SamplerOutput = sampler.infill(encoded["input_ids"], encoded["attention_mask"], generator=generators)
     answers = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)

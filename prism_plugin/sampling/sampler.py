@@ -263,6 +263,7 @@ class RemaskingSampler(SamplerSettings):
                 "padding; sample rows of one length together."
             )
         canvas = lay_canvas(request, present, editable, self.block_length)
+        _check_length(self.model, canvas.tokens.shape[1])
         most_blocks = int(canvas.num_blocks.max())
         if self.num_steps < most_blocks:
             raise SamplingError(
@@ -302,6 +303,36 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def read_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Turn a text into token ids.
+
+    Raises:
+        SamplingError: If the tokenizer cannot read it.
+    """
+    try:
+        return tokenizer(text, **options)["input_ids"]
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions: "WordLevel error: Missing [UNK] token from the vocabulary".
+        if type(error) is not Exception:
+            raise
+        raise SamplingError(
+            f"the tokenizer cannot read {text[:60]!r} ({error}); use only what is in the model's vocabulary."
+        ) from error
+
+
+def _check_length(model: PrismModel, length: int) -> None:
+    """Refuse more tokens than a table of learned positions has rows; rotary positions have no table and no hard limit."""
+    for name, table in model.plain_backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
+            # RoBERTa and ESM count positions from padding_idx + 1.
+            limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+            if length > limit:
+                raise SamplingError(
+                    f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
+                    f"{length} with those to generate; shorten the text or `max_new_tokens`."
+                )
+
+
 def _require_new_tokens(max_new_tokens: int) -> None:
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
@@ -324,8 +355,8 @@ def _encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[list[int], list[
         if tokenizer.chat_template is None:
             raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
         return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)), []
-    bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    full = tokenizer(prompt)["input_ids"]
+    bare = read_text(tokenizer, prompt, add_special_tokens=False)
+    full = read_text(tokenizer, prompt)
     starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
     if not bare or not starts:
         raise SamplingError(f"a prompt must give at least one token, got {prompt[:60]!r}.")

@@ -1,7 +1,6 @@
 """What defines a sampler: checked when it is made, written to and read from `sampler_config.json`."""
 
 import json
-import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, Schedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, UnmaskingRule
+from prism_plugin.core.validation import require_number
 from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
 from prism_plugin.registry import from_mapping
 
@@ -51,12 +51,8 @@ class SamplerSettings:
         for name in ("num_steps", "block_length", "max_remasks_per_position"):
             _require_count(name, getattr(self, name), least=1, optional=name != "num_steps")
         _require_count("eos_token_id", self.eos_token_id, least=0, optional=True)
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigurationError(
-                f"`temperature` must not be negative or infinite, got {self.temperature}; 0 takes the best token."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ConfigurationError(f"`top_p` must be in (0, 1], got {self.top_p}; 1 samples from the whole vocabulary.")
+        require_number(self, "temperature", "a finite number of at least 0 (which takes the most probable token)", low=0)
+        require_number(self, "top_p", "a number in (0, 1] (1 is the whole vocabulary)", low=0, high=1, open_low=True)
         if self.top_p < 1 and self.temperature == 0:
             raise ConfigurationError(
                 f"`top_p` {self.top_p} would be ignored at temperature 0, which takes the most probable token; "

@@ -1,20 +1,43 @@
 """The verbs as a user calls them: one object with --json, one sentence and exit code 2 for a mistake, no traceback."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
+from prism_plugin.cli import sample
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling import SAMPLER_CONFIG_NAME, RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+PRESET = ["--preset", "prism", "--num-steps", "3"]
+SHIPPED = Path(__file__).parents[2] / "adapters" / "sudoku-9x9" / "weights"
+
+
+@pytest.fixture(autouse=True)
+def _without_the_bar_of_loading():
+    """So that what a verb says itself is all that stands on stderr."""
+    transformers_logging.disable_progress_bar()
+    yield
+    transformers_logging.enable_progress_bar()
+
+
+def assert_one_sentence(printed, verb, words):
+    assert words in printed.err
+    assert printed.err.startswith(f"prism-plugin {verb}: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +103,7 @@ def test_eval_prints_a_table_and_reads_the_settings_beside_the_adapter(adapter, 
         ({"--presets": "prism,prsm"}, "No preset is called 'prsm'. Did you mean 'prism'?"),
         ({"--limit": "0"}, "`--limit` must be at least 1, got 0"),
         ({"--num-steps": "0"}, "`--num-steps` must be at least 1, got 0"),
-        ({"--adapter": "nowhere"}, "nowhere"),
+        ({"--adapter": "nowhere"}, "must be a folder with a prism_config.json, but there is no such folder"),
         ({"--settings": "none.yaml"}, "none.yaml cannot be read"),
     ],
 )
@@ -90,11 +113,7 @@ def test_eval_refuses_mistakes_in_one_sentence(adapter, data, tmp_path, monkeypa
     (tmp_path / "clash.txt").write_text("55" + "." * 79)
     options = {"--adapter": str(adapter), "--data": str(data), **changed}
     assert cli.main(["eval", "sudoku", *[part for pair in options.items() for part in pair]]) == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith("prism-plugin eval: ")
-    assert printed.err.count("\n") == 1
-    assert printed.out == ""
+    assert_one_sentence(capsys.readouterr(), "eval", words)
 
 
 def test_sample_fills_masks_and_continues_prompts(writer, capsys):
@@ -119,13 +138,64 @@ def test_sample_fills_masks_and_continues_prompts(writer, capsys):
         (["a", "--num-steps", "3"], "go with `--preset`"),
         (["a", "--preset", "prism", "--num-steps", "3", "--set", "num_remask"], "`--set` takes NAME=VALUE, found 'num_remask'"),
         (["a"], "must hold the mask token"),
+        ([*PRESET, "a", "--set", "num_remask=[1"], "--set num_remask is not valid YAML"),
+        ([*PRESET, "a", "--set", "temperature=warm"], "`temperature` of RemaskingSampler must be a finite number"),
+        ([*PRESET, "a", "--set", "top_p=null"], "`top_p` of RemaskingSampler must be a number in (0, 1]"),
+        ([*PRESET, "a", "--set", "num_steps=4"], "The preset 'prism' has no 'num_steps'"),
+        (["a" * 65 + "[MASK]"], "a row must have at most 65 tokens, as many as bert has positions for, found 66"),
+        (["a" * 60, "--max-new-tokens", "6"], "found 66 with those to generate"),
     ],
 )
 def test_sample_refuses_mistakes_in_one_sentence(writer, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     assert cli.main(["sample", *arguments, "--adapter", str(writer)]) == 2
-    assert words in capsys.readouterr().err
+    assert_one_sentence(capsys.readouterr(), "sample", words)
+
+
+def test_sample_reads_numbers_as_yaml_1_2_does(writer, capsys):
+    arguments = ["sample", "the [MASK]", "--adapter", str(writer), *PRESET, "--set", "temperature=1e-1", "--json"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["sampler"]["temperature"] == 0.1
+
+
+def test_sample_tells_how_to_choose_a_sampler_where_training_saved_none(writer, capsys):
+    fresh = shutil.copytree(writer, writer.parent / "fresh")  # beside it, where its backbone is found
+    (fresh / SAMPLER_CONFIG_NAME).unlink()
+    assert cli.main(["sample", "the [MASK]", "--adapter", str(fresh)]) == 2
+    assert_one_sentence(capsys.readouterr(), "sample", "choose a sampler with `--preset NAME --num-steps N`")
+    assert cli.main(["sample", "the [MASK]", "--adapter", str(fresh), *PRESET]) == 0
+
+
+@pytest.mark.parametrize("how", [[], ["--max-new-tokens", "1"]])
+def test_sample_names_the_text_that_the_tokenizer_cannot_read(how, capsys):
+    assert cli.main(["sample", "12.", "1a", "--adapter", str(SHIPPED), *how]) == 2
+    assert_one_sentence(capsys.readouterr(), "sample", "the tokenizer cannot read '1a' (WordLevel error")
+
+
+def test_eval_sudoku_refuses_an_adapter_of_another_task(writer, data, capsys):
+    assert cli.main(["eval", "sudoku", "--adapter", str(writer), "--data", str(data)]) == 2
+    words = "must be of a Sudoku model, with 11 tokens and mask token 0, found 32 tokens and mask token 31"
+    assert_one_sentence(capsys.readouterr(), "eval", words)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_what_the_disk_refuses_is_one_sentence(monkeypatch, capsys, code):
+    def refused(_):
+        raise OSError(code, os.strerror(code), "out/weights")
+
+    monkeypatch.setattr(sample, "run", refused)
+    assert cli.main(["sample", "a", "--adapter", "x"]) == 2
+    assert_one_sentence(capsys.readouterr(), "sample", f"{os.strerror(code)}: 'out/weights'")
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
+    def broken(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sample, "run", broken)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        cli.main(["sample", "a", "--adapter", "x"])
 
 
 def test_help_names_every_verb_without_importing_torch():

@@ -94,11 +94,12 @@ def test_settings_are_those_tuned_for_the_nearest_number_of_steps(tmp_path):
         ("prism: {many: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found 'many'"),
         ("prsm: {17: {}}", UnknownNameError, "No preset is called 'prsm'. Did you mean 'prism'"),
         ("prism: {17: {", ConfigurationError, "cannot be read"),
+        (b"\xff\xfe", ConfigurationError, "cannot be read.*can't decode"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, text, error, words):
     file = tmp_path / "sampler.yaml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(error, match=words):
         sudoku_eval.read_settings(file)
 
@@ -109,3 +110,17 @@ def test_a_setting_that_a_preset_does_not_take_is_found_before_any_work(model, p
         sudoku_eval.evaluate_presets(
             model, puzzles, ["confidence", "random"], num_steps=9, settings={"random": {9: {"num_remask": 1}}}
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ("{temperature: 1e-1}", ConfigurationError, "`temperature` of RemaskingSampler must be a finite number.*found '1e-1'"),
+        ("{num_steps: 4}", UnknownKeyError, "The preset 'prism' has no 'num_steps'"),
+    ],
+)
+def test_settings_that_no_sampler_can_have_are_refused(model, tmp_path, settings, error, words):
+    file = tmp_path / "sampler.yaml"
+    file.write_text(f"prism: {{9: {settings}}}")
+    with pytest.raises(error, match=words):
+        sudoku_eval.make_samplers(model, ["prism"], 9, sudoku_eval.read_settings(file))

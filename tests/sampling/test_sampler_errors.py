@@ -28,11 +28,14 @@ GOOD = {"num_steps": 4}
         ({"eos_token_id": -1}, "`eos_token_id` must be an integer of at least 0"),
         ({"eos_token_id": 32}, "in the model's vocabulary of 32 tokens, got 32"),
         ({"eos_token_id": MASK}, "must not be the mask token, got 31"),
-        ({"temperature": -0.5}, "`temperature` must not be negative or infinite, got -0.5"),
-        ({"temperature": float("nan")}, "`temperature` must not be negative or infinite, got nan"),
-        ({"temperature": float("inf")}, "`temperature` must not be negative or infinite, got inf"),
-        ({"top_p": 0.0, "temperature": 1.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
-        ({"top_p": 1.5, "temperature": 1.0}, r"`top_p` must be in \(0, 1\], got 1.5"),
+        ({"temperature": -0.5}, "`temperature` of RemaskingSampler must be a finite number of at least 0.*found -0.5"),
+        ({"temperature": float("nan")}, "`temperature` of RemaskingSampler must be a finite number.*found nan"),
+        ({"temperature": float("inf")}, "`temperature` of RemaskingSampler must be a finite number.*found inf"),
+        ({"temperature": "1e-1"}, "`temperature` of RemaskingSampler must be a finite number.*found '1e-1'"),
+        ({"temperature": None}, "`temperature` of RemaskingSampler must be a finite number.*found None"),
+        ({"top_p": 0.0, "temperature": 1.0}, r"`top_p` of RemaskingSampler must be a number in \(0, 1\].*found 0.0"),
+        ({"top_p": 1.5, "temperature": 1.0}, r"`top_p` of RemaskingSampler must be a number in \(0, 1\].*found 1.5"),
+        ({"top_p": "0.9", "temperature": 1.0}, r"`top_p` of RemaskingSampler must be a number in \(0, 1\].*found '0.9'"),
         ({"top_p": 0.9}, "`top_p` 0.9 would be ignored at temperature 0"),
         ({"remasking": QualityRemasking()}, "the schedule grants no remasks"),
         ({"schedule": EvenSchedule(2)}, "grants 2 remasks a step, but `remasking` is NeverRemasking"),
@@ -165,3 +168,15 @@ def test_a_sampler_cannot_be_changed(model):
     with pytest.raises(AttributeError):
         sampler.num_steps = 3
     assert SimpleNamespace(**vars(replace(sampler, num_steps=3))).num_steps == 3
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert", "esm", "llama"])
+def test_a_row_fits_a_table_of_positions_exactly_or_is_refused_before_any_forward(family):
+    backbone = tiny_backbone(family, max_position_embeddings=8)
+    model = attach_quality_head(backbone, PrismConfig(mask_token_id=MASK))
+    sampler = RemaskingSampler(model, num_steps=1)
+    limit = {"bert": 9, "distilbert": 9, "roberta": 8}.get(family)  # the tiny models have a row more, for RoBERTa's padding
+    assert sampler.sample(prompts(1, 3), max_new_tokens=(limit or 20) - 3).sequences.shape == (1, limit or 20)
+    if limit is not None:
+        with pytest.raises(SamplingError, match=f"at most {limit} tokens, as many as {family} has .* found {limit + 1}"):
+            sampler.sample(prompts(1, 3), max_new_tokens=limit - 2)

@@ -14,6 +14,7 @@ from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, get_preset
+from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import TokenIds
 
 BATCH_SIZE = 256
@@ -81,7 +82,7 @@ def read_settings(path: Path) -> Settings:
     """
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"The settings {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(stored, dict) or not all(isinstance(by_steps, dict) and by_steps for by_steps in stored.values()):
         raise ConfigurationError(f"{path} must map presets to numbers of steps to settings, found {str(stored)[:80]!r}.")
@@ -91,6 +92,20 @@ def read_settings(path: Path) -> Settings:
             if not isinstance(num_steps, int) or not isinstance(settings, dict):
                 raise ConfigurationError(f"{path}: {preset} must map numbers of steps to settings, found {num_steps!r}.")
     return stored
+
+
+def require_sudoku_model(model: PrismModel) -> None:
+    """Check that a model speaks Sudoku's tokens.
+
+    Raises:
+        ConfigurationError: If its vocabulary or its mask token is another.
+    """
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    if vocab_size != sudoku.VOCAB_SIZE or model.mask_token_id != sudoku.MASK_TOKEN_ID:
+        raise ConfigurationError(
+            f"The adapter must be of a Sudoku model, with {sudoku.VOCAB_SIZE} tokens and mask token {sudoku.MASK_TOKEN_ID}, "
+            f"found {vocab_size} tokens and mask token {model.mask_token_id}; use one such as adapters/sudoku-9x9/weights."
+        )
 
 
 def settings_for(settings: Settings, preset: str, num_steps: int) -> dict[str, Any]:
@@ -107,7 +122,8 @@ def make_samplers(
     """Build the sampler of each preset, so that every mistake in a setting is found before any work."""
     chosen = {preset: settings_for(settings, preset, num_steps) for preset in presets}
     return {
-        preset: (RemaskingSampler.from_preset(preset, model, num_steps=num_steps, **own), own) for preset, own in chosen.items()
+        preset: (RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, own)), own)
+        for preset, own in chosen.items()
     }
 
 
