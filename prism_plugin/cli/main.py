@@ -1,12 +1,12 @@
 """`prism-plugin VERB`: one file a verb; only the verb that was asked for is imported."""
 
 import argparse
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
 
 from prism_plugin import __version__
+from prism_plugin.cli.errors import explain_os_error
 from prism_plugin.errors import PrismError
 
 VERBS = {
@@ -15,9 +15,6 @@ VERBS = {
     "sample": "fill masks or continue prompts with a trained adapter",
     "eval": "compare sampler presets on a task",
 }
-
-# What the disk refuses anywhere in a verb, also inside libraries, is the user's to mend: no traceback.
-_OF_THE_DISK = {errno.ENOSPC, errno.EACCES, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prism-plugin {verb}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        explained = explain_os_error(error)
+        if explained is None:
             raise
-        print(f"prism-plugin {verb}: {error}; make room, or choose a place that you may write to.", file=sys.stderr)
+        print(f"prism-plugin {verb}: {explained}", file=sys.stderr)
         return 2
 
 

@@ -14,7 +14,11 @@ from prism_plugin.types import PerRow, PerToken, TokenMask
 
 
 class RemaskingRule(Protocol):
-    """Picks the positions to take back: a subset of `view.revealed` of at most `budget` positions per row."""
+    """Picks the positions to take back: a subset of `view.revealed` of at most `budget` positions per row.
+
+    It may declare `needs`, what it reads of a look, and `by_chance`, whether it may take back at a second look what it left
+    at a first that saw the same. A rule that does not declare the latter is asked as long as steps are left.
+    """
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask: ...
 
@@ -28,6 +32,7 @@ class NeverRemasking:
     """Take nothing back: what is revealed stays."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_chance: ClassVar[bool] = False
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         return torch.zeros_like(view.revealed)
@@ -39,6 +44,7 @@ class RandomRemasking:
     """Take back positions at random: the control that shows what a score is worth."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_chance: ClassVar[bool] = True
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         # random unmasking ranks by the same numbers, at other positions: revealed and masked are disjoint
@@ -51,6 +57,7 @@ class QualityRemasking:
     """Take back the positions with the lowest quality, always as many as granted (PRISM, arXiv 2510.01384)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+    by_chance: ClassVar[bool] = False
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         return select_top(-view.require("quality", self), view.revealed, budget)
@@ -67,6 +74,7 @@ class QualityThresholdRemasking:
 
     threshold: float
     needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+    by_chance: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
@@ -82,6 +90,7 @@ class CommitConfidenceRemasking:
     """Take back the positions that the model was least sure of when it wrote them; needs no quality head."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_chance: ClassVar[bool] = False
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         return select_top(-view.commit_confidence, view.revealed, budget)
@@ -104,6 +113,7 @@ class RemdmConfRemasking:
 
     scale: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_chance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self, "scale", "a number above 0", low=0, open_low=True)

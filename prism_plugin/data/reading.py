@@ -85,8 +85,12 @@ def _first_line(error: Exception) -> str:
 
 def _bad_line(file: Path, builder: str) -> str | None:
     """Find the first line that cannot be read, for the message; None when the fault lies elsewhere."""
+    if builder not in ("json", "csv", "text"):
+        return None
     try:
         text = file.read_text(encoding="utf-8")
+    except OSError:
+        return None
     except UnicodeDecodeError as error:
         return f"{file} must be UTF-8 text, found byte {error.object[error.start]:#x} at offset {error.start}."
     if builder == "json" and not text.lstrip().startswith("["):

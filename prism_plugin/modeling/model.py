@@ -83,11 +83,6 @@ class PrismModel(BackbonePassthrough):
     def _final_hidden_module(self) -> nn.Module:
         return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
 
-    @property
-    def _hf_peft_config_loaded(self) -> bool:
-        # transformers refuses to train a quantised model unless this says that there is an adapter.
-        return isinstance(self.backbone, PeftModel)
-
     def forward(
         self,
         input_ids: TokenIds,
@@ -185,6 +180,7 @@ class PrismModel(BackbonePassthrough):
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
+            self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
 
     def detach(self) -> PreTrainedModel:

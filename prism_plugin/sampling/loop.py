@@ -110,6 +110,8 @@ class Decoder:
         progress = self._begin(canvas)
         padded = bool((canvas.attention_mask == 0).any())
         needs = needs_of(self.settings.unmasking) | needs_of(self.settings.remasking)
+        # A rule of chance may take back at the next look what it left at this one; of a lambda nothing is known.
+        repeats = not getattr(self.settings.remasking, "by_chance", True)
         number = 0
         while True:
             rows = self._live(canvas, progress).nonzero().squeeze(-1)  # here the host waits for the device
@@ -120,7 +122,7 @@ class Decoder:
             view = self._look(here, before, noise, uniforms, needs, padded)
             reveal, remask, fault = self._decide(view)
             written = self._write(here, replace(before, fault=fault), view, reveal, remask)
-            after = self._close(here, written, full_look=~view.masked.any(-1))
+            after = self._close(here, written, full_look=~view.masked.any(-1) & repeats)
             if on_record is not None:
                 on_record(_record(number, canvas, progress, rows, after, view, reveal, remask))
             progress.put(rows, after)
@@ -251,8 +253,8 @@ class Decoder:
     def _close(self, canvas: Canvas, at: Progress, full_look: Tensor) -> Progress:
         """Move each row to its next step; where its block is done, stop at an EOS or begin the next block.
 
-        A block is done when no step is left that could do anything, or when a look at the full block took nothing back:
-        the next look would see the same.
+        A block is done when no step is left that could do anything, or when a look at the full block took nothing back and
+        the next one would see and do the same.
         """
         masked, revealed = self._active(canvas, at)
         at = replace(at, step=self._next_step(canvas, replace(at, step=at.step + 1)))

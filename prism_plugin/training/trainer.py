@@ -109,7 +109,8 @@ class PrismTrainer(Trainer):
         finished = self._finished_state(self.resumed_from)
         if finished is None:
             return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        load_weights(self.prism_model, self.resumed_from)
+        best = finished.best_model_checkpoint if self.args.load_best_model_at_end else None
+        load_weights(self.prism_model, Path(best) if best else self.resumed_from)
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
 

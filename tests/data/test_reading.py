@@ -57,3 +57,10 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataFormatError, match="is neither a local file nor a Hub data set that could be loaded"):
         read_rows("no-such-owner-of-data/no-such-set", split="train")
+
+
+def test_a_damaged_parquet_file_is_not_taken_for_text(tmp_path):
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"PAR1\xff\xfe damaged")
+    with pytest.raises(DataFormatError, match=r"rows\.parquet cannot be read as parquet: "):
+        read_rows(str(file))

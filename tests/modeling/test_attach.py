@@ -265,3 +265,15 @@ def test_score_refusals(lora_model):
     lora_model.tokenizer = None
     with pytest.raises(ConfigurationError, match="Scoring texts needs a tokenizer, but the model has none"):
         lora_model.score(["a"])
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(r=2, init_lora_weights="pissa"), LoraConfig(r=2, bias="all")], ids=["pissa", "bias"]
+)
+def test_detaching_a_merged_model_keeps_what_was_merged(lora, ids):
+    model = trained(attach_quality_head(tiny_backbone(), lora=lora, tokenizer=tiny_tokenizer()))
+    everywhere = torch.ones_like(ids).bool()
+    before = model(ids, logits_at=everywhere).logits
+    model.merge_and_unload()
+    after = model.detach()(ids).logits[everywhere]
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)

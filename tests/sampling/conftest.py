@@ -1,28 +1,8 @@
 import pytest
 import torch
+from small_samplers import build_model, prompts
 
-from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
-from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
-
-MASK = 31
-PROMPT, NEW = 4, 7  # lengths of prompts and of what is generated
-
-
-def build_model(tokenizer=None, **backbone):
-    """A tiny real BERT whose quality head is random, so that quality differs between tokens."""
-    torch.manual_seed(0)
-    model = attach_quality_head(tiny_backbone(**backbone), PrismConfig(mask_token_id=MASK), tokenizer=tokenizer)
-    with torch.no_grad():
-        for parameter in model.quality_head.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-        # A fresh model says nearly the same everywhere, and rows that agree would hide mistakes: let it listen to its input.
-        for parameter in model.plain_backbone.bert.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(3)
-        model.get_input_embeddings().weight[MASK] = 0
-    return model
+from prism_plugin.testing import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +29,6 @@ def counted(model):
         hook.remove()
 
 
-def prompts(batch, length, seed=0):
-    return torch.randint(3, MASK, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 @pytest.fixture
 def ragged():
     """Four prompts of different length, one of them empty: as lists, and padded on either side."""
@@ -69,13 +41,3 @@ def ragged():
             ids[number, columns], mask[number, columns] = torch.tensor(row, dtype=torch.long), 1
         layouts[side] = ids, mask
     return rows, layouts
-
-
-def confident(model, num_steps, num_remask=0, **settings):
-    rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)} if num_remask else {}
-    return RemaskingSampler(model, num_steps=num_steps, **rules, **settings)
-
-
-def sampled(model, num_steps, num_remask=2, **settings):
-    rules = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask)}
-    return RemaskingSampler(model, num_steps=num_steps, temperature=1.0, **rules, **settings)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK, NEW, PROMPT, confident, generators, prompts, sampled
 from reference import sampler as reference
+from small_samplers import MASK, NEW, PROMPT, confident, generators, prompts, sampled
 
 from prism_plugin.core import (
     EvenSchedule,
@@ -13,6 +13,7 @@ from prism_plugin.core import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomRemasking,
+    RemdmConfRemasking,
     ThresholdUnmasking,
 )
 from prism_plugin.sampling import PRESETS, RemaskingSampler
@@ -273,3 +274,11 @@ def test_remasking_stays_in_the_active_block(model):
     ]
     assert [block.nonzero()[:, 1].tolist() for block in blocks] == [[0, 0]] * 4 + [[1, 1]] * 4 + [[2, 2]] * 4
     assert sum(look.remasked.sum() for look in output.trace) > 0
+
+
+def test_a_rule_of_chance_is_asked_again_where_a_sure_one_is_done(model):
+    schedule = LoopSchedule(num_remask=8, draft_share=0.25)
+    chance = RemaskingSampler(model, num_steps=8, remasking=RemdmConfRemasking(scale=0.01), schedule=schedule)
+    sure = RemaskingSampler(model, num_steps=8, remasking=QualityThresholdRemasking(0.0), schedule=schedule)
+    looks = [sampler.sample(prompts(3, PROMPT), max_new_tokens=NEW).num_forward_passes.tolist() for sampler in (chance, sure)]
+    assert looks == [[7, 7, 7], [3, 3, 3]]  # the eighth could only refill, and there is nothing to

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MASK, generators, prompts
+from small_samplers import MASK, generators, prompts
 
 from prism_plugin.core import EvenSchedule, NeverRemasking, QualityRemasking
 from prism_plugin.core.view import Budget

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK, NEW, PROMPT, build_model, confident, prompts, sampled
 from reference import sampler as reference
+from small_samplers import MASK, NEW, PROMPT, build_model, confident, prompts, sampled
 
 from prism_plugin.core import ConfidenceUnmasking, EntropyUnmasking, EvenSchedule, select_top
 from prism_plugin.sampling import RemaskingSampler

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MASK, build_model, generators, prompts
+from small_samplers import MASK, build_model, generators, prompts
 
 from prism_plugin.core import EvenSchedule, MarginUnmasking, QualityThresholdRemasking
 from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError, UnknownKeyError, UnknownNameError
