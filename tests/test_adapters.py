@@ -50,7 +50,7 @@ def test_the_sudoku_adapter_knows_right_from_wrong_and_solves_puzzles():
     quality = model.score(spoiled)
     at_wrong = quality[rows, cells].mean()
     quality[rows, cells] = float("nan")
-    assert at_wrong < 0.5 < quality.nanmean()
+    assert at_wrong < quality.nanmean() - 0.1
     settings = sudoku_eval.read_settings(SUDOKU / "sampler.yaml")
     (result,) = sudoku_eval.evaluate_presets(model, puzzles, ["prism-confidence"], num_steps=26, settings=settings)
     assert result.success > 0.4
