@@ -142,12 +142,21 @@ class PrismModel(BackbonePassthrough):
             Quality in [0, 1], float32; 0 at padding.
 
         Raises:
-            ConfigurationError: If texts are given but the model has no tokenizer, or `batch_size` is below 1.
+            ConfigurationError: If there is nothing to rate, texts are given but the model has no tokenizer, or with a mask,
+                or `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if isinstance(texts_or_ids, str) or not len(texts_or_ids):
+            raise ConfigurationError(
+                f"`score` rates a list of at least one text, or a batch of token ids, got {texts_or_ids!r}; put one text in a list."
+            )
         input_ids = texts_or_ids
         if not isinstance(texts_or_ids, Tensor):
+            if attention_mask is not None:
+                raise ConfigurationError(
+                    "`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out."
+                )
             if self.tokenizer is None:
                 raise ConfigurationError(
                     "Scoring texts needs a tokenizer, but the model has none; attach with `tokenizer=...`, or pass token ids."

@@ -262,6 +262,11 @@ def test_score_of_texts_and_ids(lora_model):
 def test_score_refusals(lora_model):
     with pytest.raises(ConfigurationError, match="`batch_size` must be at least 1, got 0"):
         lora_model.score(["a"], batch_size=0)
+    for nothing in ("a text", []):
+        with pytest.raises(ConfigurationError, match="`score` rates a list of at least one text, or a batch of token ids, got"):
+            lora_model.score(nothing)
+    with pytest.raises(ConfigurationError, match="`attention_mask` goes with token ids"):
+        lora_model.score(["a"], torch.ones(1, 3).bool())
     lora_model.tokenizer = None
     with pytest.raises(ConfigurationError, match="Scoring texts needs a tokenizer, but the model has none"):
         lora_model.score(["a"])
