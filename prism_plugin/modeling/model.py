@@ -149,7 +149,7 @@ class PrismModel(BackbonePassthrough):
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
         if isinstance(texts_or_ids, str) or not len(texts_or_ids):
             raise ConfigurationError(
-                f"`score` rates a list of at least one text, or a batch of token ids, got {texts_or_ids!r}; put one text in a list."
+                f"`score` rates a list of at least one text, or a batch of token ids, got {texts_or_ids!r}; give it a list."
             )
         input_ids = texts_or_ids
         if not isinstance(texts_or_ids, Tensor):
