@@ -31,13 +31,13 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         stage.mkdir(parents=True)
         yield stage
         for path in stage.iterdir():
-            _flush(path)
+            flush(path)
         if directory.exists():
             _move_into(directory, stage, marker, set(stale))
         else:
             stage.rename(directory)
-        _flush(directory)
-        _flush(directory.parent)
+        flush(directory)
+        flush(directory.parent)
     except (OSError, SafetensorError) as error:
         raise SavingError(
             f"Nothing could be saved in {str(directory)!r} ({str(error).strip()}), and nothing there was changed; "
@@ -65,7 +65,8 @@ def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> No
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,11 +4,12 @@ A folder named `checkpoint-N` is whole, because the name is given last. What is 
 differently, so that neither Trainer nor we ever resume from it.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 from transformers.trainer_utils import sort_checkpoints
+
+from prism_plugin.modeling.staging import flush
 
 STATE_FILE = "trainer_state.json"
 _BUILDING = ".building-"
@@ -30,11 +31,11 @@ def finish_building(run_dir: Path, name: str) -> None:
     """Flush everything in the folder to the disk and give it its name; an older folder of that name goes away."""
     building = building_folder(run_dir, name)
     for path in (*building.rglob("*"), building):
-        _flush(path)
+        flush(path)
     if (run_dir / name).exists():
         remove(run_dir / name)
     building.rename(run_dir / name)
-    _flush(run_dir)
+    flush(run_dir)
 
 
 def remove(checkpoint: Path) -> None:
@@ -60,11 +61,3 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint with the most steps, or None."""
     whole = [Path(path) for path in sort_checkpoints(str(run_dir)) if (Path(path) / STATE_FILE).is_file()]
     return whole[-1] if whole else None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
