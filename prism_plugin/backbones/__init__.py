@@ -2,7 +2,7 @@
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.loading import load_backbone, load_tokenizer
-from prism_plugin.backbones.probe import check_backbone
+from prism_plugin.backbones.probe import Check, check_backbone, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
     get_backbone_spec,
@@ -16,11 +16,13 @@ for _spec in BUILTIN_SPECS:
 
 __all__ = [
     "BackboneSpec",
+    "Check",
     "check_backbone",
     "get_backbone_spec",
     "get_spec_by_model_type",
     "load_backbone",
     "load_tokenizer",
     "register_backbone",
+    "require_ok",
     "resolve_mask_token_id",
 ]

@@ -1,13 +1,64 @@
-"""Checks a spec against a live model. They read attributes only: no forward pass, so a sharded model can be checked too."""
+"""Checks a model before it carries a quality head: attributes first, then what a few tiny forward passes showed.
 
+Nothing here calls the model. `prism_plugin.modeling.probing` makes the forward passes, through the same forward as training and
+sampling; the functions below judge the tensors that came back.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.errors import BackboneError
 
+# A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
+_ABOVE_ROUNDING = 10.0
+# An ignored mask lets a padded token through like any other, so the two effects are about equal; a honoured one gives 0.
+_LEAK_SHARE = 0.05
+# Reading the wrong row moves logits by their own size; float32 kernels (TF32 among them) and bfloat16 round by less than this.
+_GATHERING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_GATHERING_TOLERANCE_HALF = 5e-2
+# Alignment is only held against a model that shows it plainly: it repeats a pattern with this probability, at the other row.
+_SURE_LOG_PROBABILITY, _SURE_LEAD = -0.7, 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one probe found.
+
+    Attributes:
+        name: The probe.
+        ok: Whether the model passed; None when the probe could not run.
+        figure: What was measured, in the unit that `detail` says; None when nothing was.
+        detail: What the figure means; where `ok` is False, one sentence with what to do.
+    """
+
+    name: str
+    ok: bool | None
+    figure: float | None
+    detail: str
+
+
+def not_run(name: str, reason: str) -> Check:
+    """A check without a result."""
+    return Check(name, None, None, f"not run: {reason}")
+
+
+def require_ok(checks: list[Check]) -> None:
+    """Raise the first failure.
+
+    Raises:
+        BackboneError: If a check failed.
+    """
+    for check in checks:
+        if check.ok is False:
+            raise BackboneError(check.detail)
+
 
 def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Refuse a model that cannot carry a quality head as it is.
+    """Refuse a model that cannot carry a quality head as it is. Reads attributes only, so a sharded model can be checked too.
 
     Args:
         backbone: The user's model.
@@ -45,3 +96,141 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
 def _submodule(model: PreTrainedModel, path: str) -> object | None:
     found = dict(model.named_modules(remove_duplicate=False))
     return found.get(path)
+
+
+def why_not_run(backbone: PreTrainedModel) -> str | None:
+    """Say why a model cannot be probed with forward passes; None when it can.
+
+    A forward of sharded weights is collective, and would fix the root of an FSDP tree before the trainer has wrapped the model.
+    """
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        if tensor.is_meta:
+            return "no weights"
+        # DTensor (FSDP2, tensor parallelism), FSDP1's flat parameter, DeepSpeed ZeRO-3.
+        if any(hasattr(tensor, mark) for mark in ("device_mesh", "_is_flat_param", "ds_id")):
+            return "weights are sharded over processes"
+    return None
+
+
+def judge_finite(name: str, hidden_states: Tensor) -> Check:
+    """Every final hidden state is a number.
+
+    Args:
+        name: The model's class, for the sentence.
+        hidden_states: [rows, length, hidden].
+    """
+    share = hidden_states.isfinite().double().mean().item()
+    if share < 1:
+        return Check(
+            "finite", False, share,
+            f"{name} gives final hidden states that are not finite for plain tokens; its weights are damaged or overflow in "
+            f"{hidden_states.dtype}, so load them again, or in another dtype.",
+        )  # fmt: skip
+    return Check("finite", True, share, "share of the final hidden states that are finite")
+
+
+def judge_bidirectional(name: str, base: Tensor, again: Tensor, last_changed: Tensor) -> Check:
+    """A later token changes earlier positions.
+
+    Args:
+        name: The model's class, for the sentence.
+        base: Final hidden states of a row, [length, hidden].
+        again: Those of the same row a second time in the batch: what they differ by is rounding.
+        last_changed: Those of the row with another last token.
+    """
+    moved, rounding = _difference(base[:-1], last_changed[:-1]), _difference(base, again)
+    if moved <= _ABOVE_ROUNDING * rounding:
+        return Check(
+            "bidirectional", False, moved,
+            f"A masked diffusion model attends to both sides, but in {name} the last token does not reach the positions "
+            "before it; if it was trained with bidirectional attention, set `backbone.config.is_causal = False` before "
+            "attaching, otherwise it cannot be used.",
+        )  # fmt: skip
+    return Check("bidirectional", True, moved, "how far the last token moves the states before it, of their size")
+
+
+def judge_padding(
+    name: str, spec: BackboneSpec, base: Tensor, padding_changed: Tensor, valid_changed: Tensor, rounding: float
+) -> Check:
+    """A padded token changes nothing, and the mask does not turn attention causal.
+
+    Args:
+        name: The model's class, for the sentence.
+        spec: What is claimed about it.
+        base: Final hidden states of the valid positions of a padded row, [valid, hidden].
+        padding_changed: Those of the row with other tokens at its padding.
+        valid_changed: Those of the row with another last valid token.
+        rounding: What two equal rows differ by.
+    """
+    leak, reach = _difference(base, padding_changed), _difference(base[:-1], valid_changed[:-1])
+    if leak > max(_ABOVE_ROUNDING * rounding, _LEAK_SHARE * reach):
+        return Check(
+            "padding", False, leak,
+            f"Padding must not be seen, but {name} ignores its attention mask: a padded token moves the others by {leak:.2g} "
+            "of their size; if it was trained to see its padding, say so with `register_backbone(BackboneSpec(model_type="
+            f"{spec.model_type!r}, attention_mask='none', ...), replace=True)`.",
+        )  # fmt: skip
+    if reach <= _ABOVE_ROUNDING * rounding:
+        return Check(
+            "padding", False, reach,
+            f"Attention must stay bidirectional under a mask, but {name} attends to the left only as soon as its mask has a "
+            "zero; say that it takes none with `register_backbone(BackboneSpec(model_type="
+            f"{spec.model_type!r}, attention_mask='none', ...), replace=True)`.",
+        )  # fmt: skip
+    return Check("padding", True, leak, "how far a padded token moves the states of valid ones, of their size")
+
+
+def judge_alignment(name: str, spec: BackboneSpec, claimed: Tensor, other: Tensor) -> Check:
+    """Logits are about the position that the spec says. A random model shows nothing, and passes.
+
+    Args:
+        name: The model's class, for the sentence.
+        spec: What is claimed about it.
+        claimed: Log-probabilities of the token that continues a repeated pattern, at the row that the spec says is about it.
+        other: The same, at the row of the other alignment.
+    """
+    lead, there = (claimed.mean() - other.mean()).item(), other.mean().item()
+    if lead <= -_SURE_LEAD and there >= _SURE_LOG_PROBABILITY:
+        known = ("same_position", "next_token")
+        right = known[1 - known.index(spec.logits_alignment)]
+        return Check(
+            "alignment", False, lead,
+            f"The BackboneSpec of {spec.model_type!r} says that logits are aligned as {spec.logits_alignment!r}, but {name} "
+            f"repeats a pattern as {right!r} does (by {-lead:.1f} nats); correct it with `register_backbone(BackboneSpec("
+            f"..., logits_alignment={right!r}), replace=True)`.",
+        )  # fmt: skip
+    shown = "seen when it repeats a pattern" if lead >= _SURE_LEAD else "as the BackboneSpec says; not to be seen here"
+    return Check("alignment", True, lead, f"{spec.logits_alignment}, {shown}; lead over the other alignment in nats")
+
+
+def judge_gathering(name: str, spec: BackboneSpec, gathered: Tensor, full: Tensor) -> Check:
+    """Logits of gathered rows equal those of all positions.
+
+    Args:
+        name: The model's class, for the sentence.
+        spec: What is claimed about it.
+        gathered: Rows that were asked for, [rows, vocab].
+        full: The same rows out of the model's own full logits.
+    """
+    if gathered.shape != full.shape or not torch.isfinite(full).all():
+        worst, tolerance = float("inf"), 0.0
+    else:
+        worst = (gathered.double() - full.double()).abs().max().item()
+        tolerance = _GATHERING_TOLERANCE.get(full.dtype, _GATHERING_TOLERANCE_HALF) * max(full.abs().max().item(), 1e-6)
+    if worst > tolerance:
+        return Check(
+            "gathered_logits", False, worst,
+            f"Rows gathered at `{spec.final_hidden_at}` must give the model's own logits, but those of {name} differ by "
+            f"{worst:.2g}; name the module whose input is the final hidden state as `final_hidden_at` of its BackboneSpec.",
+        )  # fmt: skip
+    return Check("gathered_logits", True, worst, "largest difference between gathered and full logits")
+
+
+def difference_of_equal_rows(base: Tensor, again: Tensor) -> float:
+    """What rounding alone does to a row, relative to its size."""
+    return _difference(base, again)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    one, other = one.double(), other.double()
+    return ((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from prism_plugin.backbones import BackboneSpec, check_backbone, get_backbone_spec, resolve_mask_token_id
+from prism_plugin.backbones import BackboneSpec, check_backbone, get_backbone_spec, require_ok, resolve_mask_token_id
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
@@ -20,6 +20,7 @@ from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, inst
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, push_to_hub, read_stored, save_model
+from prism_plugin.modeling.probing import evaluation_mode, probe_model
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
@@ -164,18 +165,13 @@ class PrismModel(BackbonePassthrough):
             encoded = self.tokenizer(list(texts_or_ids), padding=True, return_tensors="pt")
             input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
         masks = [None] * len(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            batches = []
+        batches = []
+        with evaluation_mode(self):
             for start in range(0, len(input_ids), batch_size):
                 rows = slice(start, start + batch_size)
                 mask = None if attention_mask is None else masks[rows]
                 quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
                 batches.append(quality if mask is None else quality * mask)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         return torch.cat(batches)
 
     def merge_and_unload(self) -> PreTrainedModel:
@@ -310,8 +306,9 @@ def attach_quality_head(
 ) -> PrismModel:
     """Give a pretrained masked diffusion model a quality head, and an adapter if wanted. Never touches the network.
 
-    What is not trained is frozen: without `lora` and `train_backbone`, everything but the head. If anything is refused, the
-    backbone is left as it was; `PrismModel.detach` gives it back as it was.
+    What is not trained is frozen: without `lora` and `train_backbone`, everything but the head. A model with weights is probed
+    with a few tiny forward passes (`prism_plugin.modeling.probing`). If anything is refused, the backbone is left as it was;
+    `PrismModel.detach` gives it back as it was.
 
     Args:
         backbone: A transformers model with its LM head, whose family has a BackboneSpec.
@@ -350,7 +347,13 @@ def attach_quality_head(
         inner_size=config.head_hidden_size,
         initial_logit=config.base_rate_logit,
     ).to(backbone.get_output_embeddings().weight.device)
-    return PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
+    model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
+    try:
+        require_ok(probe_model(model))
+    except BaseException:
+        model.detach()
+        raise
+    return model
 
 
 def _filled_in(

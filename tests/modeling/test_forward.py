@@ -213,12 +213,11 @@ def test_dropout_off_takes_the_chance_out_and_puts_it_back(family, ids):
     assert not torch.allclose(one, model(ids, logits_at=everything).logits, atol=1e-3)
 
 
-def test_a_spec_whose_module_is_never_reached(monkeypatch, ids):
+def test_a_spec_whose_module_is_never_reached(monkeypatch):
     monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
     register_backbone(BackboneSpec("bert", "cls.predictions.transform.transform_act_fn", ("query",)))
     backbone = tiny_backbone()
     backbone.cls.predictions.transform.forward = backbone.cls.predictions.transform.dense.forward
     backbone.cls.predictions.transform.transform_act_fn = nn.Identity()
-    model = attach_quality_head(backbone, PrismConfig(mask_token_id=31))
     with pytest.raises(BackboneError, match=r"must pass through `cls.*` and return `logits`, but it did not"):
-        model(ids)
+        attach_quality_head(backbone, PrismConfig(mask_token_id=31))

@@ -1,0 +1,193 @@
+"""Runs the probes: three forward passes on a dozen plain tokens, through the forward that training and sampling use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from prism_plugin.backbones import BackboneSpec
+from prism_plugin.backbones.probe import (
+    Check,
+    difference_of_equal_rows,
+    judge_alignment,
+    judge_bidirectional,
+    judge_finite,
+    judge_gathering,
+    judge_padding,
+    not_run,
+    why_not_run,
+)
+from prism_plugin.backbones.rotary import check_rotary_tables
+from prism_plugin.errors import BackboneError, PrismError
+from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.lm_head import to_row_index
+
+FORWARD_CHECKS = ("finite", "bidirectional", "padding", "alignment", "gathered_logits")
+_LENGTH, _SHORTEST, _PADDED = 12, 6, 2
+# (period, masked position): long enough behind the start to be seen repeating, and the token before is another one.
+_PATTERNS = ((3, 10), (2, 9), (4, 10))
+_MOST_IN_PATTERN = max(period for period, _ in _PATTERNS)
+
+
+class Probed(Protocol):
+    """What the probes need of a `PrismModel`."""
+
+    spec: BackboneSpec
+    quality_head: QualityHead
+    mask_token_id: int
+    plain_backbone: PreTrainedModel
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object: ...
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and give each its own mode back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def probe_model(model: Probed) -> list[Check]:
+    """Check what can only be seen by looking: attention to both sides, padding, alignment, gathered rows, rotary tables.
+
+    The model is left as it was: modes, random state, gradients. Where it has no weights or they are sharded, the checks say
+    that they were not run. Nothing touches the network.
+
+    Args:
+        model: A `PrismModel`.
+
+    Raises:
+        BackboneError: If the model cannot be called at all.
+    """
+    backbone = model.plain_backbone
+    reason = why_not_run(backbone)
+    if reason is not None:
+        return [*(not_run(name, reason) for name in (*FORWARD_CHECKS, "rotary_tables")), _head_dtype(model)]
+    rotary = check_rotary_tables(backbone)
+    if rotary.ok is False:  # the looks would measure its noise
+        return [*(not_run(name, "the rotary tables are damaged") for name in FORWARD_CHECKS), rotary, _head_dtype(model)]
+    device = backbone.get_input_embeddings().weight.device
+    cuda = [device] if device.type == "cuda" else []
+    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        looked = _look(model, device)
+    return [*looked, rotary, _head_dtype(model)]
+
+
+def _look(model: Probed, device: torch.device) -> list[Check]:
+    config, name = model.plain_backbone.config, type(model.plain_backbone).__name__
+    length, plain = _canvas_length(config), _plain_tokens(config, model.mask_token_id)
+    if length < _SHORTEST or len(plain) < 2:
+        reason = f"probing needs {_SHORTEST} positions and 2 plain tokens, and the model has {length} and {len(plain)}"
+        return [not_run(check, reason) for check in FORWARD_CHECKS]
+    tokens = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device)
+    try:
+        unmasked, rounding = _without_padding(model, name, tokens)
+        return [*unmasked[:2], _with_padding(model, name, tokens, rounding), *unmasked[2:]]
+    except PrismError:
+        raise
+    # What models were seen to raise: out of memory, a wrong dtype, a missing argument, an index out of range.
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), "no message").rstrip(". ")
+        raise BackboneError(
+            f"{name} must be able to look at {length} tokens, but its forward failed ({type(error).__name__}: {first_line}); "
+            "load it with `load_backbone`, or correct its BackboneSpec."
+        ) from error
+
+
+def _without_padding(model: Probed, name: str, tokens: Tensor) -> tuple[list[Check], float]:
+    """The checks that need no mask, from one gathered and one full forward; and what equal rows differ by."""
+    spec, length = model.spec, len(tokens)
+    changed = tokens.clone()
+    changed[-1] = tokens[-2]
+    patterns = [one for one in _PATTERNS if one[1] < length - 1 and len(tokens.unique()) > _MOST_IN_PATTERN]
+    rows = torch.stack([tokens, tokens, changed, *(_pattern(tokens, *one, model.mask_token_id) for one in patterns)])
+    masked = [(3 + row) * length + position for row, (_, position) in enumerate(patterns)]
+    other_row = -1 if spec.logits_alignment == "same_position" else 1
+    wanted = torch.tensor([*range(length), *masked, *(at + other_row for at in masked)], device=tokens.device)
+    with _arguments_of(model.plain_backbone) as arguments:
+        output = model(rows, logits_at=wanted, with_quality=False, output_hidden_states=True)
+    full = model.plain_backbone(*arguments[0], **arguments[1]).logits.flatten(0, 1)
+    full = full[to_row_index(wanted, rows, alignment=spec.logits_alignment)]
+    base, again, moved = output.hidden_states[:3]
+    checks = [
+        judge_finite(name, output.hidden_states),
+        judge_bidirectional(name, base, again, moved),
+        _alignment(model, name, tokens, output.logits[length:], patterns),
+        judge_gathering(name, spec, output.logits, full),
+    ]
+    return checks, difference_of_equal_rows(base, again)
+
+
+def _alignment(model: Probed, name: str, tokens: Tensor, rows: Tensor, patterns: list[tuple[int, int]]) -> Check:
+    if not patterns:
+        return not_run("alignment", "too few positions or plain tokens for a pattern that repeats")
+    answers = torch.stack([tokens[position % period] for period, position in patterns])
+    log_probabilities = rows.float().log_softmax(-1).unflatten(0, (2, len(patterns)))
+    claimed, other = log_probabilities.gather(-1, answers.expand(2, -1)[..., None])[..., 0]
+    return judge_alignment(name, model.spec, claimed, other)
+
+
+def _with_padding(model: Probed, name: str, tokens: Tensor, rounding: float) -> Check:
+    if model.spec.attention_mask == "none":
+        return Check("padding", True, None, "the model takes no attention mask: padding is seen as in its pretraining")
+    padding_changed, valid_changed = tokens.clone(), tokens.clone()
+    padding_changed[-_PADDED:] = tokens[-_PADDED - 1 : -1]
+    valid_changed[-_PADDED - 1] = tokens[-_PADDED - 2]
+    rows = torch.stack([tokens, padding_changed, valid_changed])
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    mask[:, -_PADDED:] = False
+    states = model(rows, mask, with_quality=False, output_hidden_states=True).hidden_states[:, :-_PADDED]
+    return judge_padding(name, model.spec, *states, rounding)
+
+
+@contextmanager
+def _arguments_of(backbone: nn.Module) -> Iterator[list[Any]]:
+    """Note what the backbone is called with, so that it can be called in the same way without the gathering."""
+    seen: list[Any] = []
+    handle = backbone.register_forward_pre_hook(lambda _, args, kwargs: seen.extend((args, kwargs)), with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _pattern(tokens: Tensor, period: int, position: int, mask_token_id: int) -> Tensor:
+    row = tokens[torch.arange(len(tokens), device=tokens.device) % period]
+    row[position] = mask_token_id
+    return row
+
+
+def _canvas_length(config: PreTrainedConfig) -> int:
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_sequence_length")]
+    # RoBERTa and its kin count positions from the padding id + 1, so two of theirs are never used.
+    return min([_LENGTH, *(limit - 2 for limit in limits if isinstance(limit, int) and limit > 0)])
+
+
+def _plain_tokens(config: PreTrainedConfig, mask_token_id: int) -> list[int]:
+    """Tokens without a special meaning. Vocabularies are ordered by frequency, so these are common, and some way apart."""
+    vocab_size = config.get_text_config().vocab_size
+    special = {mask_token_id}
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        value = getattr(config, name, None)
+        special |= set(value) if isinstance(value, list | tuple) else {value}
+    start, step = vocab_size // 40, max(1, vocab_size // 400)
+    candidates = (token for token in range(start, vocab_size, step) if token not in special)
+    return list(islice(candidates, _LENGTH))
+
+
+def _head_dtype(model: Probed) -> Check:
+    wrong = sum(parameter.dtype != torch.float32 for parameter in model.quality_head.parameters())
+    lm_head = model.plain_backbone.get_output_embeddings().weight.dtype
+    detail = f"quality head in float32, LM head in {str(lm_head).removeprefix('torch.')}; parameters of another dtype"
+    if wrong:
+        detail = "The quality head must stay float32, but its parameters were cast; attach it again."
+    return Check("head_dtype", not wrong, float(wrong), detail)
