@@ -1,0 +1,154 @@
+"""How long a training step takes, and how much memory, next to the least that it can and to how the field does it.
+
+    python -m benchmarks.training [--shape llada] [--sweep] [--device cuda --dtype bfloat16]
+
+A step is forward and backward of one batch with LoRA of rank 16 on q, k and v; every token may be masked, half are. `body`: the
+transformer without its LM head, twice forward and backward. `floor`: the same and the LM head's two matrix products, forward
+and for the gradient of its input, on the masked rows. `full logits`: the backbone as it is, twice. `reference`: the field's way
+(`benchmarks/field.py`). `ours`: `PrismObjective`. The last two fill the surest 8 masks of each row.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import field
+from benchmarks.contest import Machine, Prepare, add_machine_arguments, compete, machine_from, result_dict, result_table
+from benchmarks.shapes import SHAPES, Shape, build_model, training_tokens
+from prism_plugin.core import DraftRule, mask_tokens, uniforms
+from prism_plugin.modeling import PrismModel
+from prism_plugin.training import PrismObjective
+
+T, NUM_DRAFTED = 0.5, 8
+OBJECTIVE = PrismObjective(
+    drafts=(DraftRule(num_drafted=NUM_DRAFTED, positions="confidence", tokens="argmax"),), t_min=T, t_max=T
+)
+
+
+def example_ids(shape: Shape, machine: Machine) -> Tensor:
+    """Numbers of the rows, from which the masks follow."""
+    return torch.arange(shape.batch, device=machine.device)
+
+
+def collated(clean_ids: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """The batch as the collator gives it."""
+    return {
+        "input_ids": clean_ids,
+        "attention_mask": torch.ones_like(clean_ids),
+        "maskable": torch.ones_like(clean_ids, dtype=torch.bool),
+        "example_id": ids,
+    }
+
+
+def noised_tokens(shape: Shape, machine: Machine, mask_token_id: int) -> Tensor:
+    """The batch with the masks that the objective draws in epoch 0 with seed 0."""
+    clean_ids, ids = training_tokens(shape, machine), example_ids(shape, machine)
+    noise = uniforms(0, 0, ids, "masked", shape.training_length)
+    t = torch.full((shape.batch,), T, device=machine.device)
+    everywhere = torch.ones_like(clean_ids, dtype=torch.bool)
+    return mask_tokens(clean_ids, everywhere, mask_token_id=mask_token_id, t=t, noise=noise).noised_ids
+
+
+def prepare_body(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """The transformer alone, twice; its LM head is thrown away."""
+    model = build_model(shape, machine, lora=True).train()
+    tokens = training_tokens(shape, machine)
+    body, parameters = model.plain_backbone.base_model, _trained(model)
+    del model
+    return _from_zero(parameters, lambda: [body(tokens).last_hidden_state.float().mean().backward() for _ in range(2)])
+
+
+def prepare_floor(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """The transformer twice, and the LM head's weight times the masked rows, and their gradient times the weight."""
+    model = build_model(shape, machine, lora=True).train()
+    tokens = training_tokens(shape, machine)
+    body, weight, parameters = model.plain_backbone.base_model, model.get_output_embeddings().weight, _trained(model)
+    count = int((noised_tokens(shape, machine, model.mask_token_id) == model.mask_token_id).sum())
+
+    def step() -> None:
+        for look in range(2):
+            hidden_states = body(tokens).last_hidden_state
+            if not look:
+                with torch.no_grad():
+                    (hidden_states.flatten(0, 1)[:count] @ weight.T) @ weight
+            hidden_states.float().mean().backward()
+
+    return _from_zero(parameters, step)
+
+
+def prepare_full(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """The backbone as it is, twice."""
+    model = build_model(shape, machine, lora=True).train()
+    tokens = training_tokens(shape, machine)
+    return _from_zero(
+        _trained(model), lambda: [model.plain_backbone(tokens).logits.float().mean().backward() for _ in range(2)]
+    )
+
+
+def prepare_reference(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """The field's way."""
+    model = build_model(shape, machine, lora=True).train()
+    mask = model.mask_token_id
+    clean_ids, noised_ids = training_tokens(shape, machine), noised_tokens(shape, machine, mask)
+    settings = {"t": T, "num_drafted": NUM_DRAFTED, "diffusion_weight": OBJECTIVE.diffusion_weight, "mask_token_id": mask}
+
+    def step() -> None:
+        field.training_loss(model.backbone, model.quality_head, clean_ids, noised_ids, **settings).backward()
+
+    return _from_zero(_trained(model), step)
+
+
+def prepare_ours(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """`PrismObjective`."""
+    model = build_model(shape, machine, lora=True).train()
+    batch = collated(training_tokens(shape, machine), example_ids(shape, machine))
+
+    def step() -> None:
+        OBJECTIVE.step(model, batch, epoch=0, seed=0, unwrapped=model).losses.loss.backward()
+
+    return _from_zero(_trained(model), step)
+
+
+CONTESTANTS: dict[str, Prepare] = {
+    "body": prepare_body,
+    "floor": prepare_floor,
+    "full logits": prepare_full,
+    "reference": prepare_reference,
+    "ours": prepare_ours,
+}
+
+
+def _trained(model: PrismModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _from_zero(parameters: list[torch.nn.Parameter], step: Callable[[], object]) -> Callable[[], object]:
+    def work() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        step()
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llada", help="model and batch (default: %(default)s)")
+    add_machine_arguments(parser)
+    args = parser.parse_args()
+    machine, shape = machine_from(args), SHAPES[args.shape]
+    results = compete(CONTESTANTS, shape, machine, args.rounds)
+    if args.json:
+        print(json.dumps({"shape": shape.name, "machine": vars(machine), "results": result_dict(results)}))
+        return
+    size = f"batch {shape.batch}, length {shape.training_length}"
+    title = f"Training step, {shape.name}: {size}, {machine.device} {machine.dtype}"
+    Console().print(result_table(title, results, floor="floor", reference="reference"))
+
+
+if __name__ == "__main__":
+    main()

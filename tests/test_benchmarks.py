@@ -1,0 +1,81 @@
+"""What the benchmarks compare does the same work: the field's way gives our tokens and our loss."""
+
+import pytest
+import torch
+from reference import sampler as reference
+
+from benchmarks import contest, field, sampling, shapes, training
+from prism_plugin.sampling import RemaskingSampler
+
+CPU = contest.Machine()
+SMALL = shapes.Shape(
+    "small", "llama", vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+    batch=3, prompt_length=4, max_new_tokens=12, block_length=4, num_steps=12, training_length=20,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _sensitive(monkeypatch):
+    """A random model of the benchmarks says the same everywhere; scaled up, it listens to its input."""
+    build = shapes.build_backbone
+
+    def louder(*args):
+        backbone = build(*args)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.mul_(10 if parameter.ndim == 2 else 1)
+        return backbone
+
+    monkeypatch.setattr(shapes, "build_backbone", louder)
+
+
+@pytest.mark.parametrize("block_length", [4, None])
+def test_the_fields_sampler_gives_our_tokens_and_those_of_the_literal_walk(block_length):
+    shape = shapes.replace(SMALL, block_length=block_length)
+    ours = sampling.prepare_ours(shape, CPU)()
+    fields = sampling.prepare_reference(shape, CPU)()
+    assert torch.equal(fields, ours.sequences)
+    assert ours.num_remasked.min() >= 4
+    assert ours.num_forward_passes.tolist() == [shape.num_steps] * shape.batch
+    model = shapes.build_model(shape, CPU)
+    for row, prompt in enumerate(shapes.request(shape, CPU, model.mask_token_id)[:, : shape.prompt_length].tolist()):
+        settings = {"max_new_tokens": 12, "num_steps": shape.num_steps, "block_length": block_length}
+        assert reference.sample(model, prompt, num_remask=sampling.NUM_REMASK, **settings)[0] == fields[row].tolist()
+
+
+def test_the_fields_training_step_gives_our_loss():
+    model = shapes.build_model(SMALL, CPU, lora=True)
+    clean_ids, noised_ids = shapes.training_tokens(SMALL, CPU), training.noised_tokens(SMALL, CPU, model.mask_token_id)
+    theirs = field.training_loss(
+        model.backbone, model.quality_head, clean_ids, noised_ids,
+        mask_token_id=model.mask_token_id, t=training.T, num_drafted=training.NUM_DRAFTED,
+        diffusion_weight=training.OBJECTIVE.diffusion_weight,
+    )  # fmt: skip
+    batch = training.collated(clean_ids, training.example_ids(SMALL, CPU))
+    losses = training.OBJECTIVE.step(model, batch, epoch=0, seed=0, unwrapped=model).losses
+    assert losses.num_judged == SMALL.batch * training.NUM_DRAFTED
+    assert losses.loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_the_floor_reads_the_rows_that_ours_reads():
+    model = shapes.build_model(SMALL, CPU)
+    counts = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: counts.append(out.numel() // 64))
+    tokens = shapes.request(SMALL, CPU, model.mask_token_id)
+    RemaskingSampler(model, num_steps=SMALL.num_steps, block_length=SMALL.block_length).infill(tokens)
+    assert counts == sampling.rows_needed(SMALL)
+
+
+@pytest.mark.multiprocess
+def test_contestants_run_in_processes_of_their_own():
+    results = contest.compete({"body": sampling.prepare_body}, SMALL, CPU, rounds=2)
+    assert len(results["body"].seconds) == 2
+    assert results["body"].peak >= results["body"].before > 0
+    table = contest.result_table("title", results, floor="body", reference="body")
+    assert table.row_count == 1
+    with pytest.raises(RuntimeError, match="the contestant 'broken' failed"):
+        contest.compete({"broken": _broken}, SMALL, CPU, rounds=1)
+
+
+def _broken(shape, machine):
+    raise ValueError("on purpose")
