@@ -2,9 +2,13 @@
 
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from prism_plugin.backbones import get_spec_by_model_type
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
+
+# Families whose classes are transformers' own, so that they can be built without a repository's code.
+TINY_FAMILIES = tuple(spec.model_type for spec in BUILTIN_SPECS if spec.model_type in CONFIG_MAPPING)
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 _VOCABULARY = ("[PAD]", "[EOS]", "[UNK]", *_LETTERS, "[MASK]")  # 32 tokens, the mask is the last
@@ -23,7 +27,7 @@ def tiny_backbone(
     """Build a randomly initialised model of a registered family, in evaluation mode, from the global generator.
 
     Args:
-        model_type: Family, any that has a BackboneSpec. Decoder classes get `is_causal=False`.
+        model_type: Family, any of `TINY_FAMILIES`. Decoder classes get `is_causal=False`.
         vocab_size: Tokens, > 2; id 0 is padding, id 1 ends a text, the last is the mask, as in `tiny_tokenizer`.
         hidden_size: Width; the feed-forward layers are twice as wide.
         num_hidden_layers: Layers.

@@ -1,9 +1,15 @@
 """For all tests: no network, one thread, and the same random numbers in every test, whatever ran before it."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set before anything else
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "HF_MODULES_CACHE" not in os.environ:  # where transformers copies the code of repositories to: not into the user's
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

@@ -1,12 +1,16 @@
 """What differs between masked diffusion language models, as data."""
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.backbones.call import call_arguments, pairwise_mask
 from prism_plugin.backbones.loading import load_backbone, load_tokenizer
 from prism_plugin.backbones.probe import Check, check_backbone, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
     get_backbone_spec,
     get_spec_by_model_type,
+    hidden_size_of,
+    input_embeddings_of,
+    lm_head_of,
     register_backbone,
     resolve_mask_token_id,
 )
@@ -17,11 +21,16 @@ for _spec in BUILTIN_SPECS:
 __all__ = [
     "BackboneSpec",
     "Check",
+    "call_arguments",
     "check_backbone",
     "get_backbone_spec",
     "get_spec_by_model_type",
+    "hidden_size_of",
+    "input_embeddings_of",
+    "lm_head_of",
     "load_backbone",
     "load_tokenizer",
+    "pairwise_mask",
     "register_backbone",
     "require_ok",
     "resolve_mask_token_id",

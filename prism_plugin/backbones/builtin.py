@@ -1,76 +1,182 @@
-"""The families that we ship, one literal each; tests check every one against a small random model."""
+"""The families that we ship, one literal each; tests put every one through the same contract."""
 
 from prism_plugin.backbones.spec import BackboneSpec
 
 _DECODER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 # These classes would keep a key-value cache, which bidirectional attention cannot use.
 _NO_CACHE = (("config.use_cache", False),)
+_NO_CACHE_IN_CALL = (("use_cache", False),)
 
-BUILTIN_SPECS = (
+_ENCODERS = (
     BackboneSpec(
         model_type="bert",
         final_hidden_at="cls",
         lora_target_modules=("query", "key", "value"),
+        layer_classes=("BertLayer",),
         reference="https://huggingface.co/docs/transformers/model_doc/bert",
     ),
     BackboneSpec(
         model_type="roberta",
         final_hidden_at="lm_head",
         lora_target_modules=("query", "key", "value"),
+        layer_classes=("RobertaLayer",),
         reference="https://huggingface.co/docs/transformers/model_doc/roberta",
     ),
     BackboneSpec(
         model_type="distilbert",
         final_hidden_at="vocab_transform",
         lora_target_modules=("q_lin", "k_lin", "v_lin", "out_lin"),
+        layer_classes=("TransformerBlock",),
         reference="https://huggingface.co/docs/transformers/model_doc/distilbert",
     ),
     BackboneSpec(
         model_type="modernbert",
         final_hidden_at="head",
         lora_target_modules=("Wqkv", "Wo"),
+        layer_classes=("ModernBertEncoderLayer",),
         reference="https://huggingface.co/docs/transformers/model_doc/modernbert",
     ),
     BackboneSpec(
         model_type="eurobert",
         final_hidden_at="lm_head",
         lora_target_modules=_DECODER_TARGETS,
+        layer_classes=("EuroBertDecoderLayer",),
+        prefers_own_code=True,  # the code in the released repositories is for transformers 4 and fails
         reference="https://huggingface.co/docs/transformers/model_doc/eurobert",
     ),
     BackboneSpec(
         model_type="esm",
         final_hidden_at="lm_head",
         lora_target_modules=("query", "key", "value"),
+        layer_classes=("EsmLayer",),
         # ESM-2 zeroes the embeddings of mask tokens and rescales the others by 1 / (1 - mask ratio): infinite when every
         # token is masked, and tuned for the 15 % of its pretraining. The config goes along so that a saved copy agrees.
         settings_while_attached=(("esm.embeddings.token_dropout", False), ("config.token_dropout", False), *_NO_CACHE),
         reference="https://huggingface.co/docs/transformers/model_doc/esm",
     ),
     BackboneSpec(
-        model_type="llama",
+        model_type="esmc",
         final_hidden_at="lm_head",
         lora_target_modules=_DECODER_TARGETS,
-        auto_class="AutoModelForCausalLM",
-        causal_by_default=True,
-        settings_while_attached=_NO_CACHE,
-        reference="https://huggingface.co/docs/transformers/model_doc/llama",
-    ),
-    BackboneSpec(
-        model_type="qwen2",
-        final_hidden_at="lm_head",
-        lora_target_modules=_DECODER_TARGETS,
-        auto_class="AutoModelForCausalLM",
-        causal_by_default=True,
-        settings_while_attached=_NO_CACHE,
-        reference="https://huggingface.co/docs/transformers/model_doc/qwen2",
-    ),
-    BackboneSpec(
-        model_type="qwen3",
-        final_hidden_at="lm_head",
-        lora_target_modules=_DECODER_TARGETS,
-        auto_class="AutoModelForCausalLM",
-        causal_by_default=True,
-        settings_while_attached=_NO_CACHE,
-        reference="https://huggingface.co/docs/transformers/model_doc/qwen3",
+        layer_classes=("EsmcLayer",),
+        reference="https://huggingface.co/docs/transformers/model_doc/esmc",
     ),
 )
+
+# Autoregressive models that were trained further with attention to both sides, such as dLLM's A2D models: transformers' own
+# classes give the same logits as A2D's with `config.is_causal=False`.
+_ADAPTED_DECODERS = tuple(
+    BackboneSpec(
+        model_type=model_type,
+        final_hidden_at="lm_head",
+        lora_target_modules=_DECODER_TARGETS,
+        layer_classes=(layer_class,),
+        auto_class="AutoModelForCausalLM",
+        causal_by_default=True,
+        settings_while_attached=_NO_CACHE,
+        reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type}",
+    )
+    for model_type, layer_class in (
+        ("llama", "LlamaDecoderLayer"),
+        ("qwen2", "Qwen2DecoderLayer"),
+        ("qwen3", "Qwen3DecoderLayer"),
+    )
+)
+
+# These bring code of their own, written for transformers 4: prism_plugin/backbones/compat.py makes it run.
+_WITH_REMOTE_CODE = (
+    BackboneSpec(
+        model_type="llada",  # LLaDA-8B and LLaDA-1.5
+        architectures=("LLaDAModelLM",),
+        final_hidden_at="model.transformer.ff_out",
+        lora_target_modules=("q_proj", "k_proj", "v_proj"),  # PRISM's; the blocks' `ff_out` has the LM head's leaf name
+        layer_classes=("LLaDALlamaBlock",),
+        mask_token_id=126336,
+        mask_token_vocab_size=126464,
+        pads="supervised",
+        auto_class="AutoModel",
+        required_config=(("weight_tying", False),),
+        call_arguments=_NO_CACHE_IN_CALL,
+        reference="https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct",
+    ),
+    BackboneSpec(
+        model_type="illada",
+        architectures=("ILLaDAForCausalLM",),
+        final_hidden_at="lm_head",
+        lora_target_modules=_DECODER_TARGETS,
+        layer_classes=("ILLaDADecoderLayer",),
+        mask_token_id=5,
+        mask_token_vocab_size=155136,
+        auto_class="AutoModelForCausalLM",
+        reference="https://github.com/ML-GSAI/LLaDA",
+    ),
+    BackboneSpec(
+        model_type="lladamoe",  # what dLLM calls it; the released checkpoints say "llada", so the class name decides
+        architectures=("LLaDAMoEModelLM",),
+        final_hidden_at="lm_head",
+        lora_target_modules=_DECODER_TARGETS,  # attention only: neither router nor experts
+        layer_classes=("LLaDAMoEDecoderLayer",),
+        mask_token_id=156895,
+        mask_token_vocab_size=157184,
+        auto_class="AutoModel",
+        call_arguments=_NO_CACHE_IN_CALL,
+        reference="https://huggingface.co/inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
+    ),
+    BackboneSpec(
+        model_type="llada2_moe",  # LLaDA2.0 and 2.1
+        architectures=("LLaDA2MoeModelLM",),
+        final_hidden_at="lm_head",
+        lora_target_modules=("query_key_value", "dense"),
+        layer_classes=("LLaDA2MoeDecoderLayer",),
+        mask_token_id=156895,
+        mask_token_vocab_size=157184,
+        # Its last phase of training was block diffusion, and a 2-D mask with a zero makes the whole batch causal.
+        attention_mask="4d",
+        attention_block_length=32,
+        auto_class="AutoModelForCausalLM",  # its `AutoModel` has no LM head
+        call_arguments=_NO_CACHE_IN_CALL,
+        reference="https://huggingface.co/inclusionAI/LLaDA2.0-mini",
+    ),
+    BackboneSpec(
+        model_type="Dream",
+        architectures=("DreamModel",),
+        final_hidden_at="lm_head",
+        lora_target_modules=_DECODER_TARGETS,
+        layer_classes=("DreamDecoderLayer",),
+        logits_alignment="next_token",
+        mask_token_id=151666,
+        mask_token_vocab_size=152064,
+        attention_mask="4d",  # the released code takes no 2-D mask, and reads an additive one upside down
+        auto_class="AutoModel",
+        call_arguments=_NO_CACHE_IN_CALL,
+        reference="https://huggingface.co/Dream-org/Dream-v0-Instruct-7B",
+    ),
+    *(
+        BackboneSpec(
+            model_type=model_type,
+            architectures=(class_name,),
+            # The layer in front of it is modulated row by row, so rows are gathered behind that: the head reads the state
+            # after the final norm and modulation.
+            final_hidden_at="backbone.output_layer.linear",
+            lora_target_modules=("attn_qkv", "attn_out"),
+            layer_classes=("DDiTBlock",),
+            activation_checkpointing=False,
+            lm_head_at="backbone.output_layer.linear",
+            input_embeddings_at="backbone.vocab_embed",
+            hidden_size_name="hidden_dim",
+            mask_token_id=50257,
+            mask_token_vocab_size=50258,
+            attention_mask="none",
+            required_config=(("time_conditioning", False),),
+            call_arguments=(("return_dict", True),),
+            time_argument="timesteps",
+            reference=reference,
+        )
+        for model_type, class_name, reference in (
+            ("mdlm", "MDLM", "https://huggingface.co/kuleshov-group/mdlm-owt"),
+            ("proseco", "Proseco", "https://github.com/kuleshov-group/proseco"),
+        )
+    ),
+)
+
+BUILTIN_SPECS = (*_ENCODERS, *_ADAPTED_DECODERS, *_WITH_REMOTE_CODE)

@@ -1,17 +1,24 @@
 """The only `from_pretrained` of a backbone and of its tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.spec import get_spec_by_model_type
+from prism_plugin.backbones.compat import finish_loading, nothing_initialised, patch_model_class, transformers_4_names
+from prism_plugin.backbones.spec import BackboneSpec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+# In this order, after the spec's own, since what a repository calls its `AutoModel` may lack the LM head.
+_AUTO_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
 
 
 def load_backbone(
@@ -23,6 +30,9 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a pretrained masked diffusion model with its LM head, in evaluation mode.
 
+    Code that a repository brings along for transformers 4 (LLaDA, Dream, MDLM, ...) is made to run under this version. Every
+    parameter is allocated once, and none is initialised at random first.
+
     Args:
         name_or_path: A Hugging Face folder, or the id of a repository on the Hub.
         revision: Branch, tag or commit of the repository.
@@ -30,32 +40,60 @@ def load_backbone(
         dtype: dtype of the weights; None takes the one they were saved in.
 
     Raises:
-        BackboneError: If there is no such model, it cannot be read, lacks weights, or its model type has no registered spec.
+        BackboneError: If there is no such model, it cannot be read, lacks weights, brings code that it was not allowed to run,
+            or its model type has no registered spec.
     """
     where = _checked_location(name_or_path)
-    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-        raise BackboneError(f"The folder {where!r} must hold a transformers model, but it has no config.json.")
-    try:
-        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    stated = _read_config(where, revision)
+    model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
+    spec = get_spec_by_model_type(model_type, stated.get("architectures"))
+    has_own_code = model_type in CONFIG_MAPPING
+    runs_remote_code = bool(auto_map) and not (has_own_code and (spec.prefers_own_code or not trust_remote_code))
+    if runs_remote_code and not trust_remote_code:
         raise BackboneError(
-            f"No config of a transformers model could be read from {where!r} ({_first_line(error)}); "
-            "give a folder with a config.json, or a Hub id that can be reached or is cached."
-        ) from error
-    auto_class = getattr(transformers, get_spec_by_model_type(config.model_type).auto_class)
-    try:
-        backbone, info = auto_class.from_pretrained(
-            where,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype or "auto",
-            config=config,
-            output_loading_info=True,
+            f"{where!r} is a {model_type!r} model that brings its own Python code, which runs only with your consent; read "
+            "that code, then pass `trust_remote_code=True`."
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    options = {"revision": revision, "trust_remote_code": runs_remote_code}
+    try:
+        if not runs_remote_code:
+            config = AutoConfig.from_pretrained(where, **options)
+            return _load_weights(where, spec.auto_class, config, dtype, options)
+        return _load_with_remote_code(where, spec, auto_map, dtype, options)
+    except ImportError as error:
+        raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
+        if isinstance(error, BackboneError):
+            raise
         raise BackboneError(
-            f"The weights of the {config.model_type!r} backbone {where!r} could not be loaded ({_first_line(error)})."
+            f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({_first_line(error)})."
         ) from error
+
+
+def _load_with_remote_code(
+    where: str, spec: BackboneSpec, auto_map: Mapping[str, str], dtype: torch.dtype | str | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    auto_class = next((name for name in (spec.auto_class, *_AUTO_CLASSES) if name in auto_map), None)
+    if auto_class is None:
+        raise BackboneError(
+            f"The config of {where!r} must say in `auto_map` which class {spec.auto_class} is, found {sorted(auto_map)}."
+        )
+    with transformers_4_names():
+        config = AutoConfig.from_pretrained(where, **options)
+        model_class = get_class_from_dynamic_module(config.auto_map[auto_class], where, revision=options["revision"])
+        patch_model_class(model_class)
+        with nothing_initialised(model_class):
+            backbone = _load_weights(where, auto_class, config, dtype, options)
+    finish_loading(backbone)
+    return backbone
+
+
+def _load_weights(
+    where: str, auto_class: str, config: PreTrainedConfig, dtype: torch.dtype | str | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    backbone, info = getattr(transformers, auto_class).from_pretrained(
+        where, dtype=dtype or "auto", config=config, output_loading_info=True, **options
+    )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers
         raise BackboneError(
@@ -63,6 +101,27 @@ def load_backbone(
             f"`{missing[0]}` first; take a checkpoint that was saved with its LM head."
         )
     return backbone
+
+
+def _read_config(where: str, revision: str | None) -> dict[str, Any]:
+    """What config.json says, before any code of the repository may run."""
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise BackboneError(f"The folder {where!r} must hold a transformers model, but it has no config.json.")
+    try:
+        return PreTrainedConfig.get_config_dict(where, revision=revision)[0]
+    except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise BackboneError(
+                f"{where!r} is gated on the Hub: ask for access on its page, and log in with `hf auth login`."
+            ) from error
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise BackboneError(
+                f"There is no {where!r} on the Hub that you may see; correct the id, or log in with `hf auth login`."
+            ) from error
+        raise BackboneError(
+            f"No config of a transformers model could be read from {where!r} ({_first_line(error)}); "
+            "give a folder with a config.json, or a Hub id that can be reached or is cached."
+        ) from error
 
 
 def load_tokenizer(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
 from prism_plugin.errors import BackboneError
 
 # A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
@@ -70,7 +70,14 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
             than the tokenizer.
     """
     name = type(backbone).__name__
-    if _submodule(backbone, spec.final_hidden_at) is None or backbone.get_output_embeddings() is None:
+    for setting, needed in spec.required_config:
+        found = getattr(backbone.config, setting, needed)
+        if found != needed:
+            raise BackboneError(
+                f"A {spec.model_type!r} backbone must have `config.{setting}={needed}`, found {found!r}; "
+                "load it with `load_backbone`, which sees to it where that can be done."
+            )
+    if _submodule(backbone, spec.final_hidden_at) is None or lm_head_of(backbone, spec) is None:
         raise BackboneError(
             f"A {spec.model_type!r} backbone must have its LM head behind a module `{spec.final_hidden_at}`, which {name} "
             f"lacks; load it with `{spec.auto_class}`."

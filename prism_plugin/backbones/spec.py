@@ -1,5 +1,6 @@
 """BackboneSpec: everything that prism_plugin has to know about a family of models, and the table of known families."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -10,11 +11,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prism_plugin.errors import BackboneError, MaskTokenError
 
 Setting = bool | int | float | str | None
+Settings = tuple[tuple[str, Setting], ...]
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
     """One family of masked diffusion language models. Frozen data: no code asks for a model's class.
+
+    Rows of the LM head are gathered in one way for all families, a hook in front of `final_hidden_at`: it works in each of
+    them, with remote code and under PEFT, DDP and FSDP, while transformers' own `logits_to_keep` exists in some decoder
+    classes only and gives no hidden state to the quality head.
 
     Attributes:
         model_type: `config.model_type` of the family.
@@ -22,13 +28,31 @@ class BackboneSpec:
             state. The quality head reads that input, and from there on only the requested rows are computed. So it is
             the LM head itself, or the transform in front of it.
         lora_target_modules: Leaf names that get LoRA when a PEFT config leaves `target_modules` out.
+        architectures: Class names in `config.architectures` that belong to the family whatever the model type says; looked
+            at before the model type.
+        layer_classes: Classes of the repeated layers: the units that FSDP shards and that are never split over devices.
+        activation_checkpointing: The layers can recompute their activations in the backward pass.
+        lm_head_at: Dotted path of the LM head where `get_output_embeddings()` does not give it.
+        input_embeddings_at: Dotted path of the token embeddings where `get_input_embeddings()` does not give them.
+        hidden_size_name: Attribute of the config that holds the width of the final hidden state.
         logits_alignment: "same_position" when logits at position i are about token i, "next_token" when they are about
             token i + 1, as in models adapted from autoregressive ones (Dream).
         mask_token_id: Id of the mask token when neither config nor tokenizer tells; None when there is no such rule.
-        attention_mask: "2d" when the model honours a [batch, length] mask, "none" when it takes none: then it is never
-            passed, and padding is seen by the model as it was in its pretraining.
+        mask_token_vocab_size: Vocabulary that `mask_token_id` belongs to: in a model with another one it says nothing.
+            None: any vocabulary.
+        attention_mask: "2d" when the model honours a [batch, length] mask; "4d" when it wants the bool mask [batch, 1,
+            length, length], True where a query may look; "none" when it takes none: then rows must be equally long.
+        attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
+            was trained. The mask is then passed without padding too. None: it sees the whole row.
+        pads: What the pretraining did with short rows: "ignored" hid their padding, "supervised" filled them with EOS
+            tokens that were seen and learnt, which data preparation can repeat (`pads: supervised`).
         auto_class: Name of the transformers auto class that loads the family with its LM head.
+        prefers_own_code: Use transformers' class even where a checkpoint brings code of its own.
         causal_by_default: The class attends to the left only, unless `config.is_causal` is False.
+        required_config: Pairs of a config attribute and the value that it must have, where it is there at all.
+        call_arguments: Pairs of a name and a value that every call of the model is given.
+        time_argument: Name of an argument that takes one time per row. It gets zeros: such families ignore it unless they
+            are time-conditioned, which `required_config` excludes.
         settings_while_attached: Pairs of a dotted attribute path, from the model, and the value it must have while the
             quality head is attached; `PrismModel.detach` puts the old values back.
         reference: Where the facts come from.
@@ -37,12 +61,25 @@ class BackboneSpec:
     model_type: str
     final_hidden_at: str
     lora_target_modules: tuple[str, ...]
+    architectures: tuple[str, ...] = ()
+    layer_classes: tuple[str, ...] = ()
+    activation_checkpointing: bool = True
+    lm_head_at: str | None = None
+    input_embeddings_at: str | None = None
+    hidden_size_name: str = "hidden_size"
     logits_alignment: Literal["same_position", "next_token"] = "same_position"
     mask_token_id: int | None = None
-    attention_mask: Literal["2d", "none"] = "2d"
+    mask_token_vocab_size: int | None = None
+    attention_mask: Literal["2d", "4d", "none"] = "2d"
+    attention_block_length: int | None = None
+    pads: Literal["ignored", "supervised"] = "ignored"
     auto_class: str = "AutoModelForMaskedLM"
+    prefers_own_code: bool = False
     causal_by_default: bool = False
-    settings_while_attached: tuple[tuple[str, Setting], ...] = ()
+    required_config: Settings = ()
+    call_arguments: Settings = ()
+    time_argument: str | None = None
+    settings_while_attached: Settings = ()
     reference: str = ""
 
     def __post_init__(self) -> None:
@@ -51,17 +88,48 @@ class BackboneSpec:
                 "A BackboneSpec needs `model_type`, `final_hidden_at` and at least one name in `lora_target_modules`, got "
                 f"{self.model_type!r}, {self.final_hidden_at!r} and {self.lora_target_modules!r}."
             )
-        if self.logits_alignment not in ("same_position", "next_token"):
-            raise BackboneError(f"`logits_alignment` must be 'same_position' or 'next_token', got {self.logits_alignment!r}.")
-        if self.attention_mask not in ("2d", "none"):
-            raise BackboneError(f"`attention_mask` of a BackboneSpec must be '2d' or 'none', got {self.attention_mask!r}.")
+        for name, allowed in (
+            ("logits_alignment", ("same_position", "next_token")),
+            ("attention_mask", ("2d", "4d", "none")),
+            ("pads", ("ignored", "supervised")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise BackboneError(
+                    f"`{name}` of a BackboneSpec must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}."
+                )
+        if self.attention_block_length is not None and (self.attention_mask != "4d" or self.attention_block_length < 1):
+            raise BackboneError(
+                "`attention_block_length` must be at least 1 and goes with `attention_mask='4d'`, got "
+                f"{self.attention_block_length} with {self.attention_mask!r}."
+            )
+        if self.mask_token_vocab_size is not None and self.mask_token_id is None:
+            raise BackboneError("`mask_token_vocab_size` says which vocabulary `mask_token_id` belongs to, but that is None.")
+
+
+def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module | None:
+    """The output projection of a model, or None when it has none where its family should."""
+    if spec.lm_head_at is None:
+        return backbone.get_output_embeddings()
+    return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
+
+
+def input_embeddings_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module:
+    """The token embeddings of a model."""
+    if spec.input_embeddings_at is None:
+        return backbone.get_input_embeddings()
+    return backbone.get_submodule(spec.input_embeddings_at)
+
+
+def hidden_size_of(config: PreTrainedConfig, spec: BackboneSpec) -> int:
+    """Width of the final hidden state, which the quality head reads."""
+    return getattr(config.get_text_config(), spec.hidden_size_name)
 
 
 _SPECS: dict[str, BackboneSpec] = {}
 
 
 def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> None:
-    """Make a family known by its `model_type`, for this process.
+    """Make a family known by its `model_type` and `architectures`, for this process.
 
     Args:
         spec: The family.
@@ -78,24 +146,35 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> None:
     _SPECS[spec.model_type] = spec
 
 
-def get_spec_by_model_type(model_type: str) -> BackboneSpec:
-    """Return the registered spec of a model type.
+def find_spec(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec | None:
+    """The registered spec of a family, or None: by the class names of its checkpoints, then by its model type.
+
+    LLaDA-MoE calls itself "llada" as the dense models do, which only its class name tells apart.
+    """
+    names = set(architectures or ())
+    by_class = (spec for spec in _SPECS.values() if names.intersection(spec.architectures))
+    return next(by_class, None) or _SPECS.get(model_type)
+
+
+def get_spec_by_model_type(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec:
+    """Return the registered spec of a model type, or of a class name where that is registered too.
 
     Raises:
         BackboneError: If none is registered.
     """
-    if model_type not in _SPECS:
+    spec = find_spec(model_type, architectures)
+    if spec is None:
         near = get_close_matches(model_type, _SPECS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BackboneError(
             f"No BackboneSpec is registered for model type {model_type!r}.{hint} Known: {', '.join(sorted(_SPECS))}; "
             "describe another family with `register_backbone(BackboneSpec(model_type=..., final_hidden_at=..., ...))`."
         )
-    return _SPECS[model_type]
+    return spec
 
 
 def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
-    """Return the spec that fits a live model, by its `config.model_type`.
+    """Return the spec that fits a live model, by its class name, then by its `config.model_type`.
 
     Raises:
         BackboneError: If the object has no `config.model_type`, or no spec is registered for it.
@@ -106,7 +185,7 @@ def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
             "A backbone must be a transformers model with `config.model_type`, "
             f"got {type(backbone).__name__}; load one with `load_backbone(...)`."
         )
-    return get_spec_by_model_type(model_type)
+    return get_spec_by_model_type(model_type, [type(backbone).__name__])
 
 
 def resolve_mask_token_id(
@@ -130,11 +209,13 @@ def resolve_mask_token_id(
         MaskTokenError: If no source tells, the id is outside the vocabulary, or the tokenizer has another mask token.
     """
     from_tokenizer = None if tokenizer is None else tokenizer.mask_token_id
+    vocab_size = config.get_text_config().vocab_size
+    spec_applies = spec.mask_token_vocab_size in (None, vocab_size)
     sources = (
         ("PrismConfig.mask_token_id", argument),
         ("the model's config.mask_token_id", getattr(config, "mask_token_id", None)),
         ("the tokenizer's mask_token_id", from_tokenizer),
-        (f"the BackboneSpec of {spec.model_type!r}", spec.mask_token_id),
+        (f"the BackboneSpec of {spec.model_type!r}", spec.mask_token_id if spec_applies else None),
     )
     found = next(((source, value) for source, value in sources if value is not None), None)
     if found is None:
@@ -143,7 +224,6 @@ def resolve_mask_token_id(
             "pass `PrismConfig(mask_token_id=...)`."
         )
     source, mask_token_id = found
-    vocab_size = config.get_text_config().vocab_size
     if isinstance(mask_token_id, bool) or not isinstance(mask_token_id, int) or not 0 <= mask_token_id < vocab_size:
         raise MaskTokenError(
             f"The mask token id must be an integer in [0, {vocab_size}), the model's vocabulary, but {source} says "

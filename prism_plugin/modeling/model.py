@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from prism_plugin.backbones import BackboneSpec, check_backbone, get_backbone_spec, require_ok, resolve_mask_token_id
+from prism_plugin.backbones import (
+    BackboneSpec,
+    call_arguments,
+    check_backbone,
+    get_backbone_spec,
+    hidden_size_of,
+    lm_head_of,
+    require_ok,
+    resolve_mask_token_id,
+)
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
@@ -108,11 +117,8 @@ class PrismModel(BackbonePassthrough):
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
-        arguments = {"input_ids": input_ids}
-        if attention_mask is not None and self.spec.attention_mask == "2d":
-            arguments["attention_mask"] = attention_mask.long()
         with gathered_rows(self._final_hidden_module, row_index) as request:
-            logits = getattr(self.backbone(**arguments), "logits", None)
+            logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
@@ -346,7 +352,7 @@ def attach_quality_head(
         kind=config.head,
         inner_size=config.head_hidden_size,
         initial_logit=config.base_rate_logit,
-    ).to(backbone.get_output_embeddings().weight.device)
+    ).to(lm_head_of(backbone, spec).weight.device)
     model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
         require_ok(probe_model(model))
@@ -368,11 +374,11 @@ def _filled_in(
     check_backbone(backbone, spec, tokenizer)
     if has_row_gathering(backbone.get_submodule(spec.final_hidden_at)):
         raise BackboneError("This backbone already carries a quality head; call `detach()` on its PrismModel first.")
-    text_config = backbone.config.get_text_config()
+    hidden_size = hidden_size_of(backbone.config, spec)
     facts = {
         "backbone_model_type": backbone.config.model_type,
-        "backbone_hidden_size": text_config.hidden_size,
-        "backbone_vocab_size": text_config.vocab_size,
+        "backbone_hidden_size": hidden_size,
+        "backbone_vocab_size": backbone.config.get_text_config().vocab_size,
     }
     for name, found in facts.items():
         expected = getattr(config, name)
@@ -383,7 +389,7 @@ def _filled_in(
     if name is not None and Path(name).is_dir():
         name = str(Path(name).resolve())
     revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
-    head_hidden_size = config.head_hidden_size or (text_config.hidden_size if config.head == "mlp" else None)
+    head_hidden_size = config.head_hidden_size or (hidden_size if config.head == "mlp" else None)
     facts |= {
         "mask_token_id": mask_token_id,
         "head_hidden_size": head_hidden_size,

@@ -6,6 +6,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
+
 
 class _OfBackbone:
     """A read-only attribute of the backbone.
@@ -27,6 +29,7 @@ class BackbonePassthrough(nn.Module):
     """A module with a `backbone` that passes for a transformers model where libraries ask."""
 
     backbone: PreTrainedModel | PeftModel
+    spec: BackboneSpec
 
     accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
     main_input_name = "input_ids"
@@ -43,7 +46,11 @@ class BackbonePassthrough(nn.Module):
     is_loaded_in_8bit = _OfBackbone(False)
     is_activation_checkpointing = _OfBackbone(False)
     supports_gradient_checkpointing = _OfBackbone(False)
-    _no_split_modules = _OfBackbone(None)
+
+    @property
+    def _no_split_modules(self) -> list[str] | None:
+        # FSDP and accelerate read the layers to wrap here. LLaDA's own list names classes that it does not have.
+        return list(self.spec.layer_classes) or getattr(self.plain_backbone, "_no_split_modules", None)
 
     @property
     def plain_backbone(self) -> PreTrainedModel:
@@ -62,11 +69,11 @@ class BackbonePassthrough(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's input embeddings."""
-        return self.plain_backbone.get_input_embeddings()
+        return input_embeddings_of(self.plain_backbone, self.spec)
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the backbone's LM head."""
-        return self.plain_backbone.get_output_embeddings()
+        return lm_head_of(self.plain_backbone, self.spec)
 
     def tie_weights(self) -> None:
         """Tie the backbone's weights again, as transformers does after loading."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.backbones import get_backbone_spec, hidden_size_of, load_backbone, load_tokenizer
 from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.model_card import Figure, render_model_card
@@ -290,7 +290,7 @@ def _require_same_backbone(stored: StoredModel, backbone: PreTrainedModel) -> No
         )
     for key, expected in (
         ("backbone_model_type", backbone.config.model_type),
-        ("backbone_hidden_size", text_config.hidden_size),
+        ("backbone_hidden_size", hidden_size_of(backbone.config, get_backbone_spec(backbone))),
         ("backbone_vocab_size", text_config.vocab_size),
     ):
         found = getattr(config, key)

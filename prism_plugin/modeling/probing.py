@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec
+from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -75,7 +75,7 @@ def probe_model(model: Probed) -> list[Check]:
     rotary = check_rotary_tables(backbone)
     if rotary.ok is False:  # the looks would measure its noise
         return [*(not_run(name, "the rotary tables are damaged") for name in FORWARD_CHECKS), rotary, _head_dtype(model)]
-    device = backbone.get_input_embeddings().weight.device
+    device = next(input_embeddings_of(backbone, model.spec).parameters()).device
     cuda = [device] if device.type == "cuda" else []
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
         looked = _look(model, device)
@@ -186,7 +186,7 @@ def _plain_tokens(config: PreTrainedConfig, mask_token_id: int) -> list[int]:
 
 def _head_dtype(model: Probed) -> Check:
     wrong = sum(parameter.dtype != torch.float32 for parameter in model.quality_head.parameters())
-    lm_head = model.plain_backbone.get_output_embeddings().weight.dtype
+    lm_head = lm_head_of(model.plain_backbone, model.spec).weight.dtype
     detail = f"quality head in float32, LM head in {str(lm_head).removeprefix('torch.')}; parameters of another dtype"
     if wrong:
         detail = "The quality head must stay float32, but its parameters were cast; attach it again."

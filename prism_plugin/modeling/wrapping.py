@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec
+from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
 from prism_plugin.errors import ConfigurationError
 
 
@@ -19,6 +19,7 @@ class BackboneSnapshot:
     """What attaching may change on a backbone. Parameters go by name: a reference would keep weights in memory that were
     moved to a device or sharded since."""
 
+    embeddings: nn.Module
     children: list[tuple[nn.Module, str, nn.Module | None]]
     training: list[tuple[nn.Module, bool]]
     requires_grad: dict[str, bool]
@@ -30,14 +31,15 @@ class BackboneSnapshot:
     @classmethod
     def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
         """Look at a backbone before anything is changed."""
-        modules = list(backbone.modules())
+        modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
         owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
+            embeddings=embeddings,
             children=[(module, name, child) for module in modules for name, child in module._modules.items()],
             training=[(module, module.training) for module in modules],
             requires_grad={name: parameter.requires_grad for name, parameter in backbone.named_parameters()},
             settings=[(owner, name, getattr(owner, name)) for owner, name in owners],
-            embedding_hooks=frozenset(backbone.get_input_embeddings()._forward_hooks),
+            embedding_hooks=frozenset(embeddings._forward_hooks),
             checkpointing=backbone.is_activation_checkpointing,
         )
 
@@ -49,7 +51,7 @@ class BackboneSnapshot:
         if backbone.is_activation_checkpointing and not self.checkpointing:
             backbone.activation_checkpointing_disable()
             backbone.disable_input_require_grads()
-        hooks = backbone.get_input_embeddings()._forward_hooks
+        hooks = self.embeddings._forward_hooks
         for key in set(hooks) - self.embedding_hooks:  # PEFT adds its own where checkpointing was on before
             del hooks[key]
         for name, parameter in backbone.named_parameters():
@@ -97,7 +99,7 @@ def wrap_with_adapter(
     adapter.base_model_name_or_path = None  # PEFT puts the backbone's here, and warns where there was another
     if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
         adapter.target_modules = set(spec.lora_target_modules)
-    forbidden = _lm_head_names(backbone)
+    forbidden = _lm_head_names(backbone, spec)
     own = dict(backbone.named_parameters())
     rewriting = isinstance(getattr(adapter, "init_lora_weights", None), str)
     before = {name: parameter.detach().clone() for name, parameter in own.items()} if rewriting else {}
@@ -137,8 +139,11 @@ def _matches(module_name: str, target: str) -> bool:
     return module_name == target or module_name.endswith(f".{target}")
 
 
-def _lm_head_names(backbone: PreTrainedModel) -> set[str]:
-    """Names of the output projection and, where they share their weight, of the input embeddings."""
-    output, inputs = backbone.get_output_embeddings(), backbone.get_input_embeddings()
-    heads = [output, inputs] if getattr(output, "weight", None) is inputs.weight else [output]
-    return {name for name, module in backbone.named_modules() if any(module is head for head in heads)}
+def _lm_head_names(backbone: PreTrainedModel, spec: BackboneSpec) -> set[str]:
+    """Names of the output projection and of whatever shares its weight, such as tied input embeddings."""
+    head = lm_head_of(backbone, spec)
+    return {name for name, module in backbone.named_modules() if module is head or _owns(module, head.weight)}
+
+
+def _owns(module: nn.Module, weight: Tensor) -> bool:
+    return any(parameter is weight for parameter in module._parameters.values())

@@ -228,7 +228,7 @@ class RemaskingSampler(SamplerSettings):
 
     @property
     def _vocab_size(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[0]
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:
@@ -254,7 +254,7 @@ class RemaskingSampler(SamplerSettings):
         on_step: Callable[[StepRecord], None] | None,
         return_trace: bool,
     ) -> SamplerOutput:
-        device = self.model.get_input_embeddings().weight.device
+        device = next(self.model.get_input_embeddings().parameters()).device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
         _check_generators(generator, request.shape[0])
         if self.model.spec.attention_mask == "none" and not present.all():

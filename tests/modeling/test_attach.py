@@ -7,13 +7,11 @@ from moved_weights import trained
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.lm_head import has_row_gathering
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.testing import TINY_FAMILIES, tiny_backbone, tiny_tokenizer
 
-FAMILIES = [spec.model_type for spec in BUILTIN_SPECS]
 MASK = PrismConfig(mask_token_id=31)
 ADAPTERS = {
     "lora": LoraConfig(r=2),
@@ -44,7 +42,7 @@ def state_of(backbone):
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2)], ids=["frozen", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
     backbone = tiny_backbone(family)
     backbone.get_input_embeddings().weight.requires_grad_(False)  # the user's own choice comes back too
@@ -228,7 +226,7 @@ def test_merging_keeps_the_answers(lora_model, ids):
 def test_what_libraries_ask_for_is_the_backbones(lora_model):
     backbone = lora_model.plain_backbone
     assert lora_model.config is backbone.config
-    assert lora_model._no_split_modules == backbone._no_split_modules
+    assert lora_model._no_split_modules == ["BertLayer"]
     assert lora_model.get_input_embeddings() is backbone.get_input_embeddings()
     assert lora_model.get_output_embeddings() is backbone.get_output_embeddings()
     assert (lora_model.dtype, lora_model.device) == (torch.float32, torch.device("cpu"))

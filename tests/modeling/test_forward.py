@@ -9,16 +9,13 @@ from peft import LoraConfig
 from torch import nn
 
 from prism_plugin.backbones import BackboneSpec, register_backbone
-from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head, dropout_off
-from prism_plugin.testing import tiny_backbone
-
-FAMILIES = [spec.model_type for spec in BUILTIN_SPECS]
+from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2, init_lora_weights=False)], ids=["frozen", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_gathered_rows_equal_full_logits(family, lora, ids):
     backbone = tiny_backbone(family)
     model = attach_quality_head(backbone, lora=lora, config=PrismConfig(mask_token_id=31))
@@ -32,7 +29,7 @@ def test_gathered_rows_equal_full_logits(family, lora, ids):
     assert model(ids, logits_at=torch.zeros_like(wanted)).logits.shape == (0, 32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     rows = []
@@ -47,14 +44,14 @@ def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family, ids):
     assert rows == [0, 2]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_head_reads_the_final_hidden_state(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     last = model.backbone(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(model(ids, output_hidden_states=True).hidden_states, last, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_an_all_masked_canvas_is_finite(family):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     canvas = torch.full((1, 5), 31)
@@ -63,7 +60,7 @@ def test_an_all_masked_canvas_is_finite(family):
     assert output.quality_logits.isfinite().all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_padding_changes_nothing(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     nn.init.normal_(model.quality_head.layers[-1].weight)
@@ -193,7 +190,7 @@ def test_activation_checkpointing_changes_no_gradient(family, use_reentrant, ids
     assert not model.is_activation_checkpointing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_dropout_off_takes_the_chance_out_and_puts_it_back(family, ids):
     model = attach_quality_head(
         tiny_backbone(family, dropout=0.5),

@@ -1,0 +1,46 @@
+"""What one call of a backbone is given: the habits of each family with masks and extra arguments, settled in one place."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.types import TokenIds, TokenMask
+
+
+def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: TokenMask | None) -> dict[str, Any]:
+    """Make the keyword arguments of a backbone's forward.
+
+    Args:
+        spec: The backbone's family.
+        input_ids: Tokens.
+        attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding.
+    """
+    arguments = {"input_ids": input_ids, **dict(spec.call_arguments)}
+    if spec.time_argument is not None:
+        arguments[spec.time_argument] = torch.zeros(input_ids.shape[0], device=input_ids.device)
+    if spec.attention_mask == "2d" and attention_mask is not None:
+        arguments["attention_mask"] = attention_mask.long()
+    elif spec.attention_mask == "4d" and (attention_mask is not None or spec.attention_block_length is not None):
+        present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        arguments["attention_mask"] = pairwise_mask(present.bool(), spec.attention_block_length)
+    return arguments
+
+
+def pairwise_mask(present: TokenMask, block_length: int | None = None) -> Tensor:
+    """Say which position may look at which, as a bool tensor [batch, 1, query, key].
+
+    Padding is hidden as a key, never as a query: a row of the attention matrix without a key would be NaN in some kernels.
+
+    Args:
+        present: Where there is a token.
+        block_length: A position looks at its own block of that many tokens and at the blocks before; blocks are counted from
+            the row's first token, whatever side it is padded on. None: at the whole row.
+    """
+    batch, length = present.shape
+    allowed = present[:, None, None, :].expand(batch, 1, length, length)
+    if block_length is None:
+        return allowed
+    block = (present.cumsum(-1) - 1).clamp(min=0) // block_length
+    return allowed & (block[:, None, :, None] >= block[:, None, None, :])

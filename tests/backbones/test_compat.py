@@ -1,0 +1,193 @@
+"""Each patch for code of transformers 4: what it mends, and that it is still needed. A test that fails because the code now
+runs without its patch says that the patch can go."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from remote_families import STANDIN_FAMILIES
+from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import import_utils
+
+from prism_plugin.backbones import compat, load_backbone
+from prism_plugin.errors import BackboneError
+
+IDS = torch.arange(2, 16).view(2, 7)
+
+
+def saved(family, folder, **changes):
+    return STANDIN_FAMILIES[family].save(folder, **changes)
+
+
+def load_plainly(folder):
+    """As a user of transformers would, with classes that nobody has patched yet."""
+    for path in folder.glob("modeling_*.py"):
+        path.write_text(path.read_text(encoding="utf-8") + f"\n# {folder}\n", encoding="utf-8")
+    return AutoModel.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.fixture
+def no_lucky_memory():
+    """Memory that nobody wrote to reads as NaN, and not as what stood there before."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_nothing_of_transformers_stays_changed(tmp_path):
+    before = dict(ROPE_INIT_FUNCTIONS), set(vars(import_utils))
+    saved("dream", tmp_path)
+    load_backbone(tmp_path, trust_remote_code=True)
+    assert (dict(ROPE_INIT_FUNCTIONS), set(vars(import_utils))) == before
+    assert "flash_attn" not in sys.modules
+
+
+def test_what_is_there_already_is_left_alone(monkeypatch):
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "default", "theirs")
+    with compat.transformers_4_names():
+        assert ROPE_INIT_FUNCTIONS["default"] == "theirs"
+    assert ROPE_INIT_FUNCTIONS["default"] == "theirs"
+
+
+def test_post_init_is_called_for_a_class_that_forgets_it(tmp_path):
+    saved("llada", tmp_path)
+    with pytest.raises(AttributeError, match="all_tied_weights_keys"):
+        load_plainly(tmp_path)
+    assert load_backbone(tmp_path, trust_remote_code=True).all_tied_weights_keys == {}
+
+
+def test_tie_weights_takes_what_transformers_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "_takes_tying_arguments", lambda model_class: True)
+    folder = tmp_path / "with_old_signature"  # classes go by folder name, so this one stays unmended
+    with pytest.raises(TypeError, match=r"tie_weights\(\) got an unexpected keyword argument"):
+        saved("llada", folder)
+
+
+def test_the_default_rope_is_found(tmp_path):
+    saved("dream", tmp_path)
+    with pytest.raises(KeyError, match="default"):
+        load_plainly(tmp_path)
+
+
+def test_rope_frequencies_are_computed_again(tmp_path, monkeypatch, no_lucky_memory):
+    built = saved("dream", tmp_path)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, built.model.rotary_emb.inv_freq)
+    assert torch.equal(loaded.model.rotary_emb.original_inv_freq, built.model.rotary_emb.inv_freq)
+    assert torch.equal(loaded(input_ids=IDS).logits, built(input_ids=IDS).logits)
+    monkeypatch.setattr(compat, "_recompute_frequencies", lambda module, config: None)
+    with pytest.raises(BackboneError, match=r"rotary table `model.rotary_emb.inv_freq` of DreamModel .* starts nan"):
+        load_backbone(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(("head_dim", "factor"), [(None, None), (8, None), (8, 0.5)])
+def test_default_rope_is_the_published_formula(head_dim, factor):
+    config = AutoConfig.for_model("llama", hidden_size=32, num_attention_heads=2)
+    config.head_dim, config.partial_rotary_factor, config.rope_theta = head_dim, factor, 500.0
+    inv_freq, scaling = compat.default_rope(config)
+    width = int((head_dim or 16) * (factor or 1.0))
+    torch.testing.assert_close(inv_freq, torch.tensor([500.0 ** (-2 * i / width) for i in range(width // 2)]))
+    assert scaling == 1.0
+
+
+def test_lists_of_tied_weights_become_mappings(tmp_path):
+    saved("dream", tmp_path)
+    model = load_backbone(tmp_path, trust_remote_code=True)
+    assert model._tied_weights_keys == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert model.all_tied_weights_keys == {}
+    model.save_pretrained(tmp_path / "again")
+    again = load_backbone(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    model._tied_weights_keys = ["lm_head.weight"]
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'keys'"):
+        model.save_pretrained(tmp_path / "not")
+
+
+def test_the_model_can_be_called_without_use_cache(tmp_path):
+    saved("llada", tmp_path)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    assert loaded(input_ids=IDS).logits.shape == (2, 7, 32)
+    del loaded.config.use_cache
+    with pytest.raises(AttributeError, match="use_cache"):
+        loaded(input_ids=IDS)
+
+
+def test_no_parameter_is_initialised_before_it_is_read(tmp_path, monkeypatch):
+    drawn = []
+    for name in ("kaiming_uniform_", "normal_", "uniform_"):
+        original = getattr(nn.init, name)
+
+        def count(tensor, *args, original=original, **kwargs):
+            drawn.append(0 if tensor.is_meta else tensor.numel())
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(nn.init, name, count)
+    built = saved("llada", tmp_path)
+    assert sum(drawn) > 0.5 * built.num_parameters(), "the stand-in must draw its parameters when built without care"
+    drawn.clear()
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    assert sum(drawn) == 0
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), built.parameters(), strict=True))
+    assert torch.equal(loaded(input_ids=IDS).logits, built(input_ids=IDS, use_cache=False).logits)
+
+
+def test_init_device_is_given_back(tmp_path):
+    saved("llada", tmp_path)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    config_class = type(loaded.model.config)
+    assert config_class.init_device is None
+    assert config_class(init_device="meta").init_device == "meta"
+
+
+@pytest.mark.parametrize(("every_n_layers", "recomputed"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_llada_checkpoints_by_the_standard_flag(tmp_path, use_reentrant, every_n_layers, recomputed):
+    saved("llada", tmp_path)
+    model = load_backbone(tmp_path, trust_remote_code=True).train()
+    calls = []
+    for block in model.model.transformer["blocks"]:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def gradients():
+        calls.clear()
+        model.zero_grad()
+        model(input_ids=IDS).logits.logsumexp(-1).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients()
+    assert len(calls) == 2
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant}, every_n_layers=every_n_layers)
+    assert model.is_activation_checkpointing
+    torch.testing.assert_close(gradients(), expected)
+    assert len(calls) == 2 + recomputed
+    assert len(gradients()) == len(expected)
+    twin = copy.deepcopy(model)
+    twin(input_ids=IDS)
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+    gradients()
+    assert len(calls) == 2
+
+
+def test_llada_checkpoints_one_layer_in_four_at_most(tmp_path):
+    saved("llada", tmp_path)
+    model = load_backbone(tmp_path, trust_remote_code=True)
+    with pytest.raises(BackboneError, match=r"one in 2, 3 or 4, got `every_n_layers=5`"):
+        model.activation_checkpointing_enable(every_n_layers=5)
+
+
+def test_a_tied_llada_gets_an_lm_head_of_its_own(tmp_path):
+    built = saved("llada", tmp_path, weight_tying=True)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    assert isinstance(head, nn.Linear)
+    assert torch.equal(head.weight, embeddings.weight)
+    assert head.weight.data_ptr() != embeddings.weight.data_ptr()
+    assert torch.equal(loaded(input_ids=IDS).logits, built(input_ids=IDS, use_cache=False).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_backbone(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again(input_ids=IDS).logits, loaded(input_ids=IDS).logits)

@@ -1,0 +1,108 @@
+"""Models that bring their own code: loaded only with consent, by the class that their config names, and saved whole."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+from remote_families import MASK, STANDIN_FAMILIES
+
+import prism_plugin as prism
+from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone
+from prism_plugin.errors import BackboneError, ConfigurationError
+
+IDS = torch.arange(2, 16).view(2, 7)
+
+
+@pytest.fixture
+def llada(tmp_path):
+    STANDIN_FAMILIES["llada"].save(tmp_path)
+    return tmp_path
+
+
+def test_code_runs_only_with_consent(llada):
+    (llada / "configuration_llada.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"'llada' model that brings its own Python code.*pass `trust_remote_code=True`"):
+        load_backbone(llada)
+
+
+def test_code_that_needs_a_package_that_is_not_there(llada):
+    path = llada / "modeling_llada.py"
+    path.write_text("import package_that_nobody_has\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"could not be imported \(.*packages that were not found.*package_that_nobody_has"):
+        load_backbone(llada, trust_remote_code=True)
+
+
+def test_code_of_another_transformers_that_nothing_mends(llada):
+    path = llada / "modeling_llada.py"
+    path.write_text(path.read_text(encoding="utf-8").replace("super().__init__(config)", "self.nowhere", 1), encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"The weights of the 'llada' backbone .* could not be loaded \(.*nowhere"):
+        load_backbone(llada, trust_remote_code=True)
+
+
+def test_a_config_that_names_no_class_for_the_model(llada):
+    config = json.loads((llada / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"].pop("AutoModel")
+    (llada / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"must say in `auto_map` which class AutoModel is, found \['AutoConfig'\]"):
+        load_backbone(llada, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("auto_class", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])
+def test_any_auto_class_that_the_config_names_will_do(tmp_path, auto_class):
+    family = STANDIN_FAMILIES["llada"]
+    auto_map = {"AutoConfig": family.auto_map["AutoConfig"], auto_class: family.auto_map["AutoModel"]}
+    replace(family, auto_map=auto_map).save(tmp_path)
+    assert load_backbone(tmp_path, trust_remote_code=True)(input_ids=IDS).logits.shape == (2, 7, 32)
+
+
+def test_dtype_is_the_saved_one_unless_told(llada):
+    assert load_backbone(llada, trust_remote_code=True).dtype == torch.float32
+    assert load_backbone(llada, trust_remote_code=True, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_checkpoint_with_a_weight_too_few(llada):
+    config = json.loads((llada / "config.json").read_text(encoding="utf-8"))
+    (llada / "config.json").write_text(json.dumps(config | {"n_layers": 3}), encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"must hold every weight of LLaDAModelLM, but 9 are missing"):
+        load_backbone(llada, trust_remote_code=True)
+
+
+def test_a_tied_llada_that_was_loaded_otherwise_is_refused(tmp_path):
+    built = STANDIN_FAMILIES["llada"].save(tmp_path, weight_tying=True)
+    with pytest.raises(BackboneError, match=r"must have `config.weight_tying=False`, found True; load it with `load_backbone`"):
+        prism.attach_quality_head(built)
+
+
+def test_lora_on_the_blocks_ff_out_is_told_from_the_lm_head(llada):
+    backbone = load_backbone(llada, trust_remote_code=True)
+    with pytest.raises(ConfigurationError, match=r"must not adapt the LM head.*match model.transformer.ff_out"):
+        prism.attach_quality_head(backbone, lora=LoraConfig(r=2, target_modules=["ff_out"]))
+    model = prism.attach_quality_head(backbone, lora=LoraConfig(r=2, target_modules=r".*blocks\.\d+\.ff_out"))
+    assert model.backbone.base_model.targeted_module_names == [f"model.transformer.blocks.{i}.ff_out" for i in range(2)]
+
+
+def test_the_code_travels_with_merged_weights(llada, tmp_path):
+    backbone = load_backbone(llada, trust_remote_code=True)
+    model = prism.attach_quality_head(backbone, lora=LoraConfig(r=2, init_lora_weights=False))
+    model.merge_and_unload()
+    model.save_pretrained(tmp_path / "merged")
+    again = prism.PrismModel.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+    index = torch.arange(4)
+    torch.testing.assert_close(again(IDS, logits_at=index).logits, model.eval()(IDS, logits_at=index).logits)
+
+
+def test_class_names_go_before_model_types():
+    assert get_spec_by_model_type("llada").model_type == "llada"
+    assert get_spec_by_model_type("llada", ["LLaDAModelLM"]).model_type == "llada"
+    assert get_spec_by_model_type("llada", ["LLaDAMoEModelLM"]).model_type == "lladamoe"
+
+
+def test_the_mask_token_of_another_vocabulary_is_not_guessed(tmp_path):
+    STANDIN_FAMILIES["llada"].save(tmp_path, mask_token_id=None)
+    backbone = load_backbone(tmp_path, trust_remote_code=True)
+    with pytest.raises(prism.PrismError, match=r"No mask token id is known for this 'llada' model"):
+        prism.attach_quality_head(backbone)
+    assert get_backbone_spec(backbone).mask_token_id == 126336
+    assert prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK)).mask_token_id == MASK

@@ -1,0 +1,75 @@
+"""What the stand-ins share. None of it is anybody's released code: only interfaces are reproduced, at a tiny size."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), scaled."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return F.rms_norm(x, x.shape[-1:], self.weight, 1e-6)
+
+
+class Rotary(nn.Module):
+    """Looks its frequencies up in transformers, which no longer has the default ones, and keeps them out of checkpoints."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.rope_init_fn = ROPE_INIT_FUNCTIONS["default"]
+        inv_freq, self.attention_scaling = self.rope_init_fn(config, None)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.original_inv_freq = self.inv_freq
+
+    def forward(self, length):
+        angles = torch.arange(length, device=self.inv_freq.device)[:, None] * self.inv_freq.float()
+        return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate [batch, heads, length, width] by [length, width / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def attend(query, key, value, num_heads, table, mask=None, dropout=0.0):
+    """Attention of [batch, length, width] with rotary positions; `mask` as in `scaled_dot_product_attention`."""
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key = rotate(query, *table), rotate(key, *table)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """q, k, v and o, as in Llama."""
+
+    def __init__(self, config, bias=False):
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = config.attention_dropout
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(size, size, bias=bias) for _ in range(3))
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x, table, mask=None):
+        dropout = self.attention_dropout if self.training else 0.0
+        return self.o_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.num_heads, table, mask, dropout))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, size, inner):
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(size, inner, bias=False), nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
