@@ -3,7 +3,7 @@
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pairwise_mask
 from prism_plugin.backbones.loading import load_backbone, load_tokenizer
-from prism_plugin.backbones.probe import Check, check_backbone, require_ok
+from prism_plugin.backbones.probe import Check, check_backbone, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
     get_backbone_spec,
@@ -30,6 +30,7 @@ __all__ = [
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",
+    "max_row_length",
     "pairwise_mask",
     "register_backbone",
     "require_ok",

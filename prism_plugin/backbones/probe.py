@@ -7,7 +7,7 @@ sampling; the functions below judge the tensors that came back.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
@@ -103,6 +103,15 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
 def _submodule(model: PreTrainedModel, path: str) -> object | None:
     found = dict(model.named_modules(remove_duplicate=False))
     return found.get(path)
+
+
+def max_row_length(backbone: PreTrainedModel) -> int | None:
+    """Most tokens that a row can have: the rows of a table of learned positions. None without one, as with rotary positions."""
+    for name, table in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            # RoBERTa and its kin count positions from padding_idx + 1.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None
 
 
 def why_not_run(backbone: PreTrainedModel) -> str | None:

@@ -73,9 +73,10 @@ class EvenSchedule:
         require_int(self, "num_remask", minimum=0)
         require_number(self, "remask_from", "a share of the steps in [0, 1]", low=0, high=1)
         require_number(self, "remask_until", "a share of the steps in [0, 1]", low=0, high=1)
-        if self.remask_from > self.remask_until:
+        if self.remask_from > self.remask_until or (self.num_remask and self.remask_from == self.remask_until):
             raise ConfigurationError(
-                f"`remask_from` of EvenSchedule must not exceed `remask_until`, found {self.remask_from} > {self.remask_until}."
+                f"`remask_from` of EvenSchedule must be before `remask_until`, or no step would take anything back, found "
+                f"{self.remask_from} and {self.remask_until}."
             )
 
     def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:

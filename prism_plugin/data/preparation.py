@@ -143,6 +143,14 @@ def check_prepared(row: Mapping[str, Any], name: str) -> None:
         raise DataFormatError(f"`input_ids` and `maskable` of a row must be equally long, found {lengths[0]} and {lengths[1]}.")
 
 
+def longest_row(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest prepared row."""
+    if not isinstance(prepared, datasets.Dataset):
+        return max(len(row["input_ids"]) for row in prepared)
+    batches = prepared.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
+    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(batch.column("input_ids"))).as_py() for batch in batches)
+
+
 def fingerprint(prepared: datasets.Dataset) -> str:
     """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_plugin.backbones import max_row_length
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import check_request, lay_canvas
@@ -321,16 +322,12 @@ def read_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
 
 
 def _check_length(model: PrismModel, length: int) -> None:
-    """Refuse more tokens than a table of learned positions has rows; rotary positions have no table and no hard limit."""
-    for name, table in model.plain_backbone.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
-            # RoBERTa and ESM count positions from padding_idx + 1.
-            limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-            if length > limit:
-                raise SamplingError(
-                    f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
-                    f"{length} with those to generate; shorten the text or `max_new_tokens`."
-                )
+    limit = max_row_length(model.plain_backbone)
+    if limit is not None and length > limit:
+        raise SamplingError(
+            f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
+            f"{length} with those to generate; shorten the text or `max_new_tokens`."
+        )
 
 
 def _require_new_tokens(max_new_tokens: int) -> None:

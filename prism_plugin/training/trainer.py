@@ -19,12 +19,13 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 
 from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss_per_row
-from prism_plugin.data import PrismCollator, check_prepared, prepare_rows
-from prism_plugin.errors import ConfigurationError, DataFormatError, SavingError
+from prism_plugin.data import PrismCollator
+from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.model import PrismModel, dropout_off
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.arguments import PrismTrainingArguments
+from prism_plugin.training.checks import as_prepared, check_together, pad_token_id
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
@@ -70,14 +71,14 @@ class PrismTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ) -> None:
         self.objective = objective or PrismObjective()
-        _check_together(model, self.objective, args)
+        check_together(model, self.objective, args)
         self.prism_model = model
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or PrismCollator(pad_token_id=_pad_token_id(model)),
-            train_dataset=_as_prepared(train_dataset, model, "train_dataset"),
-            eval_dataset=_as_prepared(eval_dataset, model, "eval_dataset"),
+            data_collator=data_collator or PrismCollator(pad_token_id=pad_token_id(model)),
+            train_dataset=as_prepared(train_dataset, model, "train_dataset"),
+            eval_dataset=as_prepared(eval_dataset, model, "eval_dataset"),
             compute_metrics=self._metrics,
             callbacks=[*(callbacks or []), _RestoreLog(self)],
             optimizers=optimizers,
@@ -349,43 +350,3 @@ class _RestoreLog(TrainerCallback):
     def on_train_begin(self, args: PrismTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.resumed_from is not None:
             self.trainer.restore_log_state(self.trainer.resumed_from)
-
-
-def _check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
-    learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    if not learning and objective.diffusion_weight:
-        raise ConfigurationError(
-            f"The backbone is frozen, so the diffusion term cannot teach it anything, but `diffusion_weight` is "
-            f"{objective.diffusion_weight}; set it to 0, or attach with `lora` or `train_backbone`."
-        )
-    if not objective.diffusion_weight and model.prism_config.train_backbone:
-        raise ConfigurationError(
-            "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
-            "is left; raise `diffusion_weight`, or use `lora`."
-        )
-    dropout = max(
-        (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0
-    )
-    if args.activation_checkpointing and dropout:
-        raise ConfigurationError(
-            f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
-            "ignored; set it to 0, or train without checkpointing."
-        )
-
-
-def _pad_token_id(model: PrismModel) -> int:
-    for owner in (model.tokenizer, model.config):
-        if getattr(owner, "pad_token_id", None) is not None:
-            return owner.pad_token_id
-    return 0  # padding is not attended to, so any id will do
-
-
-def _as_prepared(rows: Any, model: PrismModel, name: str) -> Any:
-    if rows is None:
-        return None
-    if not len(rows):
-        raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
-    if isinstance(rows, datasets.Dataset | list | tuple) and "example_id" not in rows[0]:
-        rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
-    check_prepared(rows[0], name)
-    return rows

@@ -227,6 +227,11 @@ def test_data_that_cannot_be_trained_on_is_refused(lab, tmp_path):
         lab.make_trainer(tmp_path, rows=[])
     with pytest.raises(DataFormatError, match=r"The rows of `train_dataset` need .*, found no maskable"):
         lab.make_trainer(tmp_path, rows=[{"example_id": 0, "input_ids": [3]}])
+    positions = lab.build_model().config.max_position_embeddings
+    longer = [{"example_id": i, "input_ids": [3] * (positions + i), "maskable": [True] * (positions + i)} for i in range(3)]
+    for rows in (longer, datasets.Dataset.from_list(longer)):
+        with pytest.raises(DataFormatError, match=f"must have at most {positions} tokens.* found {positions + 2}"):
+            lab.make_trainer(tmp_path, rows=rows)
     trainer = lab.make_trainer(tmp_path, rows=lab.make_rows(3))
     with pytest.raises(ConfigurationError, match=r"A step needs 4 rows .* but the training data has 3"):
         trainer.train()

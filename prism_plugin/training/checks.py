@@ -1,0 +1,75 @@
+"""What has to fit together before a step is made: model, objective, arguments and data."""
+
+from typing import Any
+
+import datasets
+
+from prism_plugin.backbones import max_row_length
+from prism_plugin.data import check_prepared, longest_row, prepare_rows
+from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.arguments import PrismTrainingArguments
+from prism_plugin.training.objectives import Objective
+
+
+def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
+    """Refuse settings under which something would learn nothing, unlearn, or be ignored.
+
+    Raises:
+        ConfigurationError: If model, objective and arguments cannot go together.
+    """
+    learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    if not learning and objective.diffusion_weight:
+        raise ConfigurationError(
+            f"The backbone is frozen, so the diffusion term cannot teach it anything, but `diffusion_weight` is "
+            f"{objective.diffusion_weight}; set it to 0, or attach with `lora` or `train_backbone`."
+        )
+    if not objective.diffusion_weight and model.prism_config.train_backbone:
+        raise ConfigurationError(
+            "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
+            "is left; raise `diffusion_weight`, or use `lora`."
+        )
+    dropout = max(
+        (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0
+    )
+    if args.activation_checkpointing and dropout:
+        raise ConfigurationError(
+            f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
+            "ignored; set it to 0, or train without checkpointing."
+        )
+
+
+def pad_token_id(model: PrismModel) -> int:
+    """The id for padding: the tokenizer's, else the config's, else 0."""
+    for owner in (model.tokenizer, model.config):
+        if getattr(owner, "pad_token_id", None) is not None:
+            return owner.pad_token_id
+    return 0  # padding is not attended to, so any id will do
+
+
+def as_prepared(rows: Any, model: PrismModel, name: str) -> Any:
+    """Prepare raw rows, and check that the model can read the longest one.
+
+    Args:
+        rows: Raw or prepared rows, or any data set of prepared rows, whose lengths are then not checked; None stays None.
+        model: Whose tokenizer and positions count.
+        name: What the rows are called in errors.
+
+    Raises:
+        DataFormatError: If there is no row, one cannot be used, or one is longer than the model has positions for.
+    """
+    if rows is None:
+        return None
+    if not len(rows):
+        raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
+    whole = isinstance(rows, datasets.Dataset | list | tuple)
+    if whole and "example_id" not in rows[0]:
+        rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
+    check_prepared(rows[0], name)
+    limit = max_row_length(model.plain_backbone)
+    if whole and limit is not None and longest_row(rows) > limit:
+        raise DataFormatError(
+            f"A row of `{name}` must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
+            f"{longest_row(rows)}; set `max_length`."
+        )
+    return rows
