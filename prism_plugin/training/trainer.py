@@ -116,19 +116,26 @@ class PrismTrainer(Trainer):
         return TrainOutput(finished.global_step, float("nan"), {})
 
     def check_trainable(self) -> None:
-        """Raise now what `train` would raise of too few rows or the optimizer; nothing is kept of what is built for it.
+        """Raise now what `train` would raise of too few rows, the optimizer or its schedule; nothing is kept of what is built.
 
         Raises:
-            ConfigurationError: If the rows do not fill a step, or the optimizer cannot be used.
+            ConfigurationError: If the rows do not fill a step, or the optimizer or the schedule cannot be used.
             ImportError: If the optimizer needs a package that is not installed.
         """
-        self.get_train_dataloader()
-        if self.optimizer is None:
-            chosen, settings = self._chosen_optimizer(self.model)
-            try:
-                chosen(self._parameter_groups(self.model), **settings)
-            except (TypeError, ValueError) as error:
-                raise ConfigurationError(f"`optim: {self.args.optim.value}` cannot be used as it is set: {error}") from error
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        optimizer = self.optimizer
+        chosen, settings = self._chosen_optimizer(self.model) if optimizer is None else (None, {})
+        try:
+            if chosen is not None:
+                optimizer = chosen(self._parameter_groups(self.model), **settings)
+            if self.lr_scheduler is None:
+                self.create_scheduler(max_steps, optimizer)
+                self.lr_scheduler, self._created_lr_scheduler = None, False
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"`optim: {self.args.optim.value}` with `lr_scheduler_type: {self.args.lr_scheduler_type.value}` cannot be used "
+                f"as it is set: {error}"
+            ) from error
 
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""

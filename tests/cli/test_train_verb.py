@@ -103,7 +103,8 @@ def test_an_unknown_option_is_refused_and_names_are_not_guessed(recipe, capsys):
     ("options", "words"),
     [
         (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
-        (["--adam_beta1", "2"], "`optim: adamw_torch_fused` cannot be used as it is set: Invalid beta"),
+        (["--adam_beta1", "2"], "`optim: adamw_torch_fused` with `lr_scheduler_type: linear` cannot be used as it is set: Inv"),
+        (["--lr_scheduler_kwargs", "{cycles: 2}"], "with `lr_scheduler_type: linear` cannot be used as it is set: get_linear"),
     ],
 )
 def test_a_fresh_run_that_cannot_be_deletes_nothing(recipe, tmp_path, capsys, options, words):
