@@ -27,6 +27,9 @@ class PrismConfig:
         backbone_hidden_size: Width that the backbone must have; None: any.
         backbone_vocab_size: Vocabulary that the backbone must have; None: any.
         objective: Name and settings of the training objective, as the trainer records them.
+        quality_temperature: The head's logits are divided by it, > 0; 1 leaves them as trained. Fitted on held-out tokens
+            (temperature scaling, arXiv 1706.04599 section 4.2), and not trained with the head.
+        quality_bias: Added to the logits after the division (Platt scaling).
     """
 
     mask_token_id: int | None = None
@@ -40,6 +43,8 @@ class PrismConfig:
     backbone_hidden_size: int | None = None
     backbone_vocab_size: int | None = None
     objective: dict[str, Any] | None = None
+    quality_temperature: float = 1.0
+    quality_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -55,6 +60,8 @@ class PrismConfig:
             raise ConfigurationError(f"`train_backbone` must be True or False, found {self.train_backbone!r}.")
         below_one = math.nextafter(1.0, 0.0)
         require_number(self, "base_rate", "strictly between 0 and 1", low=0.0, high=below_one, open_low=True)
+        require_number(self, "quality_temperature", "a number above 0", low=0.0, open_low=True)
+        require_number(self, "quality_bias", "a finite number", low=-math.inf)
 
     @property
     def base_rate_logit(self) -> float:

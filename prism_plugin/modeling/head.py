@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prism_plugin.modeling.config import PrismConfig
+
 
 class QualityHead(nn.Module):
     """A small network on the final hidden states (PRISM, arXiv 2510.01384, section 4), always in float32.
@@ -19,7 +21,9 @@ class QualityHead(nn.Module):
         hidden_size: Width of the backbone's hidden states.
         kind: "mlp" for LayerNorm, Linear, GELU, Linear; "linear" for LayerNorm, Linear.
         inner_size: Width of the mlp's hidden layer; None: `hidden_size`. The linear head has none.
-        initial_logit: Output of the untrained head for every token.
+        initial_logit: Output of the untrained head for every token, before it is scaled.
+        temperature: Divides the logits, > 0: how sure the head sounds, fitted after training and no parameter.
+        bias: Added after the division.
     """
 
     def __init__(
@@ -29,8 +33,11 @@ class QualityHead(nn.Module):
         kind: Literal["mlp", "linear"] = "mlp",
         inner_size: int | None = None,
         initial_logit: float = 0.0,
+        temperature: float = 1.0,
+        bias: float = 0.0,
     ) -> None:
         super().__init__()
+        self.temperature, self.bias = temperature, bias
         inner_size = inner_size or hidden_size
         body = [nn.Linear(hidden_size, inner_size), nn.GELU()] if kind == "mlp" else []
         last = nn.Linear(inner_size if body else hidden_size, 1)
@@ -38,10 +45,22 @@ class QualityHead(nn.Module):
         nn.init.constant_(last.bias, initial_logit)
         self.layers = nn.Sequential(nn.LayerNorm(hidden_size), *body, last).float()
 
+    @classmethod
+    def from_config(cls, config: PrismConfig) -> "QualityHead":
+        """Make the head that a config describes; its `backbone_hidden_size` must be filled in."""
+        return cls(
+            config.backbone_hidden_size,
+            kind=config.head,
+            inner_size=config.head_hidden_size,
+            initial_logit=config.base_rate_logit,
+            temperature=config.quality_temperature,
+            bias=config.quality_bias,
+        )
+
     def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
-        """Return one logit per position, float32."""
+        """Return one logit per position, float32, scaled."""
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.layers(hidden_states.float()).squeeze(-1)
+            return self.layers(hidden_states.float()).squeeze(-1) / self.temperature + self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QualityHead":
         """Let `to`, `half` and the like move the head to another device, never to another dtype."""

@@ -347,12 +347,7 @@ def attach_quality_head(
     except BaseException:
         snapshot.restore(backbone)
         raise
-    head = QualityHead(
-        config.backbone_hidden_size,
-        kind=config.head,
-        inner_size=config.head_hidden_size,
-        initial_logit=config.base_rate_logit,
-    ).to(lm_head_of(backbone, spec).weight.device)
+    head = QualityHead.from_config(config).to(lm_head_of(backbone, spec).weight.device)
     model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
         require_ok(probe_model(model))

@@ -1,7 +1,8 @@
 """Reads and writes the folder of a quality head. The only file of the model that touches the disk.
 
     adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
-    prism_config.json                                 `format_version`, `has_adapter` and the fields of PrismConfig
+    prism_config.json                                 `format_version`, `has_adapter` and the fields of PrismConfig; those
+                                                      that scale the quality only where they change it
     quality_head.safetensors                          the head, float32
     config.json, model*.safetensors                   the backbone, when it was trained or merged
     tokenizer files, README.md
@@ -40,6 +41,8 @@ HEAD_FILE = "quality_head.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 IN_THIS_FOLDER = "."
+# Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
+_SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,32 @@ def _write_files(
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(stage)
     (stage / "README.md").write_text(render_model_card(config, has_adapter=has_adapter, figures=figures), encoding="utf-8")
-    content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **config.to_dict()}
-    (stage / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_config(config, stage, has_adapter=has_adapter)
+
+
+def _write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
+    values = {key: value for key, value in config.to_dict().items() if key not in _SCALING or value != _SCALING[key]}
+    content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **values}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_scaling(directory: str | Path, *, temperature: float, bias: float) -> None:
+    """Change how the quality head of a saved folder is scaled; no other file of it is touched.
+
+    Args:
+        directory: Folder that `save_model` wrote.
+        temperature: Divides the head's logits as they were trained, > 0.
+        bias: Added after the division.
+
+    Raises:
+        StoredStateError: If there is no such folder.
+        ConfigurationError: If a number is out of range.
+        SavingError: If the file cannot be written; the old one is unchanged then.
+    """
+    stored = read_stored(Path(directory))
+    config = replace(stored.config, quality_temperature=temperature, quality_bias=bias)
+    with staged_files(stored.folder, marker=CONFIG_FILE) as stage:
+        _write_config(config, stage, has_adapter=stored.adapter is not None)
 
 
 def _bare_key(key: str) -> str:
@@ -187,7 +214,7 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
             "load it with the version of prism_plugin that wrote it."
         )
     has_adapter = values.pop("has_adapter", None)
-    _require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)})
+    _require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_SCALING))
     if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
         expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
         raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
@@ -315,7 +342,7 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
         *((key, getattr(model.prism_config, key), getattr(stored.config, key)) for key in ("mask_token_id", "head")),
         *(
             (key, getattr(model.prism_config, key), getattr(stored.config, key))
-            for key in ("head_hidden_size", "train_backbone")
+            for key in ("head_hidden_size", "train_backbone", *_SCALING)
         ),
     ):
         if expected != found:

@@ -13,6 +13,13 @@ def test_an_untrained_head_says_the_base_rate(kind):
     torch.testing.assert_close(head(torch.randn(2, 5, 8)).sigmoid(), torch.full((2, 5), 0.7))
 
 
+def test_it_is_scaled_after_its_last_layer():
+    config = PrismConfig(head="linear", backbone_hidden_size=8, quality_temperature=2.5, quality_bias=-0.75)
+    head, hidden = QualityHead.from_config(config), torch.randn(2, 5, 8)
+    torch.nn.init.normal_(head.layers[-1].weight)
+    torch.testing.assert_close(head(hidden), head.layers(hidden).squeeze(-1) / 2.5 - 0.75)
+
+
 def test_layers():
     assert [type(layer).__name__ for layer in QualityHead(8).layers] == ["LayerNorm", "Linear", "GELU", "Linear"]
     assert [type(layer).__name__ for layer in QualityHead(8, kind="linear").layers] == ["LayerNorm", "Linear"]
@@ -57,6 +64,8 @@ def test_it_moves_between_devices():
         ({"head_hidden_size": "wide"}, "`head_hidden_size` of PrismConfig must be an integer of at least 1, found 'wide'"),
         ({"mask_token_id": "<mask>"}, "`mask_token_id` of PrismConfig must be an integer of at least 0, found '<mask>'"),
         ({"train_backbone": "no"}, "`train_backbone` must be True or False, found 'no'"),
+        ({"quality_temperature": 0.0}, "`quality_temperature` of PrismConfig must be a number above 0, found 0.0"),
+        ({"quality_bias": float("inf")}, "`quality_bias` of PrismConfig must be a finite number, found inf"),
     ],
 )
 def test_config_checks_itself(values, message):
