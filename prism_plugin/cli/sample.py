@@ -11,7 +11,7 @@ from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler,
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, SamplerOutput
-from prism_plugin.sampling.sampler import read_text
+from prism_plugin.sampling.prompts import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """`RemaskingSampler`: settings and a model, and the three ways to ask for tokens."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import check_request, lay_canvas
 from prism_plugin.sampling.loop import Decoder, Generators, StepRecord, needs_of
 from prism_plugin.sampling.presets import preset_settings
+from prism_plugin.sampling.prompts import Chat, lay_prompts, require_new_tokens
 from prism_plugin.sampling.settings import SamplerSettings, read_settings, write_settings
+from prism_plugin.sampling.streaming import TokenStream
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
-
-Chat = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class RemaskingSampler(SamplerSettings):
         generator: Generators = None,
         on_step: Callable[[StepRecord], None] | None = None,
         return_trace: bool = False,
+        streamer: Any = None,
     ) -> SamplerOutput:
         """Continue prompts.
 
@@ -99,11 +100,12 @@ class RemaskingSampler(SamplerSettings):
             generator: One for the batch; one per row, so that a row's tokens do not depend on the others; or None.
             on_step: Called with the record of each look.
             return_trace: Keep the records in the output.
+            streamer: Follows one row as it is filled, such as transformers' `TextDiffusionStreamer`; see `TokenStream`.
 
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
-        _require_new_tokens(max_new_tokens)
+        require_new_tokens(max_new_tokens)
         present = check_request(input_ids, attention_mask, self._vocab_size)
         if (input_ids == self.model.mask_token_id).any():
             raise SamplingError(
@@ -114,7 +116,7 @@ class RemaskingSampler(SamplerSettings):
         request = torch.cat((input_ids, new), dim=1)
         editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
         present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
-        return self._fill(request, present, editable, generator, on_step, return_trace)
+        return self._fill(request, present, editable, generator, on_step, return_trace, streamer)
 
     def infill(
         self,
@@ -124,6 +126,7 @@ class RemaskingSampler(SamplerSettings):
         generator: Generators = None,
         on_step: Callable[[StepRecord], None] | None = None,
         return_trace: bool = False,
+        streamer: Any = None,
     ) -> SamplerOutput:
         """Fill the mask tokens that are in place; all other tokens stay.
 
@@ -136,6 +139,7 @@ class RemaskingSampler(SamplerSettings):
             generator: As for `sample`.
             on_step: As for `sample`.
             return_trace: As for `sample`.
+            streamer: As for `sample`.
 
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
@@ -152,10 +156,15 @@ class RemaskingSampler(SamplerSettings):
                 "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
                 "include these positions."
             )
-        return self._fill(input_ids, present, editable, generator, on_step, return_trace)
+        return self._fill(input_ids, present, editable, generator, on_step, return_trace, streamer)
 
     def generate(
-        self, prompts: Sequence[str] | Sequence[Chat], *, max_new_tokens: int, generator: Generators = None
+        self,
+        prompts: Sequence[str] | Sequence[Chat],
+        *,
+        max_new_tokens: int,
+        generator: Generators = None,
+        streamer: Any = None,
     ) -> list[str]:
         """Continue texts or answer chats, through the model's tokenizer.
 
@@ -166,6 +175,7 @@ class RemaskingSampler(SamplerSettings):
             prompts: Texts, or chats as lists of {"role", "content"}.
             max_new_tokens: Tokens to generate for each, >= 1.
             generator: As for `sample`.
+            streamer: As for `sample`, for one prompt.
 
         Returns:
             The new text of each prompt, without special tokens.
@@ -173,27 +183,16 @@ class RemaskingSampler(SamplerSettings):
         Raises:
             SamplingError: If there is no tokenizer, no prompt, or a chat and no chat template; also as `sample`.
         """
-        tokenizer = self.model.tokenizer
-        if tokenizer is None:
-            raise SamplingError(
-                "`generate` needs a tokenizer, but the model has none; attach the head with `tokenizer=...`, or use `sample`."
-            )
-        if isinstance(prompts, str) or not prompts:
-            raise SamplingError(f"`prompts` must be a list with at least one text or chat, got {prompts!r}.")
-        _require_new_tokens(max_new_tokens)
-        encoded = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
-        masks = [self.model.mask_token_id] * max_new_tokens
-        rows = [torch.tensor(before + masks + after) for before, after in encoded]
-        if any(self.model.mask_token_id in before for before, _ in encoded):
-            raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
-        lengths = torch.tensor([len(row) for row in rows])
-        attention_mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
-        input_ids = input_ids.masked_fill(~attention_mask, self._fill_id)
-        sequences = self.infill(input_ids, attention_mask, generator=generator).sequences.tolist()
-        starts = [len(before) for before, _ in encoded]
-        new = [row[start : start + max_new_tokens] for row, start in zip(sequences, starts, strict=True)]
-        return tokenizer.batch_decode(new, skip_special_tokens=True)
+        laid = lay_prompts(
+            self.model.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            mask_token_id=self.model.mask_token_id,
+            pad_token_id=self.fill_id,
+        )
+        output = self.infill(laid.input_ids, laid.attention_mask, generator=generator, streamer=streamer)
+        new = laid.new_tokens(output.sequences, max_new_tokens)
+        return self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
 
     @classmethod
     def from_preset(cls, name: str, model: PrismModel, *, num_steps: int, **settings: Any) -> "RemaskingSampler":
@@ -240,7 +239,7 @@ class RemaskingSampler(SamplerSettings):
         return tuple(sorted(forbidden))
 
     @property
-    def _fill_id(self) -> int:
+    def fill_id(self) -> int:
         """What stands after an EOS and in our own padding: the padding token where there is one, else the EOS token."""
         sources = (self.model.tokenizer, self.model.config)
         known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
@@ -254,6 +253,7 @@ class RemaskingSampler(SamplerSettings):
         generator: Generators,
         on_step: Callable[[StepRecord], None] | None,
         return_trace: bool,
+        streamer: Any,
     ) -> SamplerOutput:
         device = next(self.model.get_input_embeddings().parameters()).device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
@@ -271,20 +271,24 @@ class RemaskingSampler(SamplerSettings):
                 f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
                 f"got {self.num_steps}; raise `num_steps` or `block_length`."
             )
+        stream = None if streamer is None else TokenStream(streamer, canvas)
         trace: list[StepRecord] = []
+        listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
+        listeners += [] if stream is None else [stream.on_record]
 
         def on_record(record: StepRecord) -> None:
-            if return_trace:
-                trace.append(record)
-            if on_step is not None:
-                on_step(record)
+            for listener in listeners:
+                listener(record)
 
-        decoder = Decoder(self.model, self, self._forbidden_ids, self._fill_id)
+        decoder = Decoder(self.model, self, self._forbidden_ids, self.fill_id)
         with _eval_mode(self.model):
-            done = decoder.run(canvas, generator, on_record if return_trace or on_step is not None else None)
+            done = decoder.run(canvas, generator, on_record if listeners else None)
         judged = any("quality" in needs_of(rule) for rule in (self.unmasking, self.remasking))
+        sequences = canvas.restore(done.tokens, canvas.request)
+        if stream is not None:
+            stream.close(sequences[0])
         return SamplerOutput(
-            sequences=canvas.restore(done.tokens, canvas.request),
+            sequences=sequences,
             num_forward_passes=done.num_forward_passes,
             num_remasked=done.num_remasked,
             quality=canvas.restore(done.quality, float("nan")) if judged else None,
@@ -304,23 +308,6 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def read_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """Turn a text into token ids.
-
-    Raises:
-        SamplingError: If the tokenizer cannot read it.
-    """
-    try:
-        return tokenizer(text, **options)["input_ids"]
-    except Exception as error:
-        # The tokenizers library raises bare Exceptions: "WordLevel error: Missing [UNK] token from the vocabulary".
-        if type(error) is not Exception:
-            raise
-        raise SamplingError(
-            f"the tokenizer cannot read {text[:60]!r} ({error}); use only what is in the model's vocabulary."
-        ) from error
-
-
 def _check_length(model: PrismModel, length: int) -> None:
     limit = max_row_length(model.plain_backbone)
     if limit is not None and length > limit:
@@ -328,11 +315,6 @@ def _check_length(model: PrismModel, length: int) -> None:
             f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{length} with those to generate; shorten the text or `max_new_tokens`."
         )
-
-
-def _require_new_tokens(max_new_tokens: int) -> None:
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
 
 
 def _check_generators(generator: Generators, batch: int) -> None:
@@ -344,18 +326,3 @@ def _check_generators(generator: Generators, batch: int) -> None:
         raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
     if len(set(map(id, generator))) != batch:
         raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")
-
-
-def _encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[list[int], list[int]]:
-    """Token ids before and after the tokens to generate."""
-    if not isinstance(prompt, str):
-        if tokenizer.chat_template is None:
-            raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
-        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)), []
-    bare = read_text(tokenizer, prompt, add_special_tokens=False)
-    full = read_text(tokenizer, prompt)
-    starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
-    if not bare or not starts:
-        raise SamplingError(f"a prompt must give at least one token, got {prompt[:60]!r}.")
-    end = starts[0] + len(bare)
-    return full[:end], full[end:]

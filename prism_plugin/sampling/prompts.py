@@ -1,0 +1,104 @@
+"""Station 1 of sampling: texts and chats, through a tokenizer, to rows whose new tokens are masks in place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prism_plugin.errors import SamplingError
+from prism_plugin.types import TokenIds, TokenMask
+
+Chat = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LaidPrompts:
+    """Prompts with masks where tokens are to be generated, for `infill`.
+
+    Attributes:
+        input_ids: Prompt, masks, and what the tokenizer puts at the end of a text; padded on the right.
+        attention_mask: Bool; the rows' own tokens.
+        starts: Where each row's masks begin.
+    """
+
+    input_ids: TokenIds
+    attention_mask: TokenMask
+    starts: list[int]
+
+    def new_tokens(self, sequences: TokenIds, max_new_tokens: int) -> list[list[int]]:
+        """The ids that stand in `sequences` where the masks were."""
+        rows = zip(sequences.tolist(), self.starts, strict=True)
+        return [row[start : start + max_new_tokens] for row, start in rows]
+
+
+def lay_prompts(
+    tokenizer: Any, prompts: Sequence[str] | Sequence[Chat], *, max_new_tokens: int, mask_token_id: int, pad_token_id: int
+) -> LaidPrompts:
+    """Encode prompts and put masks after each; a text's trailing special tokens (BERT's `[SEP]`) follow them.
+
+    Raises:
+        SamplingError: If there is no tokenizer, no prompt, a chat and no chat template, a text that the tokenizer cannot
+            read, or a mask token in a prompt.
+    """
+    if tokenizer is None:
+        raise SamplingError(
+            "`generate` needs a tokenizer, but the model has none; attach the head with `tokenizer=...`, or use `sample`."
+        )
+    if isinstance(prompts, str) or not prompts:
+        raise SamplingError(f"`prompts` must be a list with at least one text or chat, got {prompts!r}.")
+    require_new_tokens(max_new_tokens)
+    encoded = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+    if any(mask_token_id in before for before, _ in encoded):
+        raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
+    rows = [torch.tensor(before + [mask_token_id] * max_new_tokens + after) for before, after in encoded]
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+    lengths = torch.tensor([len(row) for row in rows])
+    attention_mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
+    return LaidPrompts(
+        input_ids=input_ids.masked_fill(~attention_mask, pad_token_id),
+        attention_mask=attention_mask,
+        starts=[len(before) for before, _ in encoded],
+    )
+
+
+def require_new_tokens(max_new_tokens: int) -> None:
+    """Check a number of tokens to generate.
+
+    Raises:
+        SamplingError: If it is not an integer of at least 1.
+    """
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
+
+
+def read_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Turn a text into token ids.
+
+    Raises:
+        SamplingError: If the tokenizer cannot read it.
+    """
+    try:
+        return tokenizer(text, **options)["input_ids"]
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions: "WordLevel error: Missing [UNK] token from the vocabulary".
+        if type(error) is not Exception:
+            raise
+        raise SamplingError(
+            f"the tokenizer cannot read {text[:60]!r} ({error}); use only what is in the model's vocabulary."
+        ) from error
+
+
+def _encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[list[int], list[int]]:
+    """Token ids before and after the tokens to generate."""
+    if not isinstance(prompt, str):
+        if tokenizer.chat_template is None:
+            raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
+        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)), []
+    bare = read_text(tokenizer, prompt, add_special_tokens=False)
+    full = read_text(tokenizer, prompt)
+    starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
+    if not bare or not starts:
+        raise SamplingError(f"a prompt must give at least one token, got {prompt[:60]!r}.")
+    end = starts[0] + len(bare)
+    return full[:end], full[end:]
