@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -63,6 +63,28 @@ def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> No
         for source, target in reversed(done):
             target.replace(source)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8: beside the old one, flushed, then renamed. Its folder is made if it is not there.
+
+    Raises:
+        SavingError: If it cannot be written; what stood there is unchanged.
+    """
+    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # where the folder is a file, there is nothing to remove
+            beside.unlink(missing_ok=True)
+        raise SavingError(
+            f"{path} could not be written ({error}), and what stood there is unchanged; make room or choose another folder."
+        ) from error
 
 
 def flush(path: Path) -> None:

@@ -1,8 +1,6 @@
 """What defines a sampler: checked when it is made, written to and read from `sampler_config.json`."""
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +10,8 @@ from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, Schedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_number
-from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
+from prism_plugin.errors import ConfigurationError, StoredStateError
+from prism_plugin.modeling.staging import write_text
 from prism_plugin.registry import from_mapping
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
@@ -130,21 +129,8 @@ def write_settings(settings: SamplerSettings, directory: str | Path) -> Path:
         SavingError: If the file cannot be written.
         UnknownNameError: As `SamplerSettings.to_dict`.
     """
-    text = json.dumps(settings.to_dict(), indent=2) + "\n"
     path = Path(directory) / SAMPLER_CONFIG_NAME
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise SavingError(
-            f"{path} could not be written ({error}), and what stood there is unchanged; make room or choose another folder."
-        ) from error
+    write_text(path, json.dumps(settings.to_dict(), indent=2) + "\n")
     return path
 
 
