@@ -24,6 +24,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_mo
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import get_backbone_spec, hidden_size_of, load_backbone, load_tokenizer
@@ -358,16 +359,26 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
             f"{stored.folder / CONFIG_FILE}: `backbone_name` must be this model's backbone, found one with merged weights "
             "in the folder itself; load it with `PrismModel.from_pretrained`."
         )
-    head = _read_tensors(stored.folder / HEAD_FILE, model.quality_head.state_dict())
+    of_head = model.quality_head.state_dict()
+    head = _read_tensors(stored.folder / HEAD_FILE, of_head)
     if has_adapter:
         expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
         adapter = _read_tensors(stored.folder / ADAPTER_FILE, expected)
     if model.prism_config.train_backbone:
         # transformers' own loader knows about shards and tied weights; two copies are in memory for a moment.
-        model.backbone.load_state_dict(load_backbone(stored.folder, dtype=model.backbone.dtype).state_dict())
+        trained = load_backbone(stored.folder, dtype=model.backbone.dtype).state_dict()
+        model.backbone.load_state_dict(_sharded_like(model.backbone.state_dict(), trained))
     if has_adapter:
-        set_peft_model_state_dict(model.backbone, adapter)
-    model.quality_head.load_state_dict(head)
+        set_peft_model_state_dict(model.backbone, _sharded_like(expected, adapter))
+    model.quality_head.load_state_dict(_sharded_like(of_head, head))
+
+
+def _sharded_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each tensor the placement of the parameter that takes it. Collective where parameters are sharded (FSDP2)."""
+    return {
+        key: distribute_tensor(tensors[key], one.device_mesh, one.placements) if isinstance(one, DTensor) else tensors[key]
+        for key, one in parameters.items()
+    }
 
 
 def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
@@ -29,6 +29,7 @@ from prism_plugin.training.checks import as_prepared, check_together, pad_token_
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
+from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
 EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation gives the same figure twice
 LOG_STATE_FILE = "log_state.json"
@@ -83,6 +84,8 @@ class PrismTrainer(Trainer):
             callbacks=[*(callbacks or []), _RestoreLog(self)],
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            check_sharding(self.accelerator.state.fsdp_plugin, self.accelerator.mixed_precision)
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(_METERS, self.args.device)
         self.resumed_from: Path | None = None
@@ -270,8 +273,7 @@ class PrismTrainer(Trainer):
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
         # Trainer writes nothing for sharded weights, or gathers the frozen backbone too.
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        self._save(output_dir, get_model_state_dict(self.model, options=options))
+        self._save(output_dir, gather_trained(self.model))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None
@@ -322,17 +324,19 @@ class PrismTrainer(Trainer):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        save_optimizer(self.accelerator, self.model, self.optimizer, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        return None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:  # shards, which Trainer keeps beside our files for resuming
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(self.prism_model, resume_from_checkpoint)
+        load_weights(self.prism_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            load_weights(self.prism_model, self.state.best_model_checkpoint)
+        load_weights(self.prism_model, self.state.best_model_checkpoint)
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""

@@ -1,0 +1,87 @@
+"""Trains a tiny model whose weights FSDP2 shards over two CPU processes; started by test_sharding.py under torchrun.
+
+accelerate trains with DDP on a CPU, whatever it is told about FSDP. Told through its state, it takes the path it takes on GPUs:
+`fully_shard` on a mesh, here of gloo processes.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from peft import LoraConfig
+from torch.distributed.tensor import DTensor
+from transformers import set_seed
+
+import prism_plugin as prism
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.training.sharding import gather_trained
+
+TEXTS = ["the cat sat on the mat.", "a dog ran.", "rain fell all day.", "she read a long book."]
+
+
+def make_trainer(output_dir, *, train_backbone=False):
+    """A Llama-shaped model that attends to both sides: frozen bfloat16 weights, LoRA and head in float32; or all trained."""
+    set_seed(0)
+    backbone = tiny_backbone("llama")
+    if not train_backbone:
+        backbone = backbone.to(torch.bfloat16)
+    model = prism.attach_quality_head(
+        backbone,
+        prism.PrismConfig(base_rate=0.5, train_backbone=train_backbone),
+        lora=None if train_backbone else LoraConfig(r=4),
+        tokenizer=tiny_tokenizer(),
+    )
+    args = prism.PrismTrainingArguments(
+        str(output_dir),
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        learning_rate=1e-2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    objective = prism.get_objective("prism", num_drafted=2, t_min=0.2)
+    return prism.PrismTrainer(model, args, objective=objective, train_dataset=[{"text": text} for text in TEXTS * 4])
+
+
+def shard(trainer):
+    """What accelerate's state says on GPUs under the config file that the recipes bring."""
+    trainer.accelerator.state.distributed_type = DistributedType.FSDP
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        state_dict_type="FULL_STATE_DICT",
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+    )
+    trainer.is_fsdp_enabled = True
+    return trainer
+
+
+def run(output_dir, checkpoint=None, *, train_backbone=False):
+    """Train, and say what was gathered and what was sharded."""
+    trainer = shard(make_trainer(output_dir, train_backbone=train_backbone))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    whole = {name for name, parameter in trainer.model.named_parameters() if not isinstance(parameter, DTensor)}
+    gathered = gather_trained(trainer.model)
+    if trainer.is_world_process_zero():
+        told = {"whole": sorted(whole), "gathered": sorted(gathered)}
+        (output_dir / "told.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    run(folder / "run")
+    run(folder / "resumed", str(folder / "run" / "checkpoint-2"))
+    run(folder / "all", train_backbone=True)
+    run(folder / "all-resumed", str(folder / "all" / "checkpoint-2"), train_backbone=True)
+
+
+if __name__ == "__main__":
+    main()

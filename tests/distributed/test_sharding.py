@@ -1,0 +1,101 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from distributed.sharded_run import TEXTS, make_trainer
+from safetensors.torch import load_file
+
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling import PrismModel
+from prism_plugin.testing import tiny_backbone
+from prism_plugin.training.sharding import check_sharding
+
+SCRIPT = Path(__file__).with_name("sharded_run.py")
+LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """Four runs of two processes each, in one start."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def weights_of(folder):
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def log_of(state):
+    return [[entry[key] for key in LEARNT] for entry in state if "quality_loss" in entry]
+
+
+@pytest.mark.multiprocess
+def test_every_parameter_is_sharded_and_only_the_trained_ones_are_gathered(sharded):
+    told = json.loads((sharded / "run" / "told.json").read_text())
+    assert told["whole"] == []
+    assert told["gathered"]
+    assert all("lora_" in name or name.startswith("quality_head.") for name in told["gathered"])
+    assert any(name.startswith("quality_head.") for name in told["gathered"])
+    files = {path.name for path in (sharded / "run" / "checkpoint-4").iterdir()}
+    assert {"adapter_model.safetensors", "quality_head.safetensors", "optimizer.bin"} <= files
+    assert not [name for name in files if name.startswith(("model", "pytorch_model"))]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["run", "all"])
+def test_a_sharded_run_equals_an_unsharded_one(sharded, tmp_path, kind):
+    trainer = make_trainer(tmp_path / "one", train_backbone=kind == "all")
+    trainer.train()
+    trainer.save_model()
+    state = json.loads((sharded / kind / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    # bfloat16 layers round each process's half of the batch as they come.
+    for here, there in zip(log_of(trainer.state.log_history), log_of(state), strict=True):
+        assert there == pytest.approx(here, rel=5e-3)
+    expected, found = weights_of(tmp_path / "one"), weights_of(sharded / kind)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype
+        torch.testing.assert_close(found[name], expected[name], atol=5e-3, rtol=0)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["run", "all"])
+def test_a_resumed_sharded_run_equals_an_uninterrupted_one(sharded, kind):
+    whole, resumed = weights_of(sharded / kind), weights_of(sharded / ("resumed" if kind == "run" else "all-resumed"))
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
+
+
+@pytest.mark.multiprocess
+def test_one_process_loads_what_two_saved(sharded):
+    torch.manual_seed(0)
+    model = PrismModel.from_pretrained(sharded / "run", backbone=tiny_backbone("llama").to(torch.bfloat16))
+    assert model.score(TEXTS).std() > 0
+    assert PrismModel.from_pretrained(sharded / "all").score(TEXTS).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "mixed_precision", "words"),
+    [
+        ({"fsdp_version": 1}, "no", "needs FSDP version 2, got 1"),
+        ({"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"}, "no", "FULL_STATE_DICT, got SHARDED_STATE_DICT"),
+        ({"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"}, "bf16", "would cast the float32 head and LoRA"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # accelerate's advice about version 1
+def test_settings_that_would_spoil_the_head_or_its_checkpoints_are_refused(settings, mixed_precision, words):
+    with pytest.raises(ConfigurationError, match=words):
+        check_sharding(FullyShardedDataParallelPlugin(**settings), mixed_precision)
+    check_sharding(FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT"), "no")
