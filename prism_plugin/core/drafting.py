@@ -102,10 +102,14 @@ class DraftRule:
 
 @dataclass(frozen=True)
 class Draft:
-    """Noised tokens in which the model filled some masks."""
+    """Noised tokens in which the model filled some masks.
+
+    `confidence` is the probability of each drafted token when it was filled, 0 elsewhere.
+    """
 
     draft_ids: TokenIds
     drafted: TokenMask
+    confidence: PerToken
 
 
 def num_to_draft(rule: DraftRule, masked: TokenMask, noise: Times) -> PerRow:

@@ -22,15 +22,17 @@ class _State:
     tokens: TokenIds
     masked: TokenMask
     drafted: TokenMask
+    confidence: PerToken
     rule_of: PerRow
     wanted: PerRow
 
-    def write(self, chosen: TokenMask, candidates: TokenIds) -> "_State":
+    def write(self, chosen: TokenMask, candidates: TokenIds, confidence: PerToken) -> "_State":
         return replace(
             self,
             tokens=torch.where(chosen, candidates, self.tokens),
             masked=self.masked & ~chosen,
             drafted=self.drafted | chosen,
+            confidence=torch.where(chosen, confidence, self.confidence),
         )
 
     def take(self, rows: Tensor) -> "_State":
@@ -84,7 +86,7 @@ def make_drafts(
             seen = model(here.tokens, attention_mask[active], logits_at=index, with_quality=False).logits
         chance = (one[active] for one in _chance(range(num_drafts), look, noise))
         state = state.put(active, _fill(rules, look, here, seen, model.mask_token_id, *chance))
-    return Draft(draft_ids=state.tokens, drafted=state.drafted)
+    return Draft(draft_ids=state.tokens, drafted=state.drafted, confidence=state.confidence)
 
 
 def _chance(drafts: Iterable[int], look: int, noise: Noise) -> tuple[PerToken, PerToken]:
@@ -105,6 +107,7 @@ def _start(rules: tuple[DraftRule, ...], noised: MaskedTokens, draft: int, noise
         tokens=noised.noised_ids,
         masked=noised.masked,
         drafted=torch.zeros_like(noised.masked),
+        confidence=torch.zeros(noised.masked.shape, device=noised.masked.device),
         rule_of=rule_of,
         wanted=wanted,
     )
@@ -139,5 +142,5 @@ def _fill(
         )
         candidates = state.tokens.masked_scatter(reach, drawn.candidates)
         confidence = torch.zeros_like(position_noise).masked_scatter(reach, drawn.confidence)
-        state = state.write(draft_positions(rule, reach, budget, confidence, position_noise), candidates)
+        state = state.write(draft_positions(rule, reach, budget, confidence, position_noise), candidates, confidence)
     return state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
-from prism_plugin.core.drafting import DraftRule
+from prism_plugin.core.drafting import Draft, DraftRule
 from prism_plugin.core.labels import QualityLabels, drafted_labels
 from prism_plugin.core.losses import PrismLossOutput, prism_loss
 from prism_plugin.core.noise import uniforms
@@ -28,12 +28,13 @@ from prism_plugin.types import FlatIndex, PerToken, Rows, Times
 class StepOutput:
     """What one batch gave.
 
-    With several drafts, `quality_logits` and `labels` hold all rows of draft 0, then those of draft 1, and so on.
+    With several drafts, `quality_logits`, `labels` and `draft` hold all rows of draft 0, then those of draft 1, and so on.
     """
 
     losses: PrismLossOutput
     quality_logits: PerToken
     labels: QualityLabels
+    draft: Draft
     rows: Rows  # logits of the first look at the masked positions
     row_index: FlatIndex
     t: Times
@@ -127,7 +128,7 @@ class PrismObjective:
             quality_logits, labels, rows, row_index, clean_ids, batch["maskable"], t,
             diffusion_weight=self.diffusion_weight, quality_weight=self.quality_weight,
         )  # fmt: skip
-        return StepOutput(losses, quality_logits, labels, rows, row_index, t)
+        return StepOutput(losses, quality_logits, labels, draft, rows, row_index, t)
 
     def _look_once(
         self, model: nn.Module, unwrapped: PrismModel, noised: MaskedTokens, attention_mask: Tensor, row_index: FlatIndex

@@ -192,3 +192,28 @@ def test_bad_settings_are_one_sentence(settings, error, words):
 def test_drafts_are_draft_rules(drafts):
     with pytest.raises(ConfigurationError, match="`drafts` is a tuple of DraftRule, found"):
         PrismObjective(drafts=drafts)
+
+
+def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
+    model, rows = lab.build_model(), lab.make_rows(6)
+    draft = run(model, rows, lab, PrismObjective(drafts=(DraftRule(num_drafted=2, num_looks=2),), t_min=0.9)).draft
+    assert torch.equal(draft.confidence > 0, draft.drafted)
+
+    def probability(ids, attention_mask, position):
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        logits = model(ids.unsqueeze(0), attention_mask.unsqueeze(0), logits_at=everywhere.unsqueeze(0)).logits[position]
+        logits[lab.mask] = -torch.inf
+        return logits.softmax(-1)
+
+    for ids, drafted, confidence, mask in zip(
+        draft.draft_ids, draft.drafted, draft.confidence, lab.collate(rows)["attention_mask"], strict=True
+    ):
+        one, other = drafted.nonzero().flatten().tolist()
+        orders = []
+        for first, second in ((one, other), (other, one)):
+            noised = ids.index_fill(0, torch.tensor([first, second]), lab.mask)
+            before = probability(noised, mask, first)[ids[first]]
+            half = ids.index_fill(0, torch.tensor([second]), lab.mask)
+            after = probability(half, mask, second)[ids[second]]
+            orders.append(torch.allclose(confidence[[first, second]], torch.stack((before, after)), rtol=1e-4))
+        assert any(orders)
