@@ -13,6 +13,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
 from prism_plugin.backbones.compat import finish_loading, nothing_initialised, patch_model_class, transformers_4_names
+from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError
 
@@ -27,6 +28,7 @@ def load_backbone(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a pretrained masked diffusion model with its LM head, in evaluation mode.
 
@@ -38,6 +40,8 @@ def load_backbone(
         revision: Branch, tag or commit of the repository.
         trust_remote_code: Allow the repository's own Python code to run.
         dtype: dtype of the weights; None takes the one they were saved in.
+        quantization: "nf4" turns the linear layers into 4 bits while they are loaded, for LoRA and a head on top (QLoRA); what
+            is left is in `dtype`, bfloat16 when None. Needs bitsandbytes.
 
     Raises:
         BackboneError: If there is no such model, it cannot be read, lacks weights, brings code that it was not allowed to run,
@@ -55,11 +59,14 @@ def load_backbone(
             "that code, then pass `trust_remote_code=True`."
         )
     options = {"revision": revision, "trust_remote_code": runs_remote_code}
+    tensors: dict[str, Any] = {"dtype": dtype or "auto"}
+    if quantization is not None:
+        tensors = {"dtype": dtype or torch.bfloat16, "quantization_config": quantization_config(quantization, dtype)}
     try:
         if not runs_remote_code:
             config = AutoConfig.from_pretrained(where, **options)
-            return _load_weights(where, spec.auto_class, config, dtype, options)
-        return _load_with_remote_code(where, spec, auto_map, dtype, options)
+            return _load_weights(where, spec.auto_class, config, options | tensors)
+        return _load_with_remote_code(where, spec, auto_map, options, tensors)
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
@@ -71,7 +78,7 @@ def load_backbone(
 
 
 def _load_with_remote_code(
-    where: str, spec: BackboneSpec, auto_map: Mapping[str, str], dtype: torch.dtype | str | None, options: dict[str, Any]
+    where: str, spec: BackboneSpec, auto_map: Mapping[str, str], options: dict[str, Any], tensors: dict[str, Any]
 ) -> PreTrainedModel:
     auto_class = next((name for name in (spec.auto_class, *_AUTO_CLASSES) if name in auto_map), None)
     if auto_class is None:
@@ -83,16 +90,14 @@ def _load_with_remote_code(
         model_class = get_class_from_dynamic_module(config.auto_map[auto_class], where, revision=options["revision"])
         patch_model_class(model_class)
         with nothing_initialised(model_class):
-            backbone = _load_weights(where, auto_class, config, dtype, options)
+            backbone = _load_weights(where, auto_class, config, options | tensors)
     finish_loading(backbone)
     return backbone
 
 
-def _load_weights(
-    where: str, auto_class: str, config: PreTrainedConfig, dtype: torch.dtype | str | None, options: dict[str, Any]
-) -> PreTrainedModel:
+def _load_weights(where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
     backbone, info = getattr(transformers, auto_class).from_pretrained(
-        where, dtype=dtype or "auto", config=config, output_loading_info=True, **options
+        where, config=config, output_loading_info=True, **options
     )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers

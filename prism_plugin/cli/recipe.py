@@ -26,6 +26,7 @@ class BackboneSection:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let the repository's own Python code run."})
     dtype: str | None = field(default=None, metadata={"help": "dtype of the weights, such as bfloat16; None: as saved."})
+    quantization: str | None = field(default=None, metadata={"help": "nf4: frozen linear layers in 4 bits; needs lora."})
 
 
 @dataclass(frozen=True, kw_only=True)

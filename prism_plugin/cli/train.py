@@ -167,7 +167,12 @@ def _attached(recipe: Recipe, source: Path) -> PrismModel:
     where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     if section.dtype is not None and not isinstance(getattr(torch, section.dtype, None), torch.dtype):
         raise ConfigurationError(f"{source}: `backbone.dtype` must be a torch dtype such as bfloat16, found {section.dtype!r}.")
-    backbone = load_backbone(section.path, dtype=section.dtype, **where)
+    if section.quantization is not None and recipe.attach.lora is None:
+        raise ConfigurationError(
+            f"{source}: `backbone.quantization: {section.quantization}` leaves 4-bit weights, which cannot be trained; add "
+            "`attach.lora`, or leave quantization out."
+        )
+    backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where)
     tokenizer = load_tokenizer(section.path, **where)
     return attach_quality_head(backbone, _prism_config(recipe.attach), lora=_lora(recipe.attach), tokenizer=tokenizer)
 

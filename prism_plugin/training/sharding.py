@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from accelerate import FullyShardedDataParallelPlugin
 
 
-def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: str) -> None:
+def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: str, *, is_quantized: bool = False) -> None:
     """Refuse what would change the head's precision, or could not be resumed.
 
     Args:
         plugin: What accelerate was told about FSDP.
         mixed_precision: Of accelerate: "no", "bf16" or "fp16".
+        is_quantized: Whether the backbone has quantised weights.
 
     Raises:
         ConfigurationError: If one of the settings cannot be used.
@@ -37,6 +38,10 @@ def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: st
         raise ConfigurationError(
             f"Under FSDP, mixed precision {mixed_precision!r} would cast the float32 head and LoRA to it; set `bf16: false` "
             "and `mixed_precision: 'no'`, and load the frozen weights in `backbone.dtype: bfloat16`."
+        )
+    if is_quantized:
+        raise ConfigurationError(
+            "FSDP leaves 4-bit weights whole on every process; leave `backbone.quantization` out, or train with DDP."
         )
 
 

@@ -85,7 +85,9 @@ class PrismTrainer(Trainer):
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled:
-            check_sharding(self.accelerator.state.fsdp_plugin, self.accelerator.mixed_precision)
+            check_sharding(
+                self.accelerator.state.fsdp_plugin, self.accelerator.mixed_precision, is_quantized=model.is_quantized
+            )
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(_METERS, self.args.device)
         self.resumed_from: Path | None = None

@@ -81,6 +81,11 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--eval_share", "0.99"], "`eval_share` 0.99 of 12 rows leaves none to train on"),
         (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
         (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),
+        (
+            ["--quantization", "nf4", "--lora", "null", "--diffusion_weight", "0"],
+            "leaves 4-bit weights, which cannot be trained",
+        ),
+        (["--quantization", "int3"], "must be one of nf4 or None, got 'int3'"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(recipe, tmp_path, capsys, options, words):

@@ -98,4 +98,7 @@ def test_one_process_loads_what_two_saved(sharded):
 def test_settings_that_would_spoil_the_head_or_its_checkpoints_are_refused(settings, mixed_precision, words):
     with pytest.raises(ConfigurationError, match=words):
         check_sharding(FullyShardedDataParallelPlugin(**settings), mixed_precision)
-    check_sharding(FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT"), "no")
+    good = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    check_sharding(good, "no")
+    with pytest.raises(ConfigurationError, match="leaves 4-bit weights whole on every process"):
+        check_sharding(good, "no", is_quantized=True)

@@ -34,9 +34,9 @@ class Rotary(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Rotate [batch, heads, length, width] by [length, width / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotate [batch, heads, length, width] by [length, width / 2], in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
 def attend(query, key, value, num_heads, table, mask=None, dropout=0.0):

@@ -1,0 +1,38 @@
+"""4-bit loading of a frozen backbone, by bitsandbytes."""
+
+from importlib.util import find_spec
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from prism_plugin.errors import BackboneError
+
+QUANTIZATIONS = ("nf4",)
+
+
+def quantization_config(kind: str, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
+    """How transformers is told to quantise the linear layers of a backbone while it loads them.
+
+    `nf4` is QLoRA's (arXiv 2305.14314): 4-bit NormalFloat with the block scales quantised too, 4.13 bits a weight. The LM head
+    and the embeddings stay in `dtype`.
+
+    Args:
+        kind: One of `QUANTIZATIONS`.
+        dtype: What the layers compute in, and the dtype of what is not quantised; None: bfloat16.
+
+    Raises:
+        BackboneError: If the kind is unknown, or bitsandbytes is not installed.
+    """
+    if kind not in QUANTIZATIONS:
+        raise BackboneError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)} or None, got {kind!r}.")
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            f"`quantization` {kind!r} needs the package bitsandbytes, which is not installed; install it with "
+            '`pip install "prism-plugin[quantization]"`.'
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
+    )
