@@ -138,8 +138,8 @@ class PrismTrainer(Trainer):
                 self.lr_scheduler, self._created_lr_scheduler = None, False
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"`optim: {self.args.optim.value}` with `lr_scheduler_type: {self.args.lr_scheduler_type.value}` cannot be used "
-                f"as it is set: {error}"
+                f"`optim: {self.args.optim.value}` with `lr_scheduler_type: {self.args.lr_scheduler_type.value}` cannot be "
+                f"used as it is set: {error}"
             ) from error
 
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
