@@ -4,7 +4,17 @@ from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
 from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
 from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
 from prism_plugin.core.labels import QualityLabels, drafted_labels, visible_labels
-from prism_plugin.core.losses import PrismLossOutput, diffusion_loss, prism_loss, quality_loss
+from prism_plugin.core.losses import (
+    PrismLossOutput,
+    cross_entropy,
+    diffusion_loss,
+    diffusion_loss_per_row,
+    prism_loss,
+    quality_loss,
+    quality_loss_per_row,
+    share_scale,
+    weigh,
+)
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.remasking import (
     REMASKING,
@@ -60,7 +70,9 @@ __all__ = [
     "UnmaskingRule",
     "apply_step",
     "at_most",
+    "cross_entropy",
     "diffusion_loss",
+    "diffusion_loss_per_row",
     "draft_positions",
     "drafted_labels",
     "draw_rows",
@@ -69,10 +81,13 @@ __all__ = [
     "num_to_draft",
     "prism_loss",
     "quality_loss",
+    "quality_loss_per_row",
     "select_above",
     "select_top",
+    "share_scale",
     "token_confidence",
     "uniforms",
     "unmask_grant",
     "visible_labels",
+    "weigh",
 ]

@@ -9,10 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import Rows
+from prism_plugin.types import FlatIndex, Rows
 
-# Entries of a chunk: what a draw keeps in float64 and int64 at a time then stays under 1 GB, whatever the vocabulary.
-_CHUNK_ENTRIES = 2**24
+# Entries of a chunk. On the CPU a chunk stays in the cache; an accelerator wants few and large kernels. What a draw keeps of a
+# chunk, up to five times its size in 8 bytes each, stays under 400 MB whatever the vocabulary.
+_CHUNK_ENTRIES_CPU, _CHUNK_ENTRIES = 2**20, 2**23
+# Columns that are reduced together. In two levels the CPU finds an argmax at the speed of a maximum, and a sum is added up in
+# one order, whatever the number of rows and threads.
+_BLOCK = 256
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
@@ -31,6 +35,7 @@ class RowStats:
 def draw_rows(
     rows: Rows,
     *,
+    at: FlatIndex | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
@@ -46,12 +51,15 @@ def draw_rows(
     whatever the other rows and the chunks. Confidence, entropy and margin describe the model and not the way of drawing:
     they are under the softmax at temperature 1 over the whole vocabulary without the forbidden ids.
 
+    Nothing of the size of `rows` is made: the work goes through the rows once, a chunk at a time.
+
     Args:
         rows: Logits of any float type; never changed.
+        at: Numbers of the rows to draw from, in the order of the results; None: all.
         temperature: >= 0; divides the logits.
         top_p: Nucleus, in (0, 1]: the smallest set of the most probable tokens whose mass reaches `top_p` stays.
         forbidden_ids: Ids that get probability 0; the mask token is always one of them.
-        uniforms: Uniform in [0, 1), one per row; needed when temperature > 0.
+        uniforms: Uniform in [0, 1), one per drawn row; needed when temperature > 0.
         want_entropy: Also give the entropy, in nats.
         want_margin: Also give the difference of the two largest probabilities.
         chunk_rows: Most rows worked on at once; fewer when the vocabulary is large.
@@ -62,18 +70,20 @@ def draw_rows(
     _check(rows, forbidden_ids, chunk_rows)
     _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
-    for chunk, here in _chunks(rows, forbidden_ids, chunk_rows):
-        if temperature == 0:
-            candidates = chunk.argmax(-1)
-        else:
-            candidates = _inverse_cdf(torch.softmax(chunk.double() / temperature, -1), top_p, uniforms[here])
-        log_total = chunk.logsumexp(-1)
-        stats = [candidates, _confidence(chunk, candidates, log_total)]
+    for chunk, here in _chunks(rows, at, forbidden_ids, chunk_rows):
+        largest, argmax = _first_max(chunk)
+        candidates = argmax
+        if temperature > 0:
+            candidates = _inverse_cdf(torch.softmax(chunk.double().div_(temperature), -1), top_p, uniforms[here])
+        chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
+        weights = chunk.sub_(largest.unsqueeze(-1)).exp_()  # in place of the logits, which nothing reads any more
+        total = _sum(weights)
+        stats = [candidates, ((chosen - largest).exp() / total).float()]
         if want_entropy:
-            stats.append(torch.special.entr(torch.softmax(chunk, -1)).sum(-1).float())
+            stats.append(_sum(torch.special.entr(weights / total.unsqueeze(-1))).float())
         if want_margin:
-            largest = (chunk.topk(min(2, chunk.shape[-1])).values - log_total.unsqueeze(-1)).exp()
-            stats.append((largest[:, 0] - largest[:, 1:].sum(-1)).float())
+            second = weights.scatter_(-1, argmax.unsqueeze(-1), 0.0).amax(-1)
+            stats.append(((1 - second) / total).float())
         parts.append(tuple(stats))
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     candidates, confidence = joined[:2]
@@ -83,13 +93,19 @@ def draw_rows(
 
 
 def token_confidence(
-    rows: Rows, token_ids: Int[Tensor, " rows"], *, forbidden_ids: tuple[int, ...] = (), chunk_rows: int = 4096
+    rows: Rows,
+    token_ids: Int[Tensor, " rows"],
+    *,
+    at: FlatIndex | None = None,
+    forbidden_ids: tuple[int, ...] = (),
+    chunk_rows: int = 4096,
 ) -> Float[Tensor, " rows"]:
     """Give the probability of one given token per row, under the same softmax as the confidence of `draw_rows`.
 
     Args:
         rows: Logits of any float type; never changed.
-        token_ids: The token of each row.
+        token_ids: The token of each row that is asked about.
+        at: Numbers of the rows that are asked about; None: all.
         forbidden_ids: Ids that get probability 0.
         chunk_rows: Most rows worked on at once.
 
@@ -97,33 +113,79 @@ def token_confidence(
         float32 in [0, 1].
     """
     _check(rows, forbidden_ids, chunk_rows)
-    return torch.cat(
-        [_confidence(chunk, token_ids[here], chunk.logsumexp(-1)) for chunk, here in _chunks(rows, forbidden_ids, chunk_rows)]
-    )
+    parts = []
+    for chunk, here in _chunks(rows, at, forbidden_ids, chunk_rows):
+        largest = chunk.amax(-1, keepdim=True)
+        weights = chunk.sub_(largest).exp_()
+        parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
+    return torch.cat(parts)
 
 
-def _chunks(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
+def log_sum_exp(rows: Rows) -> Float[Tensor, " rows"]:
+    """Logarithm of the sum of exponentials of each row, float32; nothing of the size of `rows` is made."""
+    parts = []
+    for here in chunk_slices(rows):
+        chunk = rows[here].float()
+        largest = chunk.amax(-1, keepdim=True)
+        parts.append(largest.squeeze(-1) + _sum(torch.sub(chunk, largest).exp_()).log())
+    return torch.cat(parts)
+
+
+def chunk_slices(rows: Rows, count: int | None = None, most: int = 4096) -> Iterator[slice]:
+    """Cut rows of logits into pieces to work on one at a time, at most `most` rows each; one empty piece when there is none.
+
+    Args:
+        rows: Logits.
+        count: Rows in all; None: those of `rows`.
+        most: Most rows in a piece, >= 1.
+    """
+    entries = _CHUNK_ENTRIES_CPU if rows.device.type == "cpu" else _CHUNK_ENTRIES
+    size = max(1, min(most, entries // rows.shape[-1]))
+    for start in range(0, max(rows.shape[0] if count is None else count, 1), size):
+        yield slice(start, start + size)
+
+
+def _chunks(rows: Rows, at: FlatIndex | None, forbidden_ids: tuple[int, ...], chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
     """Yield copies of some rows in at least float32, forbidden ids at -inf; one empty chunk when there is no row."""
-    size = max(1, min(chunk_rows, _CHUNK_ENTRIES // rows.shape[-1]))
-    for start in range(0, max(rows.shape[0], 1), size):
-        here = slice(start, start + size)
-        chunk = rows[here].to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+    for here in chunk_slices(rows, None if at is None else at.shape[0], chunk_rows):
+        chunk = rows[here] if at is None else rows.index_select(0, at[here])
+        chunk = chunk.to(torch.promote_types(rows.dtype, torch.float32), copy=at is None)
         for token_id in forbidden_ids:  # a handful; an index tensor would have to be copied to the device
             chunk[:, token_id] = float("-inf")
         yield chunk, here
 
 
-def _confidence(chunk: Rows, token_ids: Int[Tensor, " rows"], log_total: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    return (chunk.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - log_total).exp().float()
+def _first_max(chunk: Rows) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The largest entry of each row, and the lowest id that has it."""
+    whole = chunk.shape[-1] // _BLOCK * _BLOCK
+    if whole == 0:
+        return tuple(chunk.max(-1))
+    in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
+    block = in_blocks.amax(-1).argmax(-1, keepdim=True)
+    columns = block * _BLOCK + torch.arange(_BLOCK, device=chunk.device)
+    largest, place = chunk.gather(-1, columns).max(-1)
+    argmax = place + block.squeeze(-1) * _BLOCK
+    if whole < chunk.shape[-1]:
+        of_rest, place = chunk[:, whole:].max(-1)
+        argmax = torch.where(of_rest > largest, place + whole, argmax)
+        largest = torch.maximum(of_rest, largest)
+    return largest, argmax
+
+
+def _sum(chunk: Rows) -> Float[Tensor, " rows"]:
+    """The sum of each row, in an order that does not depend on the number of rows."""
+    whole = chunk.shape[-1] // _BLOCK * _BLOCK
+    in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
+    return in_blocks.sum(-1).sum(-1) + chunk[:, whole:].sum(-1)
 
 
 def _inverse_cdf(
     probabilities: Float[Tensor, "rows vocab"], top_p: float, uniforms: Float[Tensor, " rows"]
 ) -> Int[Tensor, " rows"]:
-    weights = (probabilities * _UNITS).long()
+    weights = probabilities.mul_(_UNITS).long()
     if top_p < 1:
         weights = _keep_nucleus(weights, top_p)
-    cumulative = weights.cumsum(-1)
+    cumulative = weights.cumsum_(-1)
     total = cumulative[:, -1]
     # a uniform that was rounded up to 1 on its way here draws the last id that has any weight
     wanted = (uniforms.double() * total.double()).long().minimum(total - 1)

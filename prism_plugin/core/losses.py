@@ -5,13 +5,17 @@ micro-batches of one row give the gradient of one batch of eight.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from prism_plugin.core.categorical import chunk_slices, log_sum_exp
 from prism_plugin.core.labels import QualityLabels
+from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds, TokenMask
 
@@ -47,6 +51,57 @@ def quality_loss_per_row(quality_logits: PerToken, labels: QualityLabels) -> Tim
     return (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
 
 
+def cross_entropy(rows: Rows, targets: Int[Tensor, " rows"], *, overwrite_rows: bool = False) -> Float[Tensor, " rows"]:
+    """Cross-entropy of each row of logits in nats, float32; forward and backward go through the rows a chunk at a time.
+
+    The one tensor of the size of `rows` that is made is their gradient, in their dtype; with `overwrite_rows` not even that.
+
+    Args:
+        rows: Logits of any float type.
+        targets: The right token of each row.
+        overwrite_rows: Write the gradient over the logits in backward; they hold garbage afterwards. Only where the logits
+            come straight from a matrix product, so that nothing else needs them for its own gradient; elsewhere it is made
+            anew all the same.
+    """
+    return _ChunkedCrossEntropy.apply(rows, targets, overwrite_rows and _is_a_product(rows))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Rows, targets: Int[Tensor, " rows"], overwrite: bool) -> Float[Tensor, " rows"]:
+        log_total = log_sum_exp(rows)
+        ctx.save_for_backward(rows, targets, log_total)
+        ctx.overwrite = overwrite
+        return log_total - rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Float[Tensor, " rows"]) -> tuple[Rows, None, None]:
+        rows, targets, log_total = ctx.saved_tensors
+        gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
+        of_loss, log_total, targets = (one.unsqueeze(-1) for one in (of_loss, log_total, targets))
+        for here in chunk_slices(rows):
+            # in float32 the gradient is made where it will stand; 16 bits are too few to compute in
+            into = gradient[here] if rows.dtype == torch.float32 else None
+            chunk = torch.sub(rows[here].float(), log_total[here], out=into).exp_().mul_(of_loss[here])
+            chunk.scatter_add_(-1, targets[here], -of_loss[here])
+            if into is None:
+                gradient[here] = chunk
+        return gradient, None, None
+
+
+# What may stand between a matrix product and the logits that a model returns, without looking at them again in backward.
+_LAYOUT = frozenset({"SqueezeBackward0", "SqueezeBackward1", "ViewBackward0", "UnsafeViewBackward0", "AddBackward0"})
+_PRODUCTS = frozenset({"MmBackward0", "AddmmBackward0", "BmmBackward0", "LinearBackward0"})
+
+
+def _is_a_product(rows: Rows) -> bool:
+    node = rows.grad_fn
+    while node is not None and node.name() in _LAYOUT:
+        node = node.next_functions[0][0]
+    return node is not None and node.name() in _PRODUCTS
+
+
 def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Float[Tensor, ""]:
     """Masked diffusion cross-entropy weighted by 1/t, in nats per maskable token (LLaDA, arXiv 2502.09992, equation 3).
 
@@ -59,21 +114,57 @@ def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskab
         maskable: Positions that may be corrupted; their number per row is the divisor.
         t: Masking probability of each row, in (0, 1].
     """
-    return _weighted_cross_entropy(rows, row_index, clean_ids, maskable, t).sum() / max(clean_ids.shape[0], 1)
+    return diffusion_loss_per_row(rows, row_index, clean_ids, maskable, t).sum() / max(clean_ids.shape[0], 1)
 
 
-def diffusion_loss_per_row(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Times:
-    """The terms of `diffusion_loss`, one per row of the batch, 0 where nothing is masked. Arguments as there."""
-    per_position = _weighted_cross_entropy(rows, row_index, clean_ids, maskable, t)
-    return torch.zeros_like(t, dtype=torch.float32).index_add(0, row_index // clean_ids.shape[1], per_position)
+def diffusion_loss_per_row(
+    rows: Rows,
+    row_index: FlatIndex,
+    clean_ids: TokenIds,
+    maskable: TokenMask,
+    t: Times,
+    *,
+    scale: PerToken | None = None,
+    overwrite_rows: bool = False,
+) -> Times:
+    """The terms of `diffusion_loss`, one per row of the batch, 0 where nothing is masked.
 
-
-def _weighted_cross_entropy(
-    rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times
-) -> Float[Tensor, " rows"]:
-    per_position = F.cross_entropy(rows.float(), clean_ids.flatten()[row_index], reduction="none")
+    Args:
+        rows: As for `diffusion_loss`; where `scale` is 0, other positions may be among them.
+        row_index: As for `diffusion_loss`.
+        clean_ids: As for `diffusion_loss`.
+        maskable: As for `diffusion_loss`.
+        t: As for `diffusion_loss`.
+        scale: Multiplies the term of each position, as `share_scale` gives it; None: 1.
+        overwrite_rows: As for `cross_entropy`.
+    """
+    per_position = cross_entropy(rows, clean_ids.flatten()[row_index], overwrite_rows=overwrite_rows)
+    if scale is not None:
+        per_position = per_position * scale.flatten()[row_index]
+    of_row = row_index // clean_ids.shape[1]
     weight = 1 / (t.float() * maskable.sum(-1))
-    return per_position * weight[row_index // clean_ids.shape[1]]
+    return torch.zeros_like(t, dtype=torch.float32).index_add(0, of_row, per_position * weight[of_row])
+
+
+def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
+    """Weights that estimate a sum over each row's masked positions from a share of them, without bias.
+
+    Of m masked positions, n = ceil(share * m) are chosen, each set of n equally likely, and weigh m / n. The variance that
+    this adds to the sum is m**2 * (1 - n/m) * s**2 / n, where s**2 is the variance of the terms over the masked positions.
+
+    Args:
+        masked: Positions of the sum.
+        share: In (0, 1].
+        noise: Uniform in [0, 1), one per position.
+
+    Returns:
+        m / n at the chosen positions, 0 elsewhere.
+    """
+    count = masked.sum(-1)
+    # less a little before rounding up, so that a share in binary does not turn 0.1 of 10 positions into 2
+    chosen = (share * count.double() - 1e-9).ceil().long()
+    weight = count / chosen.clamp(min=1)
+    return select_top(noise, masked, chosen) * weight.unsqueeze(-1)
 
 
 def prism_loss(
@@ -112,6 +203,18 @@ def prism_loss(
         )
     quality = quality_loss(quality_logits, labels)
     diffusion = torch.zeros_like(quality) if rows is None else diffusion_loss(rows, row_index, clean_ids, maskable, t)
+    return weigh(quality, diffusion, labels, diffusion_weight=diffusion_weight, quality_weight=quality_weight)
+
+
+def weigh(
+    quality: Float[Tensor, ""],
+    diffusion: Float[Tensor, ""],
+    labels: QualityLabels,
+    *,
+    diffusion_weight: float,
+    quality_weight: float,
+) -> PrismLossOutput:
+    """Put the two terms of the PRISM objective together; arguments as for `prism_loss`."""
     return PrismLossOutput(
         loss=quality_weight * quality + diffusion_weight * diffusion,
         quality_loss=quality,

@@ -1,6 +1,6 @@
 """Station 9: noised tokens and the first look's rows -> drafts. The only place where training reads the model's own tokens."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -10,7 +10,7 @@ from prism_plugin.core.categorical import draw_rows
 from prism_plugin.core.corruption import MaskedTokens
 from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
 from prism_plugin.modeling.model import PrismModel, dropout_off
-from prism_plugin.types import PerRow, PerToken, Rows, TokenIds, TokenMask
+from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
 Noise = Callable[..., Tensor]  # (name of the draw, numbers per row) -> uniforms [batch, numbers]
 
@@ -43,56 +43,98 @@ class _State:
         return _State(*(whole.index_copy(0, rows, some) for whole, some in pairs))
 
 
-def make_drafts(
-    model: PrismModel,
-    rules: tuple[DraftRule, ...],
-    num_drafts: int,
-    noised: MaskedTokens,
-    attention_mask: Tensor,
-    rows: Rows,
-    noise: Noise,
-) -> Draft:
-    """Fill masked positions with the model's own tokens, by one of the rules per row.
+class DraftMaker:
+    """Fills masked positions with the model's own tokens, by one of the rules per row.
 
-    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other.
+    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other. It goes in
+    three steps, so that the first look computes no more than is read and its graph may go before more looks are made: `reads`
+    says where the first look's logits are needed, `first_look` fills from them, `finish` makes the other looks.
 
     Args:
-        model: Looked at again, without gradient and dropout, by rules with more than one look.
         rules: The mixture; a row follows rule `i` with probability proportional to its weight.
-        num_drafts: Drafts of each noised row.
+        num_drafts: Drafts of each noised row. All rows of draft 0 come first.
         noised: The noised batch.
-        attention_mask: [batch, length].
-        rows: Logits of the first look at `noised.masked`, row-major, detached.
+        mask_token_id: Id of the mask token, which is never drafted.
         noise: Uniforms of each row by name.
-
-    Returns:
-        Drafts with `num_drafts` times the rows of the batch, all rows of draft 0 first.
     """
-    looks = max(rule.num_looks for rule in rules)
-    parts = [
-        _fill(rules, 0, _start(rules, noised, draft, noise), rows, model.mask_token_id, *_chance((draft,), 0, noise))
-        for draft in range(num_drafts)
-    ]
-    state = _State(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_State)))
-    attention_mask = attention_mask.repeat(num_drafts, 1)
-    for look in range(1, looks):
-        going_on = torch.stack([state.rule_of == index for index, rule in enumerate(rules) if rule.num_looks > look]).any(0)
-        active = (going_on & state.masked.any(-1)).nonzero().squeeze(-1)
-        # At least one row, so that every rank makes the same number of looks: sharded weights are gathered together.
-        active = active if active.numel() else torch.zeros_like(state.rule_of[:1])
-        here = state.take(active)
-        index = here.masked.flatten().nonzero().squeeze(-1)
-        with dropout_off(model):
-            seen = model(here.tokens, attention_mask[active], logits_at=index, with_quality=False).logits
-        chance = (one[active] for one in _chance(range(num_drafts), look, noise))
-        state = state.put(active, _fill(rules, look, here, seen, model.mask_token_id, *chance))
-    return Draft(draft_ids=state.tokens, drafted=state.drafted, confidence=state.confidence)
 
+    def __init__(
+        self, rules: tuple[DraftRule, ...], num_drafts: int, noised: MaskedTokens, mask_token_id: int, noise: Noise
+    ) -> None:
+        self._rules, self._num_drafts = rules, num_drafts
+        self._mask_token_id, self._noise = mask_token_id, noise
+        parts = [_start(rules, noised, draft, noise) for draft in range(num_drafts)]
+        self._state = _State(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_State)))
 
-def _chance(drafts: Iterable[int], look: int, noise: Noise) -> tuple[PerToken, PerToken]:
-    """Uniforms that choose positions, and uniforms that draw tokens, for the rows of some drafts."""
-    position, token = (torch.cat([noise(f"{name}/{draft}/{look}") for draft in drafts]) for name in ("position", "token"))
-    return position, token
+    @property
+    def reads(self) -> TokenMask:
+        """Positions of the noised batch whose logits the first look has to give, for any of the drafts."""
+        position_noise, _ = self._chance(0)
+        reaches = [reach for _, reach, _ in _reaches(self._rules, 0, self._state, position_noise)]
+        return torch.stack(reaches).any(0).unflatten(0, (self._num_drafts, -1)).any(0)
+
+    def first_look(self, rows: Rows, row_index: FlatIndex) -> None:
+        """Fill what the first look is due.
+
+        Args:
+            rows: Logits of the noised batch, at `reads` and maybe elsewhere.
+            row_index: Flat positions of the rows, row-major.
+        """
+        self._state = self._fill(0, self._state, rows, row_index, *self._chance(0))
+
+    def finish(self, model: PrismModel, attention_mask: Tensor) -> Draft:
+        """Make the looks after the first, without dropout, at the rows that have something left to fill.
+
+        Args:
+            model: What is looked at.
+            attention_mask: [batch, length].
+        """
+        attention_mask = attention_mask.repeat(self._num_drafts, 1)
+        for look in range(1, max(rule.num_looks for rule in self._rules)):
+            state = self._state
+            longer = [state.rule_of == index for index, rule in enumerate(self._rules) if rule.num_looks > look]
+            active = (torch.stack(longer).any(0) & state.masked.any(-1)).nonzero().squeeze(-1)
+            # At least one row, so that every rank makes the same number of looks: sharded weights are gathered together.
+            active = active if active.numel() else torch.zeros_like(state.rule_of[:1])
+            here = state.take(active)
+            index = here.masked.flatten().nonzero().squeeze(-1)
+            with dropout_off(model):
+                rows = model(here.tokens, attention_mask[active], logits_at=index, with_quality=False).logits
+            chance = (one[active] for one in self._chance(look))
+            self._state = state.put(active, self._fill(look, here, rows, index, *chance))
+        return Draft(draft_ids=self._state.tokens, drafted=self._state.drafted, confidence=self._state.confidence)
+
+    def _chance(self, look: int) -> tuple[PerToken, PerToken]:
+        """Uniforms that choose positions, and uniforms that draw tokens."""
+        drafts = range(self._num_drafts)
+        position, token = (
+            torch.cat([self._noise(f"{name}/{draft}/{look}") for draft in drafts]) for name in ("position", "token")
+        )
+        return position, token
+
+    def _fill(
+        self, look: int, state: _State, rows: Rows, row_index: FlatIndex, position_noise: PerToken, token_noise: PerToken
+    ) -> _State:
+        """Fill what look number `look` is due."""
+        size = state.masked.shape
+        # the drafts share the first look, so a position of any draft has the row of that position in the noised batch
+        looked_at = state.masked.numel() if look else state.masked.numel() // self._num_drafts
+        row_of = torch.zeros(looked_at, dtype=torch.int64, device=rows.device)
+        row_of[row_index] = torch.arange(row_index.shape[0], device=rows.device)
+        for rule, reach, budget in _reaches(self._rules, look, state, position_noise):
+            where = reach.flatten().nonzero().squeeze(-1)
+            drawn = draw_rows(
+                rows,
+                at=row_of[where % looked_at],
+                temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
+                top_p=rule.top_p,
+                forbidden_ids=(self._mask_token_id,),
+                uniforms=token_noise.flatten()[where],
+            )
+            candidates = state.tokens.flatten().index_copy(0, where, drawn.candidates).view(size)
+            confidence = torch.zeros_like(position_noise).flatten().index_copy(0, where, drawn.confidence).view(size)
+            state = state.write(draft_positions(rule, reach, budget, confidence, position_noise), candidates, confidence)
+        return state
 
 
 def _start(rules: tuple[DraftRule, ...], noised: MaskedTokens, draft: int, noise: Noise) -> _State:
@@ -113,34 +155,18 @@ def _start(rules: tuple[DraftRule, ...], noised: MaskedTokens, draft: int, noise
     )
 
 
-def _fill(
-    rules: tuple[DraftRule, ...],
-    look: int,
-    state: _State,
-    rows: Rows,
-    mask_token_id: int,
-    position_noise: PerToken,
-    token_noise: PerToken,
-) -> _State:
-    """Fill what look number `look` is due, given its rows at `state.masked`."""
-    masked = state.masked
-    filled = state.drafted.sum(-1)
+def _reaches(
+    rules: tuple[DraftRule, ...], look: int, state: _State, position_noise: PerToken
+) -> list[tuple[DraftRule, TokenMask, PerRow]]:
+    """Per rule that makes this look: positions for which a token has to be drawn, and how many are filled in each row."""
+    reaches = []
     for index, rule in enumerate(rules):
         if look >= rule.num_looks:
             continue
-        due = -(-(look + 1) * state.wanted // rule.num_looks) - filled
+        due = -(-(look + 1) * state.wanted // rule.num_looks) - state.drafted.sum(-1)
         budget = torch.where(state.rule_of == index, due, 0).clamp(min=0)
-        reach = masked & (budget > 0).unsqueeze(-1)
+        reach = state.masked & (budget > 0).unsqueeze(-1)
         if rule.positions == "random":  # chosen without looking, so that only these rows are drawn
             reach = draft_positions(rule, reach, budget, torch.zeros_like(position_noise), position_noise)
-        drawn = draw_rows(
-            rows[reach[masked]],
-            temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
-            top_p=rule.top_p,
-            forbidden_ids=(mask_token_id,),
-            uniforms=token_noise[reach],
-        )
-        candidates = state.tokens.masked_scatter(reach, drawn.candidates)
-        confidence = torch.zeros_like(position_noise).masked_scatter(reach, drawn.confidence)
-        state = state.write(draft_positions(rule, reach, budget, confidence, position_noise), candidates, confidence)
-    return state
+        reaches.append((rule, reach, budget))
+    return reaches

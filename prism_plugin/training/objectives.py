@@ -4,7 +4,8 @@ An objective is a pure function of (batch, epoch, seed, weights): all chance com
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
 from prism_plugin.core.drafting import Draft, DraftRule
 from prism_plugin.core.labels import QualityLabels, drafted_labels
-from prism_plugin.core.losses import PrismLossOutput, prism_loss
+from prism_plugin.core.losses import PrismLossOutput, diffusion_loss_per_row, quality_loss, share_scale, weigh
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.modeling.model import PrismModel, dropout_off
 from prism_plugin.registry import Registry, from_mapping
-from prism_plugin.training.drafts import make_drafts
-from prism_plugin.types import FlatIndex, PerToken, Rows, Times
+from prism_plugin.training.drafts import DraftMaker, Noise
+from prism_plugin.types import PerToken, Times
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class StepOutput:
     quality_logits: PerToken
     labels: QualityLabels
     draft: Draft
-    rows: Rows  # logits of the first look at the masked positions
-    row_index: FlatIndex
-    t: Times
+    diffusion_per_row: Times  # the terms whose mean is the diffusion loss, [batch], detached
+
+
+# Opens a part of a step that stands alone, and gives the backward for a weighted loss whose graph ends there.
+Apart = Callable[[], AbstractContextManager[Callable[[Tensor], None]]]
 
 
 class Objective(Protocol):
@@ -47,7 +50,14 @@ class Objective(Protocol):
     quality_weight: float
 
     def step(
-        self, model: nn.Module, batch: Mapping[str, Tensor], *, epoch: int, seed: int, unwrapped: PrismModel
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        epoch: int,
+        seed: int,
+        unwrapped: PrismModel,
+        apart: Apart | None = None,
     ) -> StepOutput:
         """Compute the losses of a batch.
 
@@ -57,6 +67,9 @@ class Objective(Protocol):
             epoch: Key of the noise; the same example gets fresh noise in each.
             seed: Key of the noise.
             unwrapped: The `PrismModel` inside `model`, for looks without gradient.
+            apart: How to go backward through one look before the next is made, so that their graphs are never alive
+                together: `with apart() as backward:` around the look, `backward(weighted_loss)` inside. What went backward
+                must be detached in the losses that are returned. None, or left alone: one backward, of the returned loss.
         """
         ...
 
@@ -75,6 +88,9 @@ class PrismObjective:
         diffusion_weight: The paper's lambda, >= 0: weight of the masked diffusion cross-entropy that keeps the language
             model in place. Default: --reg_coeff of the authors' PRISM_llada/train.py. 0 where the backbone is frozen.
         quality_weight: Weight of the quality cross-entropy, >= 0.
+        diffusion_share: Share of each row's masked positions at which the diffusion term is computed, in (0, 1], rounded up;
+            the others are estimated from them, without bias and with the variance that `share_scale` states. Below 1 it saves
+            rows of the LM head where drafts take random positions; other drafts read all of them.
         t_min: Smallest masking probability, > 0.
         t_max: Largest masking probability, <= 1.
 
@@ -86,6 +102,7 @@ class PrismObjective:
     num_drafts: int = 1
     diffusion_weight: float = 0.5
     quality_weight: float = 1.0
+    diffusion_share: float = 1.0
     t_min: float = 1e-3
     t_max: float = 1.0
 
@@ -97,6 +114,7 @@ class PrismObjective:
         require_int(self, "num_drafts", minimum=1)
         for name in ("diffusion_weight", "quality_weight"):
             require_number(self, name, "0 or more", low=0.0)
+        require_number(self, "diffusion_share", "a share in (0, 1]", low=0, high=1, open_low=True)
         for name in ("t_min", "t_max"):
             require_number(self, name, "a finite number", low=-math.inf)
         if not self.quality_weight + self.diffusion_weight:
@@ -106,39 +124,62 @@ class PrismObjective:
         draw_times(torch.zeros(1), self.t_min, self.t_max)
 
     def step(
-        self, model: nn.Module, batch: Mapping[str, Tensor], *, epoch: int, seed: int, unwrapped: PrismModel
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        epoch: int,
+        seed: int,
+        unwrapped: PrismModel,
+        apart: Apart | None = None,
     ) -> StepOutput:
-        """Two looks, one loss; see `Objective.step`."""
+        """Two looks, two terms; see `Objective.step`."""
         clean_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-        length = clean_ids.shape[1]
+        length, mask_token_id = clean_ids.shape[1], unwrapped.mask_token_id
 
         def noise(name: str, count: int = length) -> Tensor:
             return uniforms(seed, epoch, batch["example_id"], name, count)
 
         t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
-        noised = mask_tokens(clean_ids, batch["maskable"], mask_token_id=unwrapped.mask_token_id, t=t, noise=noise("masked"))
-        row_index = noised.masked.flatten().nonzero().squeeze(-1)
-        rows = self._look_once(model, unwrapped, noised, attention_mask, row_index)
+        noised = mask_tokens(clean_ids, batch["maskable"], mask_token_id=mask_token_id, t=t, noise=noise("masked"))
+        maker = DraftMaker(self.drafts, self.num_drafts, noised, mask_token_id, noise)
+        with nullcontext() if apart is None else apart() as backward:
+            of_diffusion = self._look_once(model, unwrapped, batch, noised, maker, noise)
+            diffusion = of_diffusion.sum() / max(len(t), 1)
+            if backward is not None and diffusion.requires_grad:
+                backward(self.diffusion_weight * diffusion)
+                diffusion = diffusion.detach()
         with torch.no_grad():
-            draft = make_drafts(unwrapped, self.drafts, self.num_drafts, noised, attention_mask, rows.detach(), noise)
-        repeated_mask = attention_mask.repeat(self.num_drafts, 1)
+            draft = maker.finish(unwrapped, attention_mask)
         labels = drafted_labels(draft.draft_ids, clean_ids.repeat(self.num_drafts, 1), draft.drafted)
-        quality_logits = model(draft.draft_ids, repeated_mask).quality_logits
-        losses = prism_loss(
-            quality_logits, labels, rows, row_index, clean_ids, batch["maskable"], t,
-            diffusion_weight=self.diffusion_weight, quality_weight=self.quality_weight,
-        )  # fmt: skip
-        return StepOutput(losses, quality_logits, labels, draft, rows, row_index, t)
+        quality_logits = model(draft.draft_ids, attention_mask.repeat(self.num_drafts, 1)).quality_logits
+        weights = {"diffusion_weight": self.diffusion_weight, "quality_weight": self.quality_weight}
+        losses = weigh(quality_loss(quality_logits, labels), diffusion, labels, **weights)
+        return StepOutput(losses, quality_logits, labels, draft, of_diffusion.detach())
 
     def _look_once(
-        self, model: nn.Module, unwrapped: PrismModel, noised: MaskedTokens, attention_mask: Tensor, row_index: FlatIndex
-    ) -> Rows:
+        self,
+        model: nn.Module,
+        unwrapped: PrismModel,
+        batch: Mapping[str, Tensor],
+        noised: MaskedTokens,
+        maker: DraftMaker,
+        noise: Noise,
+    ) -> Times:
+        """The first look: diffusion losses per row, and the beginning of the drafts. Its logits live no longer than that."""
+        scale, positions = None, noised.masked
+        if self.diffusion_share < 1:
+            scale = share_scale(noised.masked, self.diffusion_share, noise("diffusion"))
+            positions = (scale > 0) | maker.reads
+        row_index = positions.flatten().nonzero().squeeze(-1)
+        looked = {"attention_mask": batch["attention_mask"], "logits_at": row_index, "with_quality": False}
         # The draft is read off these rows, so dropout is off here, as it will be when sampling.
-        with dropout_off(unwrapped):
-            if self.diffusion_weight:
-                return model(noised.noised_ids, attention_mask, logits_at=row_index, with_quality=False).logits
-            with torch.no_grad():
-                return unwrapped(noised.noised_ids, attention_mask, logits_at=row_index, with_quality=False).logits
+        with dropout_off(unwrapped), nullcontext() if self.diffusion_weight else torch.no_grad():
+            rows = (model if self.diffusion_weight else unwrapped)(noised.noised_ids, **looked).logits
+        with torch.no_grad():
+            maker.first_look(rows, row_index)
+        terms = (row_index, batch["input_ids"], batch["maskable"], noised.t)
+        return diffusion_loss_per_row(rows, *terms, scale=scale, overwrite_rows=True)
 
 
 _DRAFT_FIELDS = frozenset(field.name for field in fields(DraftRule)) - {"weight"}

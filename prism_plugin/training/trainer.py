@@ -18,12 +18,13 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 
-from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss_per_row
+from prism_plugin.core.losses import quality_loss_per_row
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.model import PrismModel, dropout_off
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
+from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.checks import as_prepared, check_together, pad_token_id
 from prism_plugin.training.meters import Meters, quality_metrics
@@ -162,8 +163,12 @@ class PrismTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, StepOutput]:
-        """Two looks, one loss; the meters take note."""
-        output = self.objective.step(model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model)
+        """Two looks; the first goes backward before the second is made, where it can. The meters take note."""
+        keep_output_dtype(self.accelerator, self.prism_model)
+        apart = backward_apart(self, model, self.prism_model)
+        output = self.objective.step(
+            model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
+        )
         losses, num_rows = output.losses, inputs["input_ids"].shape[0]
         self.meters.add(
             {
@@ -184,17 +189,17 @@ class PrismTrainer(Trainer):
             each row, [batch, 2]; and whether each token is right, -100 where it is not judged.
         """
         inputs = self._prepare_inputs(inputs)
+        keep_output_dtype(self.accelerator, self.prism_model)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
         batch = inputs["input_ids"].shape[0]
         targets = torch.where(output.labels.labelled, output.labels.targets.long(), _UNLABELLED)
         of_quality = quality_loss_per_row(output.quality_logits, output.labels).unflatten(0, (-1, batch)).mean(0)
-        of_diffusion = diffusion_loss_per_row(output.rows, output.row_index, inputs["input_ids"], inputs["maskable"], output.t)
 
         def side_by_side(drafts: Tensor) -> Tensor:  # Trainer gathers by row of the batch
             return drafts.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1)
 
-        predictions = (side_by_side(output.quality_logits.float()), torch.stack((of_quality, of_diffusion), dim=1))
+        predictions = (side_by_side(output.quality_logits.float()), torch.stack((of_quality, output.diffusion_per_row), dim=1))
         return None, predictions, side_by_side(targets)
 
     def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:

@@ -95,6 +95,56 @@ def test_chunks_change_nothing():
             assert torch.equal(getattr(parts, name), getattr(whole, name))
 
 
+@pytest.mark.parametrize("vocab", [255, 256, 257, 600, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_vocabularies(vocab, dtype):
+    rows = some_rows(40, vocab, dtype)
+    rows[:, ::7] = rows[:, :1]  # equals, in several blocks of columns
+    rows[::2, vocab - 1] = rows[::2, 3] = rows[::2, 100] = 30.0
+    forbidden = (3, vocab - 2)
+    drawn = draw_rows(rows, forbidden_ids=forbidden, want_entropy=True, want_margin=True)
+    plain = rows.double()
+    plain[:, list(forbidden)] = float("-inf")
+    probabilities = plain.softmax(-1)
+    assert torch.equal(drawn.candidates, plain.argmax(-1))
+    torch.testing.assert_close(drawn.confidence.double(), probabilities.amax(-1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(drawn.entropy.double(), torch.special.entr(probabilities).sum(-1), rtol=1e-5, atol=1e-6)
+    two = probabilities.topk(2).values
+    torch.testing.assert_close(drawn.margin.double(), two[:, 0] - two[:, 1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_row_does_not_depend_on_the_others_nor_on_threads(temperature):
+    rows, uniforms = some_rows(9, 40_000), MIDDLES[::100][:9]
+    settings = {"temperature": temperature, "want_entropy": True, "want_margin": True}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        whole = draw_rows(rows, uniforms=uniforms, **settings)
+        torch.set_num_threads(1)
+        for row in range(9):
+            alone = draw_rows(rows[row : row + 1], uniforms=uniforms[row : row + 1], **settings)
+            for name in ("candidates", "confidence", "entropy", "margin"):
+                assert getattr(alone, name)[0] == getattr(whole, name)[row], name
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_by_number(temperature, dtype):
+    rows, at = some_rows(20, 9, dtype), torch.tensor([3, 17, 3, 0])
+    settings = {"temperature": temperature, "forbidden_ids": (2,), "uniforms": MIDDLES[::250], "want_margin": True}
+    before = rows.clone()
+    some, direct = draw_rows(rows, at=at, chunk_rows=3, **settings), draw_rows(rows[at], **settings)
+    assert torch.equal(some.candidates, direct.candidates)
+    assert torch.equal(some.confidence, direct.confidence)
+    assert torch.equal(
+        token_confidence(rows, some.candidates, at=at, chunk_rows=3), token_confidence(rows[at], some.candidates)
+    )
+    assert torch.equal(rows, before)
+
+
 def test_the_limits_of_temperature():
     rows = some_rows(50, 17)
     cold = draw_rows(rows, temperature=1e-6, uniforms=torch.full((50,), 1 - 2.0**-24))

@@ -1,14 +1,19 @@
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import losses as reference
 
 from prism_plugin.core.labels import drafted_labels
 from prism_plugin.core.losses import (
+    cross_entropy,
     diffusion_loss,
     diffusion_loss_per_row,
     prism_loss,
     quality_loss,
     quality_loss_per_row,
+    share_scale,
 )
 from prism_plugin.errors import ConfigurationError
 
@@ -154,3 +159,64 @@ def test_per_row_losses_average_to_the_loss():
         one = {name: tensor[row : row + 1] for name, tensor in case.items()}
         assert diffusion[row].item() == pytest.approx(loss_of(one).diffusion_loss.item(), rel=1e-5)
         assert quality[row].item() == pytest.approx(loss_of(one).quality_loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("vocab", [7, 300])
+def test_cross_entropy_is_torchs(dtype, atol, overwrite, vocab, monkeypatch):
+    monkeypatch.setattr("prism_plugin.core.categorical._CHUNK_ENTRIES_CPU", 3 * vocab)  # several chunks, the last ragged
+    generator = torch.Generator().manual_seed(vocab)
+    hidden = torch.randn(11, 8, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, 8, generator=generator).to(dtype)
+    targets, scale = torch.randint(vocab, (11,), generator=generator), torch.rand(11, generator=generator)
+    ours = cross_entropy(F.linear(hidden, weight), targets, overwrite_rows=overwrite)
+    theirs = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    (gradient,), (expected,) = (torch.autograd.grad((loss * scale).sum(), hidden) for loss in (ours, theirs))
+    torch.testing.assert_close(gradient, expected, atol=atol * 8, rtol=atol)
+
+
+def test_logits_are_overwritten_only_when_asked_and_only_where_nothing_needs_them():
+    hidden, weight, targets = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4), torch.arange(5)
+    bias = torch.randn(9)
+    for overwrite, make in [
+        (True, lambda: F.linear(hidden.unsqueeze(0), weight).squeeze(0)),
+        (True, lambda: F.linear(hidden, weight, bias)),
+        (True, lambda: F.linear(hidden.unsqueeze(0), weight).squeeze(0) + bias),
+        (False, lambda: torch.tanh(F.linear(hidden, weight))),  # its gradient is made from its output
+        (False, lambda: 3 * torch.tanh(F.linear(hidden, weight) / 3)),
+    ]:
+        for asked in (False, True):
+            rows = make()
+            before = rows.detach().clone()
+            (found,) = torch.autograd.grad(cross_entropy(rows, targets, overwrite_rows=asked).sum(), hidden)
+            (expected,) = torch.autograd.grad(F.cross_entropy(make(), targets, reduction="sum"), hidden)
+            torch.testing.assert_close(found, expected)
+            assert torch.equal(rows, before) != (asked and overwrite)
+
+
+def test_cross_entropy_of_no_rows():
+    rows = torch.zeros(0, 9, requires_grad=True)
+    loss = cross_entropy(rows, torch.zeros(0, dtype=torch.long))
+    loss.sum().backward()
+    assert loss.shape == (0,)
+    assert rows.grad.shape == (0, 9)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_share_of_the_terms_is_unbiased_with_the_variance_that_is_stated(share, count):
+    masked = torch.tensor([True] * count + [False] * 2)
+    terms = torch.rand(count + 2, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    orders = torch.tensor(list(itertools.permutations(range(count)))) / count  # every order of the uniforms, equally likely
+    noise = torch.cat((orders, torch.zeros(len(orders), 2)), dim=1)
+    scale = share_scale(masked.expand(len(orders), -1), share, noise)
+    estimates = (scale * terms).sum(-1)
+    chosen = -(-count * round(100 * share) // 100)
+    assert ((scale > 0).sum(-1) == chosen).all()
+    assert not scale[:, count:].any()
+    assert estimates.mean().item() == pytest.approx(terms[masked].sum().item())
+    spread = terms[masked].var().item() if count > 1 else 0.0
+    stated = count**2 * (1 - chosen / count) * spread / chosen
+    assert estimates.var(correction=0).item() == pytest.approx(stated, rel=1e-5, abs=1e-12)

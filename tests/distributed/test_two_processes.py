@@ -22,7 +22,7 @@ def launch(bench, recipe, output_dir, *options, processes):
 
 
 @pytest.mark.multiprocess
-def test_two_processes_equal_one(bench):
+def test_two_processes_that_accumulate_equal_one(bench):
     recipe = bench.write_recipe(bench.directory, logging_steps=1)
     backbone_config = bench.directory / "backbone" / "config.json"
     settings = json.loads(backbone_config.read_text())  # dropout draws per process, so it cannot be the same on two
@@ -30,8 +30,8 @@ def test_two_processes_equal_one(bench):
     backbone_config.write_text(json.dumps(settings))
     one, one_weights, _ = launch(bench, recipe, bench.directory / "one", "--eval_share", "0.2", processes=1)
     two, two_weights, printed = launch(
-        bench, recipe, bench.directory / "two", "--eval_share", "0.2", "--per_device_train_batch_size", "2", "--json",
-        processes=2,
+        bench, recipe, bench.directory / "two", "--eval_share", "0.2", "--json",
+        "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", processes=2,
     )  # fmt: skip
     assert len(one) == 10
     for first, second in zip(one, two, strict=True):

@@ -117,7 +117,7 @@ def test_a_row_with_nothing_masked_counts_as_zero(lab):
 def test_dropout_is_off_where_drafts_come_from_and_on_where_they_are_judged(lab):
     model, rows = lab.build_model(dropout=0.5).train(), lab.make_rows(8)
     outputs = [run(model, rows, lab, PrismObjective(drafts=MIXTURE, t_min=0.1)) for _ in range(2)]
-    assert torch.equal(outputs[0].rows, outputs[1].rows)
+    assert torch.equal(outputs[0].diffusion_per_row, outputs[1].diffusion_per_row)
     assert torch.equal(outputs[0].labels.targets, outputs[1].labels.targets)
     assert not torch.equal(outputs[0].quality_logits, outputs[1].quality_logits)
 
@@ -125,7 +125,7 @@ def test_dropout_is_off_where_drafts_come_from_and_on_where_they_are_judged(lab)
 def test_without_diffusion_weight_only_the_second_look_has_a_gradient(lab):
     model, rows = lab.build_model(lora=False), lab.make_rows(4)
     output = run(model, rows, lab, PrismObjective(diffusion_weight=0.0, t_min=0.1))
-    assert not output.rows.requires_grad
+    assert not output.losses.diffusion_loss.requires_grad
     assert output.losses.loss.requires_grad
     assert output.losses.diffusion_loss > 0
 
@@ -134,9 +134,14 @@ def test_no_vocabulary_row_is_computed_in_the_second_look(lab):
     model, rows = lab.build_model(), lab.make_rows(4)
     counts = []
     hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: counts.append(out.numel() // 32))
-    output = run(model, rows, lab, PrismObjective(num_drafts=3, t_min=0.5))
+    masks = []
+    looks = model.plain_backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(int((kwargs["input_ids"] == lab.mask).sum())), with_kwargs=True
+    )
+    run(model, rows, lab, PrismObjective(num_drafts=3, t_min=0.5))
     hook.remove()
-    assert counts == [len(output.row_index), 0]
+    looks.remove()
+    assert counts == [masks[0], 0]
 
 
 def test_objectives_are_built_by_name_and_written_down():
@@ -178,6 +183,11 @@ def test_objectives_are_built_by_name_and_written_down():
             "both 0, so nothing would be learnt",
         ),
         ({"name": "prism", "diffusion_weight": "a"}, ConfigurationError, "`diffusion_weight` .* must be 0 or more, found 'a'"),
+        (
+            {"name": "prism", "diffusion_share": 0.0},
+            ConfigurationError,
+            r"`diffusion_share` .* must be a share in \(0, 1\], found 0.0",
+        ),
         ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` of PrismObjective must be a finite number, found 'a'"),
         ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` of PrismObjective must be a finite number, found None"),
         ({"name": "prism", "t_min": 0.0}, ConfigurationError, "0 < t_min <= t_max <= 1, found t_min=0.0"),
@@ -217,3 +227,32 @@ def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
             after = probability(half, mask, second)[ids[second]]
             orders.append(torch.allclose(confidence[[first, second]], torch.stack((before, after)), rtol=1e-4))
         assert any(orders)
+
+
+def test_a_share_of_the_diffusion_term_reads_fewer_rows(lab):
+    model, rows = lab.build_model(), lab.make_rows(8)
+    counts, losses = [], []
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: counts.append(out.numel() // 32))
+    for share, positions in [(1.0, "random"), (0.3, "random"), (0.3, "confidence")]:
+        rule = DraftRule(num_drafted=1, positions=positions)
+        objective = PrismObjective(drafts=(rule,), diffusion_share=share, t_min=0.9)
+        losses.append(run(model, rows, lab, objective).losses)
+    hook.remove()
+    everything, some, confident = counts[::2]
+    assert some < 0.7 * everything
+    assert confident == everything
+    assert losses[1].diffusion_loss.item() == pytest.approx(losses[2].diffusion_loss.item(), rel=1e-5)
+    assert losses[1].diffusion_loss != losses[0].diffusion_loss
+    assert losses[1].quality_loss.item() == pytest.approx(losses[0].quality_loss.item(), rel=1e-5)
+
+
+def test_a_share_is_unbiased_over_epochs(lab):
+    model, batch = lab.build_model(), lab.collate(lab.make_rows(8) * 8)
+    batch["example_id"] = torch.arange(64)
+    totals = dict.fromkeys((1.0, 0.4), 0.0)
+    for epoch in range(20):
+        for share in totals:
+            with torch.no_grad():
+                step = PrismObjective(diffusion_share=share, t_min=0.5).step(model, batch, epoch=epoch, seed=0, unwrapped=model)
+            totals[share] += step.losses.diffusion_loss.item() / 20
+    assert totals[0.4] == pytest.approx(totals[1.0], rel=0.02)

@@ -47,9 +47,9 @@ def test_every_epoch_visits_other_rows_in_another_order_with_fresh_noise(lab, tm
     step = trainer.objective.step
 
     class Listening(PrismObjective):
-        def step(self, model, batch, *, epoch, seed, unwrapped):
+        def step(self, model, batch, *, epoch, **rest):
             seen.append((epoch, batch["example_id"].tolist()))
-            return step(model, batch, epoch=epoch, seed=seed, unwrapped=unwrapped)
+            return step(model, batch, epoch=epoch, **rest)
 
     trainer.objective = Listening()
     trainer.train()

@@ -1,0 +1,67 @@
+"""One look's graph at a time: how the first look goes backward before the second is made, under the engine that trains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
+
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.objectives import Apart
+
+
+def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel) -> Apart | None:
+    """How one look goes backward by itself; None where one backward of all looks has to do.
+
+    Args:
+        trainer: Scales losses by its accumulation steps, as it does the one that `compute_loss` returns.
+        model: As it is trained, maybe wrapped for several processes.
+        prism_model: The model inside.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    if not torch.is_grad_enabled() or args.n_gpu > 1 or accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return None  # DeepSpeed takes a step of its own at every backward, DataParallel gives one loss per device
+    if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        return None  # they update the weights in backward
+
+    def backward(loss: Tensor) -> None:
+        accelerator.backward(loss / trainer.current_gradient_accumulation_steps)
+
+    if not isinstance(model, DistributedDataParallel):
+        return lambda: nullcontext(backward)
+    # DDP waits in the last backward for a gradient of every parameter, and the second look has none for the LM head.
+    final_hidden = prism_model.plain_backbone.get_submodule(prism_model.spec.final_hidden_at)
+    for module in (final_hidden, prism_model.get_output_embeddings()):
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            return None
+
+    @contextmanager
+    def local() -> Iterator[Callable[[Tensor], None]]:
+        with accelerator.no_sync(model):  # the second look's backward sends the sum of both
+            yield backward
+
+    return local
+
+
+def keep_output_dtype(accelerator: Accelerator, prism_model: PrismModel) -> None:
+    """Undo accelerate's conversion of what the model returns to float32, which would copy every row of logits.
+
+    It wraps the model's forward together with autocast, which stays.
+    """
+    if vars(prism_model).pop("_original_forward", None) is None:
+        return
+    forward = type(prism_model).forward
+
+    @wraps(forward)
+    def under_autocast(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            return forward(prism_model, *args, **kwargs)
+
+    prism_model.forward = under_autocast

@@ -1,0 +1,118 @@
+"""The first look goes backward before the second is made: the same gradients, and never two graphs."""
+
+import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
+from transformers.training_args import OptimizerNames
+
+from prism_plugin.core.drafting import DraftRule
+from prism_plugin.training import PrismObjective
+from prism_plugin.training.apart import backward_apart
+
+ROLLED_OUT = PrismObjective(drafts=(DraftRule(num_drafted=4, num_looks=3, positions="confidence"),), num_drafts=2, t_min=0.3)
+
+
+def gradients(model, lab, apart):
+    model.zero_grad()
+    output = ROLLED_OUT.step(model, lab.collate(lab.make_rows(6)), epoch=1, seed=2, unwrapped=model, apart=apart)
+    output.losses.loss.backward()
+    return output, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_two_backwards_give_the_gradient_of_one(lab, lora):
+    model = lab.build_model(lora=lora, train_backbone=not lora)
+    together, expected = gradients(model, lab, None)
+    apart, found = gradients(model, lab, lambda: nullcontext(torch.Tensor.backward))
+    assert apart.losses.loss.item() == pytest.approx(together.losses.loss.item())
+    assert together.losses.diffusion_loss.requires_grad
+    assert not apart.losses.diffusion_loss.requires_grad
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_first_graph_is_gone_when_another_look_begins(lab):
+    model, alive, graphs = lab.build_model(), [], []
+
+    def before_a_look(module, args):
+        alive.append(sum(graph() is not None for graph in graphs))
+
+    def after_a_look(module, args, output):
+        if output.logits is not None and output.logits.requires_grad:
+            graphs.append(weakref.ref(output.logits))
+
+    model.register_forward_pre_hook(before_a_look)
+    model.register_forward_hook(after_a_look)
+    gradients(model, lab, lambda: nullcontext(torch.Tensor.backward))
+    assert len(graphs) == 1
+    assert alive == [0, 0, 0, 0]  # the first look, two that roll the draft out, and the last
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one, in which DDP can be built."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def fake_trainer(engine=DistributedType.NO, optim=OptimizerNames.ADAMW_TORCH, n_gpu=0):
+    accelerator = SimpleNamespace(
+        distributed_type=engine, backward=torch.Tensor.backward, no_sync=lambda model: model.no_sync()
+    )
+    return SimpleNamespace(
+        args=SimpleNamespace(optim=optim, n_gpu=n_gpu), accelerator=accelerator, current_gradient_accumulation_steps=1
+    )
+
+
+def test_engines_that_cannot_get_one_backward(lab):
+    model = lab.build_model()
+    assert backward_apart(fake_trainer(), model, model) is not None
+    assert backward_apart(fake_trainer(DistributedType.DEEPSPEED), model, model) is None
+    assert backward_apart(fake_trainer(n_gpu=2), model, model) is None
+    assert backward_apart(fake_trainer(optim=OptimizerNames.ADALOMO), model, model) is None
+    with torch.no_grad():
+        assert backward_apart(fake_trainer(), model, model) is None
+
+
+def test_ddp_sends_the_sum_of_both_looks(lab, alone):
+    model = lab.build_model()
+    _, expected = gradients(model, lab, None)
+    wrapped, trainer = DistributedDataParallel(model), fake_trainer(DistributedType.MULTI_CPU)
+    for _ in range(2):  # a parameter without gradient would be an error at the second step
+        model.zero_grad()
+        step = {"epoch": 1, "seed": 2, "unwrapped": model, "apart": backward_apart(trainer, wrapped, model)}
+        assert step["apart"] is not None
+        ROLLED_OUT.step(wrapped, lab.collate(lab.make_rows(6)), **step).losses.loss.backward()
+        for name in expected:
+            torch.testing.assert_close(model.get_parameter(name).grad, expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_ddp_with_a_trained_lm_head_goes_backward_once(lab, alone):
+    model = lab.build_model(lora=False, train_backbone=True)
+    wrapped = DistributedDataParallel(model)
+    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, model) is None
+
+
+def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
+    seen = []
+
+    class Listening(PrismObjective):
+        def step(self, model, batch, **rest):
+            def listen(*args, **kwargs):
+                output = model(*args, **kwargs)
+                seen.append(None if output.logits is None else output.logits.dtype)
+                return output
+
+            return super().step(listen, batch, **rest)
+
+    trainer = lab.make_trainer(tmp_path, bf16=True, max_steps=2)
+    trainer.objective = Listening(t_min=0.5)
+    trainer.train()
+    assert seen == [torch.bfloat16, None] * 2
