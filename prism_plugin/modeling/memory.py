@@ -1,0 +1,274 @@
+"""How much memory a training step takes, told without weights: the step is run on tensors that have shapes and no data.
+
+Adding up layer by layer by hand goes wrong wherever a family differs: what autograd keeps depends on which weights are frozen,
+on where a dtype changes, and on the attention kernel. So the model's own forward, the real loss and the real backward run under
+torch's FakeTensorMode, and a dispatch mode counts the bytes of every storage from its birth to its death. On LLaDA-8B this
+takes some seconds and next to no memory.
+"""
+
+import copy
+import weakref
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+# Documented at docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html; there is no public path to it.
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from prism_plugin.core.labels import QualityLabels
+from prism_plugin.core.losses import prism_loss
+from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.model import PrismModel
+
+# bitsandbytes' NF4: half a byte a weight, and one float32 scale for each block of 64.
+_BYTES_PER_FOUR_BIT_WEIGHT = 0.5 + 4 / 64
+_ACTIVATIONS, _LOGITS, _GRADIENTS = "activations", "logits", "gradients"
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What is trained at a time.
+
+    Args:
+        batch_size: Rows on one device, >= 1.
+        length: Tokens of a row, >= 2.
+        masked_share: Share of the positions that are masked, in (0, 1]. The default is the largest step of a run (t = 1), which
+            decides whether a run fits; the mean over steps is about one half.
+        num_drafts: Drafts per noised row: the second look has that many times the rows.
+        diffusion_weight: 0 where the first look needs no gradient, as with a frozen backbone.
+        autocast: dtype of mixed precision (`bf16: true`), or None.
+        four_bit: Hold the backbone's linear layers in NF4, except for the LM head.
+        optimizer_states: Numbers that the optimizer keeps per trained weight; AdamW: 2.
+    """
+
+    batch_size: int
+    length: int
+    masked_share: float = 1.0
+    num_drafts: int = 1
+    diffusion_weight: float = 0.5
+    autocast: torch.dtype | None = None
+    four_bit: bool = False
+    optimizer_states: int = 2
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("batch_size", 1), ("length", 2), ("num_drafts", 1), ("optimizer_states", 0)):
+            require_int(self, name, minimum=minimum)
+        require_number(self, "masked_share", "above 0 and at most 1", low=0.0, high=1.0, open_low=True)
+
+    @property
+    def num_masked(self) -> int:
+        """Positions that are masked in the whole batch."""
+        return max(1, round(self.masked_share * self.batch_size * self.length))
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device. The totals are below the sums of their parts, which are not all alive at one time.
+
+    Not counted: the CUDA context and what an allocator loses to fragments (keep 10 % free), buckets of DDP, masks of padded
+    batches, and other processes' share when weights are sharded.
+
+    Attributes:
+        weights: The backbone: parameters and buffers, each storage once, so tied weights count once.
+        adapter: Parameters that PEFT added.
+        head: The quality head, float32.
+        gradients: One per trained parameter, in its dtype.
+        optimizer: `optimizer_states` numbers per trained parameter, in its dtype.
+        activations: Largest amount of what the forward keeps for the backward and what both hold in passing, without
+            activation checkpointing.
+        activations_checkpointed: The same with it; None where the family has none.
+        logits: Largest amount of rows as wide as the vocabulary: logits of the masked positions, their softmax, its gradient.
+        logits_full: The same without gathering: a row for every position of both looks, as the authors' code makes them.
+        total: Weights, adapter, head and optimizer, which stay; and the largest sum of gradients, activations and logits that
+            is alive at one time of the step (at least all gradients, when the optimizer steps).
+        total_checkpointed: The same with activation checkpointing.
+    """
+
+    weights: int
+    adapter: int
+    head: int
+    gradients: int
+    optimizer: int
+    activations: int
+    activations_checkpointed: int | None
+    logits: int
+    logits_full: int
+    total: int
+    total_checkpointed: int | None
+
+    def in_gb(self) -> dict[str, float | None]:
+        """Every part in units of 10^9 bytes, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: None if value is None else round(value / 1e9, 4) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Peaks:
+    """Largest bytes of a step beyond what stays: of each kind, and of their sum."""
+
+    of_kind: dict[str, int]
+    together: int
+
+
+def estimate_memory(model: PrismModel, shape: StepShape) -> MemoryEstimate:
+    """Estimate the memory of training a model. Its weights are not read, so it may be on the meta device; it is not changed.
+
+    Args:
+        model: A backbone with quality head, and adapter if one is trained.
+        shape: What is trained at a time.
+
+    Raises:
+        ConfigurationError: If the forward depends on values, as the routing of some mixtures of experts does, so that it cannot
+            be run without them.
+    """
+    backbone = model.plain_backbone
+    head = {id(parameter) for parameter in model.quality_head.parameters()}
+    added = _added_by_peft(model)
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}  # tied ones once
+    bytes_of = {key: tensor.numel() * tensor.element_size() for key, tensor in tensors.items()}
+    packed, largest = _four_bit(model) if shape.four_bit else ({}, 0)
+    weights = sum(packed.get(key, size) for key, size in bytes_of.items() if key not in head | added)
+    trained = sum(bytes_of[key] for key, tensor in tensors.items() if tensor.requires_grad)
+    optimizer = shape.optimizer_states * trained
+    staying = weights + sum(bytes_of[key] for key in head | added) + optimizer
+    plain = _peaks(model, shape, checkpointing=False)
+    checkpointed = _peaks(model, shape, checkpointing=True) if model.supports_gradient_checkpointing else None
+    logits = plain.of_kind[_LOGITS]
+    row_size = backbone.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
+    positions = shape.batch_size * shape.length
+    return MemoryEstimate(
+        weights=weights,
+        adapter=sum(bytes_of[key] for key in added),
+        head=sum(bytes_of[key] for key in head),
+        gradients=trained,
+        optimizer=optimizer,
+        activations=plain.of_kind[_ACTIVATIONS] + largest,
+        activations_checkpointed=checkpointed and checkpointed.of_kind[_ACTIVATIONS] + largest,
+        logits=logits,
+        logits_full=round(logits * positions / shape.num_masked) + shape.num_drafts * positions * row_size,
+        total=staying + max(plain.together + largest, trained),
+        total_checkpointed=checkpointed and staying + max(checkpointed.together + largest, trained),
+    )
+
+
+def _added_by_peft(model: PrismModel) -> set[int]:
+    if not isinstance(model.backbone, PeftModel):
+        return set()
+    marks = (model.backbone.base_model.prefix, "modules_to_save.", "trainable_tokens_")
+    return {id(parameter) for name, parameter in model.backbone.named_parameters() if any(mark in name for mark in marks)}
+
+
+def _four_bit(model: PrismModel) -> tuple[dict[int, int], int]:
+    """Bytes of each weight that NF4 packs, by id; and of the largest such matrix unpacked, which is what computing needs."""
+    lm_head = model.get_output_embeddings()
+    linear = [module.weight for module in model.backbone.modules() if isinstance(module, nn.Linear) and module is not lm_head]
+    frozen = {id(weight): weight for weight in linear if not weight.requires_grad}
+    packed = {key: round(weight.numel() * _BYTES_PER_FOUR_BIT_WEIGHT) for key, weight in frozen.items()}
+    return packed, max((weight.numel() * weight.element_size() for weight in frozen.values()), default=0)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive, by kind. What was there before is not counted."""
+
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.kind_of: dict[int, str] = {}
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.together = 0
+        self.before = {self._key(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._note_gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and self._key(tensor) not in self.before | self.kind_of.keys():
+                self._note(tensor)
+        return result
+
+    @staticmethod
+    def _key(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata  # the address of the storage itself, which views share
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = self._key(tensor), storage.nbytes()
+        self.kind_of[key] = _LOGITS if tensor.ndim and tensor.shape[-1] == self.vocab_size else _ACTIVATIONS
+        weakref.finalize(storage, self._forget, key, size).atexit = False
+        self._add(self.kind_of[key], size)
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        key, size = self._key(parameter.grad), parameter.grad.untyped_storage().nbytes()
+        self.live[self.kind_of[key]] -= size
+        self.kind_of[key] = _GRADIENTS
+        self._add(_GRADIENTS, size)
+
+    def _add(self, kind: str, size: int) -> None:
+        self.live[kind] += size
+        self.peak[kind] = max(self.peak[kind], self.live[kind])
+        self.together = max(self.together, self.live.total())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live[self.kind_of.pop(key)] -= size
+
+
+def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peaks:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stand_in = _without_data(model).train()
+        if checkpointing:
+            stand_in.activation_checkpointing_enable()
+        else:
+            stand_in.activation_checkpointing_disable()
+        tracker = _LiveBytes(stand_in, model.config.get_text_config().vocab_size)
+        try:
+            with tracker:
+                _loss(stand_in, shape).backward()
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigurationError(
+                f"The memory of {type(model.plain_backbone).__name__} can only be estimated if its forward runs without data, but "
+                f"that failed ({type(error).__name__}: {first_line}); measure one step on the device instead."
+            ) from error
+    return _Peaks(dict(tracker.peak), tracker.together)
+
+
+def _without_data(model: PrismModel) -> PrismModel:
+    """A copy of a model whose tensors have shapes only, on the CPU, so that autocast and attention choose as they do there."""
+    memo: dict[int, Any] = {id(part): part for part in (model.tokenizer, model._snapshot)}
+    for parameter in model.parameters():
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(model, memo)
+
+
+def _loss(model: PrismModel, shape: StepShape) -> Tensor:
+    """The loss of one micro-batch, in the order of `PrismObjective.step`; what it does not return is gone before the backward.
+
+    The draft is left out: it is made from a few of the first look's rows before the second look, below the largest moment.
+    """
+    tokens = torch.zeros(shape.batch_size, shape.length, dtype=torch.int64)
+    row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
+    drafts = tokens.repeat(shape.num_drafts, 1)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
+        with nullcontext() if shape.diffusion_weight else torch.no_grad():
+            rows = model(tokens, logits_at=row_index, with_quality=False).logits
+        labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=everywhere.repeat(shape.num_drafts, 1))
+        losses = prism_loss(
+            model(drafts).quality_logits, labels, rows, row_index, tokens, everywhere, torch.ones(shape.batch_size),
+            diffusion_weight=shape.diffusion_weight,
+        )  # fmt: skip
+    return losses.loss
