@@ -2,11 +2,11 @@
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pairwise_mask
-from prism_plugin.backbones.loading import load_backbone, load_tokenizer
-from prism_plugin.backbones.probe import Check, check_backbone, max_row_length, require_ok
+from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
+from prism_plugin.backbones.loading import build_backbone, load_backbone, load_tokenizer
+from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
-    get_backbone_spec,
     get_spec_by_model_type,
     hidden_size_of,
     input_embeddings_of,
@@ -21,11 +21,15 @@ for _spec in BUILTIN_SPECS:
 __all__ = [
     "BackboneSpec",
     "Check",
+    "build_backbone",
     "call_arguments",
     "check_backbone",
+    "describe",
+    "evaluation_mode",
     "get_backbone_spec",
     "get_spec_by_model_type",
     "hidden_size_of",
+    "infer_spec",
     "input_embeddings_of",
     "lm_head_of",
     "load_backbone",

@@ -1,6 +1,7 @@
 """The only `from_pretrained` of a backbone and of its tokenizer."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from prism_plugin.backbones.compat import finish_loading, nothing_initialised, patch_model_class, transformers_4_names
 from prism_plugin.backbones.quantization import quantization_config
-from prism_plugin.backbones.spec import BackboneSpec, get_spec_by_model_type
+from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
@@ -47,26 +49,54 @@ def load_backbone(
         BackboneError: If there is no such model, it cannot be read, lacks weights, brings code that it was not allowed to run,
             or its model type has no registered spec.
     """
-    where = _checked_location(name_or_path)
-    stated = _read_config(where, revision)
+    where, options = _checked_location(name_or_path), {"revision": revision, "trust_remote_code": trust_remote_code}
+    tensors: dict[str, Any] = {"dtype": dtype or "auto"}
+    if quantization is not None:
+        tensors = {"dtype": dtype or torch.bfloat16, "quantization_config": quantization_config(quantization, dtype)}
+    return _make(where, options, functools.partial(_load_weights, tensors=tensors))
+
+
+def build_backbone(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | str | None = None,
+) -> PreTrainedModel:
+    """Build a backbone without its weights, on the meta device: for counting, not for calling. Reads the config alone.
+
+    Args:
+        name_or_path: A folder with a config.json, or the id of a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        trust_remote_code: Allow the repository's own Python code to run.
+        dtype: dtype of the weights; None takes the one that the config names.
+
+    Raises:
+        BackboneError: As `load_backbone`, weights apart.
+    """
+    where, options = _checked_location(name_or_path), {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _make(where, options, functools.partial(_without_weights, dtype=dtype))
+
+
+def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Find out what a repository holds, and let `make` make the model, with the code that is to be used."""
+    stated = _read_config(where, options["revision"])
     model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
-    spec = get_spec_by_model_type(model_type, stated.get("architectures"))
+    spec = find_spec(model_type, stated.get("architectures"))
     has_own_code = model_type in CONFIG_MAPPING
-    runs_remote_code = bool(auto_map) and not (has_own_code and (spec.prefers_own_code or not trust_remote_code))
-    if runs_remote_code and not trust_remote_code:
+    prefers_own_code = (spec is not None and spec.prefers_own_code) or not options["trust_remote_code"]
+    runs_remote_code = bool(auto_map) and not (has_own_code and prefers_own_code)
+    if runs_remote_code and not options["trust_remote_code"]:
         raise BackboneError(
             f"{where!r} is a {model_type!r} model that brings its own Python code, which runs only with your consent; read "
             "that code, then pass `trust_remote_code=True`."
         )
-    options = {"revision": revision, "trust_remote_code": runs_remote_code}
-    tensors: dict[str, Any] = {"dtype": dtype or "auto"}
-    if quantization is not None:
-        tensors = {"dtype": dtype or torch.bfloat16, "quantization_config": quantization_config(quantization, dtype)}
+    options = {**options, "trust_remote_code": runs_remote_code}
+    auto_class = _auto_class(where, stated, spec, runs_remote_code)
     try:
         if not runs_remote_code:
-            config = AutoConfig.from_pretrained(where, **options)
-            return _load_weights(where, spec.auto_class, config, options | tensors)
-        return _load_with_remote_code(where, spec, auto_map, options, tensors)
+            return make(where, auto_class, AutoConfig.from_pretrained(where, **options), options)
+        return _with_remote_code(where, auto_class, options, make)
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
@@ -77,27 +107,51 @@ def load_backbone(
         ) from error
 
 
-def _load_with_remote_code(
-    where: str, spec: BackboneSpec, auto_map: Mapping[str, str], options: dict[str, Any], tensors: dict[str, Any]
+def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None, runs_remote_code: bool) -> str:
+    """The auto class that loads the model with its LM head: by the spec, by the repository's code, or by the class it names."""
+    auto_map, model_type = stated.get("auto_map") or {}, stated.get("model_type", "")
+    preferred = () if spec is None else (spec.auto_class,)
+    if runs_remote_code:
+        found = next((name for name in (*preferred, *_AUTO_CLASSES) if name in auto_map), None)
+        if found is None:
+            raise BackboneError(
+                f"The config of {where!r} must say in `auto_map` which class {(*preferred, *_AUTO_CLASSES)[0]} is, found "
+                f"{sorted(auto_map)}."
+            )
+        return found
+    if spec is not None:
+        return spec.auto_class
+    named = set(stated.get("architectures") or ())
+    tables = {
+        "AutoModelForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    known = {name: table[model_type] for name, table in tables.items() if model_type in table}
+    # Models that are in both tables, as BERT is, say which class they were saved from.
+    found = next((name for name, one in known.items() if one in named), next(iter(known), None))
+    if found is None:
+        get_spec_by_model_type(model_type)  # raises, with what is known
+    return found
+
+
+def _with_remote_code(
+    where: str, auto_class: str, options: dict[str, Any], make: Callable[..., PreTrainedModel]
 ) -> PreTrainedModel:
-    auto_class = next((name for name in (spec.auto_class, *_AUTO_CLASSES) if name in auto_map), None)
-    if auto_class is None:
-        raise BackboneError(
-            f"The config of {where!r} must say in `auto_map` which class {spec.auto_class} is, found {sorted(auto_map)}."
-        )
     with transformers_4_names():
         config = AutoConfig.from_pretrained(where, **options)
         model_class = get_class_from_dynamic_module(config.auto_map[auto_class], where, revision=options["revision"])
         patch_model_class(model_class)
         with nothing_initialised(model_class):
-            backbone = _load_weights(where, auto_class, config, options | tensors)
+            backbone = make(where, auto_class, config, options)
     finish_loading(backbone)
     return backbone
 
 
-def _load_weights(where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+def _load_weights(
+    where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any], *, tensors: dict[str, Any]
+) -> PreTrainedModel:
     backbone, info = getattr(transformers, auto_class).from_pretrained(
-        where, config=config, output_loading_info=True, **options
+        where, config=config, output_loading_info=True, **options, **tensors
     )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers
@@ -106,6 +160,19 @@ def _load_weights(where: str, auto_class: str, config: PreTrainedConfig, options
             f"`{missing[0]}` first; take a checkpoint that was saved with its LM head."
         )
     return backbone
+
+
+def _without_weights(
+    where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any], *, dtype: torch.dtype | str | None
+) -> PreTrainedModel:
+    asked = dtype or getattr(config, "dtype", None) or torch.float32
+    dtype = asked if isinstance(asked, torch.dtype) else getattr(torch, asked)
+    with torch.device("meta"):
+        backbone = getattr(transformers, auto_class).from_config(
+            config, trust_remote_code=options["trust_remote_code"], dtype=dtype
+        )
+    # Code of a repository may name a device, and leave parts in float32, as it would when loading.
+    return backbone.to(device="meta", dtype=dtype).eval()
 
 
 def _read_config(where: str, revision: str | None) -> dict[str, Any]:

@@ -4,11 +4,14 @@ Nothing here calls the model. `prism_plugin.modeling.probing` makes the forward 
 sampling; the functions below judge the tensors that came back.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
 from prism_plugin.errors import BackboneError
@@ -126,6 +129,33 @@ def why_not_run(backbone: PreTrainedModel) -> str | None:
         if any(hasattr(tensor, mark) for mark in ("device_mesh", "_is_flat_param", "ds_id")):
             return "weights are sharded over processes"
     return None
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and give each its own mode back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def plain_tokens(config: PreTrainedConfig, other_than: Iterable[int]) -> list[int]:
+    """Up to 16 tokens without a special meaning. Vocabularies are ordered by frequency, so these are common, some way apart.
+
+    Args:
+        config: The backbone's config.
+        other_than: Tokens to leave out beside padding and the ends of a text.
+    """
+    vocab_size, special = config.get_text_config().vocab_size, set(other_than)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        value = getattr(config, name, None)
+        special |= set(value) if isinstance(value, list | tuple) else {value}
+    candidates = range(vocab_size // 40, vocab_size, max(1, vocab_size // 400))
+    return list(islice((token for token in candidates if token not in special), 16))
 
 
 def judge_finite(name: str, hidden_states: Tensor) -> Check:

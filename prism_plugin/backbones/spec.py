@@ -173,21 +173,6 @@ def get_spec_by_model_type(model_type: str, architectures: Iterable[str] | None 
     return spec
 
 
-def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
-    """Return the spec that fits a live model, by its class name, then by its `config.model_type`.
-
-    Raises:
-        BackboneError: If the object has no `config.model_type`, or no spec is registered for it.
-    """
-    model_type = getattr(getattr(backbone, "config", None), "model_type", None)
-    if not isinstance(backbone, nn.Module) or not model_type:
-        raise BackboneError(
-            "A backbone must be a transformers model with `config.model_type`, "
-            f"got {type(backbone).__name__}; load one with `load_backbone(...)`."
-        )
-    return get_spec_by_model_type(model_type, [type(backbone).__name__])
-
-
 def resolve_mask_token_id(
     argument: int | None,
     config: PreTrainedConfig,

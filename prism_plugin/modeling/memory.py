@@ -7,10 +7,12 @@ takes some seconds and next to no memory.
 """
 
 import copy
+import logging
 import weakref
 from collections import Counter
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,15 +23,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import PreTrainedConfig
 
 from prism_plugin.core.labels import QualityLabels
 from prism_plugin.core.losses import prism_loss
 from prism_plugin.core.validation import require_int, require_number
-from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.model import PrismModel
 
-# bitsandbytes' NF4: half a byte a weight, and one float32 scale for each block of 64.
-_BYTES_PER_FOUR_BIT_WEIGHT = 0.5 + 4 / 64
+# bitsandbytes' NF4, as `load_backbone(quantization="nf4")` asks for it: half a byte a weight; for each block of 64 a scale of one
+# byte; for 256 of those a float32.
+_BYTES_PER_FOUR_BIT_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 _ACTIVATIONS, _LOGITS, _GRADIENTS = "activations", "logits", "gradients"
 
 
@@ -90,6 +93,8 @@ class MemoryEstimate:
         total: Weights, adapter, head and optimizer, which stay; and the largest sum of gradients, activations and logits that
             is alive at one time of the step (at least all gradients, when the optimizer steps).
         total_checkpointed: The same with activation checkpointing.
+        not_estimated: Why activations, logits and totals are None: the forward asks for values, as some routers of experts
+            do. Empty where they are there.
     """
 
     weights: int
@@ -97,16 +102,17 @@ class MemoryEstimate:
     head: int
     gradients: int
     optimizer: int
-    activations: int
-    activations_checkpointed: int | None
-    logits: int
-    logits_full: int
-    total: int
-    total_checkpointed: int | None
+    activations: int | None = None
+    activations_checkpointed: int | None = None
+    logits: int | None = None
+    logits_full: int | None = None
+    total: int | None = None
+    total_checkpointed: int | None = None
+    not_estimated: str = ""
 
     def in_gb(self) -> dict[str, float | None]:
         """Every part in units of 10^9 bytes, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "not_estimated"}
         return {name: None if value is None else round(value / 1e9, 4) for name, value in values.items()}
 
 
@@ -124,12 +130,7 @@ def estimate_memory(model: PrismModel, shape: StepShape) -> MemoryEstimate:
     Args:
         model: A backbone with quality head, and adapter if one is trained.
         shape: What is trained at a time.
-
-    Raises:
-        ConfigurationError: If the forward depends on values, as the routing of some mixtures of experts does, so that it cannot
-            be run without them.
     """
-    backbone = model.plain_backbone
     head = {id(parameter) for parameter in model.quality_head.parameters()}
     added = _added_by_peft(model)
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}  # tied ones once
@@ -137,25 +138,42 @@ def estimate_memory(model: PrismModel, shape: StepShape) -> MemoryEstimate:
     packed, largest = _four_bit(model) if shape.four_bit else ({}, 0)
     weights = sum(packed.get(key, size) for key, size in bytes_of.items() if key not in head | added)
     trained = sum(bytes_of[key] for key, tensor in tensors.items() if tensor.requires_grad)
-    optimizer = shape.optimizer_states * trained
-    staying = weights + sum(bytes_of[key] for key in head | added) + optimizer
-    plain = _peaks(model, shape, checkpointing=False)
-    checkpointed = _peaks(model, shape, checkpointing=True) if model.supports_gradient_checkpointing else None
-    logits = plain.of_kind[_LOGITS]
-    row_size = backbone.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
-    positions = shape.batch_size * shape.length
-    return MemoryEstimate(
+    staying = MemoryEstimate(
         weights=weights,
         adapter=sum(bytes_of[key] for key in added),
         head=sum(bytes_of[key] for key in head),
         gradients=trained,
-        optimizer=optimizer,
-        activations=plain.of_kind[_ACTIVATIONS] + largest,
-        activations_checkpointed=checkpointed and checkpointed.of_kind[_ACTIVATIONS] + largest,
+        optimizer=shape.optimizer_states * trained,
+    )
+    try:
+        plain = _peaks(model, shape, checkpointing=False)
+        checkpointed = _peaks(model, shape, checkpointing=True) if model.supports_gradient_checkpointing else None
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # what fake tensors answer where values are asked for
+        first_line = next(iter(str(error).strip().splitlines()), "no message")
+        return replace(staying, not_estimated=f"the forward does not run without data ({type(error).__name__}: {first_line})")
+    return _with_step(staying, plain, checkpointed, largest, model, shape)
+
+
+def _with_step(
+    staying: MemoryEstimate,
+    plain: _Peaks,
+    checkpointed: _Peaks | None,
+    unpacked: int,
+    model: PrismModel,
+    shape: StepShape,
+) -> MemoryEstimate:
+    base = staying.weights + staying.adapter + staying.head + staying.optimizer
+    row_size = model.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
+    positions = shape.batch_size * shape.length
+    logits = plain.of_kind[_LOGITS]
+    return replace(
+        staying,
+        activations=plain.of_kind[_ACTIVATIONS] + unpacked,
+        activations_checkpointed=checkpointed and checkpointed.of_kind[_ACTIVATIONS] + unpacked,
         logits=logits,
         logits_full=round(logits * positions / shape.num_masked) + shape.num_drafts * positions * row_size,
-        total=staying + max(plain.together + largest, trained),
-        total_checkpointed=checkpointed and staying + max(checkpointed.together + largest, trained),
+        total=base + max(plain.together + unpacked, staying.gradients),
+        total_checkpointed=checkpointed and base + max(checkpointed.together + unpacked, staying.gradients),
     )
 
 
@@ -176,11 +194,16 @@ def _four_bit(model: PrismModel) -> tuple[dict[int, int], int]:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, by kind. What was there before is not counted."""
+    """Counts the bytes of the storages that are alive, by kind. What was there before is not counted.
 
-    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+    Tokens are taken to be spread evenly over experts, so that routing, which asks for values, has an answer.
+    """
+
+    def __init__(self, model: nn.Module, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.vocab_size = config.vocab_size
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        self.num_experts = next((getattr(config, name) for name in names if hasattr(config, name)), None)
         self.kind_of: dict[int, str] = {}
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
@@ -191,9 +214,15 @@ class _LiveBytes(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        if self.num_experts and func is torch.ops.aten.nonzero.default:
+            result = args[0].new_empty((args[0].numel() // self.num_experts, args[0].ndim), dtype=torch.int64)
+        elif self.num_experts and func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+            mask = args[1][0]
+            result = args[0].new_empty((mask.numel() // self.num_experts, *args[0].shape[mask.ndim :]))
+        else:
+            result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor) and self._key(tensor) not in self.before | self.kind_of.keys():
+            if isinstance(tensor, Tensor):
                 self._note(tensor)
         return result
 
@@ -202,8 +231,10 @@ class _LiveBytes(TorchDispatchMode):
         return tensor.untyped_storage()._cdata  # the address of the storage itself, which views share
 
     def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = self._key(tensor), storage.nbytes()
+        storage, key = tensor.untyped_storage(), self._key(tensor)
+        if key in self.kind_of or key in self.before:
+            return
+        size = storage.nbytes()
         self.kind_of[key] = _LOGITS if tensor.ndim and tensor.shape[-1] == self.vocab_size else _ACTIVATIONS
         weakref.finalize(storage, self._forget, key, size).atexit = False
         self._add(self.kind_of[key], size)
@@ -224,23 +255,27 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peaks:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _no_reports(), FakeTensorMode(allow_non_fake_inputs=True):
         stand_in = _without_data(model).train()
         if checkpointing:
             stand_in.activation_checkpointing_enable()
         else:
             stand_in.activation_checkpointing_disable()
-        tracker = _LiveBytes(stand_in, model.config.get_text_config().vocab_size)
-        try:
-            with tracker:
-                _loss(stand_in, shape).backward()
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigurationError(
-                f"The memory of {type(model.plain_backbone).__name__} can only be estimated if its forward runs without data, but "
-                f"that failed ({type(error).__name__}: {first_line}); measure one step on the device instead."
-            ) from error
+        tracker = _LiveBytes(stand_in, model.config.get_text_config())
+        with tracker:
+            _loss(stand_in, shape).backward()
     return _Peaks(dict(tracker.peak), tracker.together)
+
+
+@contextmanager
+def _no_reports() -> Iterator[None]:
+    """Fake tensors log a traceback where they fail; the estimate says it in its own words."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _without_data(model: PrismModel) -> PrismModel:

@@ -16,6 +16,7 @@ from prism_plugin.backbones import (
     BackboneSpec,
     call_arguments,
     check_backbone,
+    evaluation_mode,
     get_backbone_spec,
     hidden_size_of,
     lm_head_of,
@@ -29,7 +30,7 @@ from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, inst
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, push_to_hub, read_stored, save_model
-from prism_plugin.modeling.probing import evaluation_mode, probe_model
+from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
+from prism_plugin.backbones import BackboneSpec, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -19,6 +18,7 @@ from prism_plugin.backbones.probe import (
     judge_gathering,
     judge_padding,
     not_run,
+    plain_tokens,
     why_not_run,
 )
 from prism_plugin.backbones.rotary import check_rotary_tables
@@ -42,18 +42,6 @@ class Probed(Protocol):
     plain_backbone: PreTrainedModel
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object: ...
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and give each its own mode back at the end."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def probe_model(model: Probed) -> list[Check]:
@@ -83,8 +71,9 @@ def probe_model(model: Probed) -> list[Check]:
 
 
 def _look(model: Probed, device: torch.device) -> list[Check]:
-    config, name = model.plain_backbone.config, type(model.plain_backbone).__name__
-    length, plain = _canvas_length(config), _plain_tokens(config, model.mask_token_id)
+    name = type(model.plain_backbone).__name__
+    length = min(_LENGTH, max_row_length(model.plain_backbone) or _LENGTH)
+    plain = plain_tokens(model.plain_backbone.config, (model.mask_token_id,))[:_LENGTH]
     if length < _SHORTEST or len(plain) < 2:
         reason = f"probing needs {_SHORTEST} positions and 2 plain tokens, and the model has {length} and {len(plain)}"
         return [not_run(check, reason) for check in FORWARD_CHECKS]
@@ -164,24 +153,6 @@ def _pattern(tokens: Tensor, period: int, position: int, mask_token_id: int) -> 
     row = tokens[torch.arange(len(tokens), device=tokens.device) % period]
     row[position] = mask_token_id
     return row
-
-
-def _canvas_length(config: PreTrainedConfig) -> int:
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_sequence_length")]
-    # RoBERTa and its kin count positions from the padding id + 1, so two of theirs are never used.
-    return min([_LENGTH, *(limit - 2 for limit in limits if isinstance(limit, int) and limit > 0)])
-
-
-def _plain_tokens(config: PreTrainedConfig, mask_token_id: int) -> list[int]:
-    """Tokens without a special meaning. Vocabularies are ordered by frequency, so these are common, and some way apart."""
-    vocab_size = config.get_text_config().vocab_size
-    special = {mask_token_id}
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        value = getattr(config, name, None)
-        special |= set(value) if isinstance(value, list | tuple) else {value}
-    start, step = vocab_size // 40, max(1, vocab_size // 400)
-    candidates = (token for token in range(start, vocab_size, step) if token not in special)
-    return list(islice(candidates, _LENGTH))
 
 
 def _head_dtype(model: Probed) -> Check:

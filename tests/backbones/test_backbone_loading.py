@@ -62,8 +62,8 @@ def test_a_checkpoint_without_lm_head(tmp_path):
 
 
 def test_a_model_type_without_spec(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(BackboneError, match="No BackboneSpec is registered for model type 'gpt2'"):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(BackboneError, match="No BackboneSpec is registered for model type 'vit'"):
         load_backbone(tmp_path)
 
 

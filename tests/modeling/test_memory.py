@@ -1,0 +1,192 @@
+"""The estimate adds up what is there, leaves the model alone, and agrees with what a process really takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from benchmarks.memory import ALLOCATOR, BERT, SHAPES
+from prism_plugin.backbones import BackboneSpec, register_backbone
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling.memory import StepShape, estimate_memory
+from prism_plugin.testing import tiny_backbone
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = StepShape(4, 32)
+SMALL = {"config": {**BERT, "hidden_size": 128, "intermediate_size": 512}, "lora": 8, "batch_size": 8, "length": 64}
+
+
+def attached(family="llama", *, device="meta", lora=4, **sizes):
+    backbone = tiny_backbone(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **sizes).to(device)
+    settings = PrismConfig(mask_token_id=31, train_backbone=lora == "all")
+    return attach_quality_head(backbone, settings, lora=LoraConfig(r=lora) if isinstance(lora, int) else None)
+
+
+def bytes_of(parameters):
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+@pytest.mark.parametrize("lora", [4, None, "all"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_what_stays_is_counted_tensor_by_tensor(family, lora):
+    model = attached(family, lora=lora)
+    estimate = estimate_memory(model, SHAPE)
+    trained = bytes_of(p for p in model.parameters() if p.requires_grad)
+    adapter = bytes_of(p for name, p in model.named_parameters() if "lora_" in name)
+    assert estimate.head == bytes_of(model.quality_head.parameters())
+    assert (estimate.adapter > 0) == (lora == 4)
+    assert estimate.adapter == adapter
+    assert estimate.weights == bytes_of((*model.parameters(), *model.buffers())) - estimate.head - adapter
+    assert (estimate.gradients, estimate.optimizer) == (trained, 2 * trained)
+    staying = estimate.weights + estimate.adapter + estimate.head + estimate.optimizer
+    assert staying + trained < estimate.total <= staying + trained + estimate.activations + estimate.logits
+    assert estimate.not_estimated == ""
+
+
+def test_every_number_grows_where_it_must():
+    model = attached(vocab_size=512)
+    base = estimate_memory(model, SHAPE)
+    larger = estimate_memory(model, StepShape(8, 32))
+    half = estimate_memory(model, StepShape(4, 32, masked_share=0.5))
+    drafts = estimate_memory(model, StepShape(4, 32, num_drafts=3))
+    assert larger.activations == pytest.approx(2 * base.activations, rel=0.02)
+    assert larger.logits == pytest.approx(2 * base.logits, rel=0.01)
+    assert half.logits == pytest.approx(base.logits / 2, rel=0.01)
+    assert half.logits_full == pytest.approx(base.logits_full, rel=0.01)
+    assert base.logits == pytest.approx(3 * 4 * 32 * 512 * 4, rel=0.01), "log-softmax, its gradient, that of the rows"
+    assert base.logits_full == base.logits + 4 * 32 * 512 * 4
+    assert drafts.activations > 1.5 * base.activations
+    assert base.activations_checkpointed < 0.8 * base.activations
+    assert base.total_checkpointed < base.total
+    assert estimate_memory(model, StepShape(4, 32, optimizer_states=0)).total == base.total - base.optimizer
+
+
+def test_a_first_look_without_gradient_keeps_nothing():
+    model = attached(lora=None)
+    with_gradient = estimate_memory(attached(), SHAPE)
+    assert estimate_memory(model, StepShape(4, 32, diffusion_weight=0)).activations < 0.5 * with_gradient.activations
+
+
+def test_mixed_precision_and_half_weights():
+    single, half = attached(vocab_size=512), attached(vocab_size=512)
+    half.backbone.to(torch.bfloat16)
+    of_half = estimate_memory(half, StepShape(4, 32, autocast=torch.bfloat16))
+    of_single = estimate_memory(single, SHAPE)
+    assert of_half.weights == pytest.approx(of_single.weights / 2, rel=0.02)
+    assert of_half.activations < 0.8 * of_single.activations
+
+
+def test_four_bit_packs_linear_layers_but_not_the_lm_head():
+    model = attached()
+    plain, packed = estimate_memory(model, SHAPE), estimate_memory(model, StepShape(4, 32, four_bit=True))
+    linear = [
+        module.weight for name, module in model.backbone.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name and not name.endswith("lm_head")
+    ]  # fmt: skip
+    numbers = sum(weight.numel() for weight in linear)
+    assert plain.weights - packed.weights == pytest.approx(numbers * (4 - 0.5 - 1 / 64 - 4 / 64 / 256))
+    assert packed.activations - plain.activations == 4 * max(weight.numel() for weight in linear), "one layer is unpacked"
+    assert packed.adapter == plain.adapter
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_model_is_not_touched(device):
+    model = attached(device=device)
+    before = {name: (id(p), p.device, p.requires_grad, type(p)) for name, p in model.named_parameters()}
+    modes = [module.training for module in model.modules()]
+    estimate_memory(model, SHAPE)
+    assert {name: (id(p), p.device, p.requires_grad, type(p)) for name, p in model.named_parameters()} == before
+    assert [module.training for module in model.modules()] == modes
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+    if device == "cpu":
+        assert model(torch.tensor([[3, 4, 31]])).quality_logits.shape == (1, 3)
+
+
+def test_weights_and_no_weights_give_the_same():
+    assert estimate_memory(attached(device="cpu"), SHAPE) == estimate_memory(attached(), SHAPE)
+
+
+@pytest.fixture
+def experts(monkeypatch):
+    """A mixture of experts, with one of transformers' three ways to compute it."""
+
+    def build(implementation):
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "head_dim": 8, "vocab_size": 32}
+        config = Qwen3MoeConfig(
+            **sizes, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2,
+            is_causal=False,
+        )  # fmt: skip
+        backbone = Qwen3MoeForCausalLM(config).eval()
+        backbone.set_experts_implementation(implementation)
+        return attach_quality_head(backbone, PrismConfig(mask_token_id=31))
+
+    monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
+    register_backbone(BackboneSpec("qwen3_moe", "lm_head", ("q_proj",), settings_while_attached=(("config.use_cache", False),)))
+    return build
+
+
+def test_experts_that_need_no_values(experts):
+    assert estimate_memory(experts("batched_mm"), SHAPE).total > 0
+
+
+def test_a_forward_that_asks_for_values_is_said_to(experts, caplog):
+    estimate = estimate_memory(experts("eager"), SHAPE)
+    assert estimate.weights > 0
+    assert estimate.total is estimate.activations is estimate.logits_full is None
+    assert "the forward does not run without data" in estimate.not_estimated
+    assert estimate.in_gb()["total"] is None
+    assert not caplog.records
+
+
+def test_gigabytes_are_named_and_rounded():
+    estimate = estimate_memory(attached(), SHAPE)
+    in_gb = estimate.in_gb()
+    assert list(in_gb) == [name for name in vars(estimate) if name != "not_estimated"]
+    assert in_gb["total"] == round(estimate.total / 1e9, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` of StepShape must be .*at least 1.*0"),
+        ({"length": 1}, "`length` of StepShape must be .*at least 2.*1"),
+        ({"masked_share": 0.0}, "`masked_share` .*above 0 and at most 1.*0.0"),
+        ({"num_drafts": 0}, "`num_drafts` of StepShape must be .*at least 1.*0"),
+        ({"optimizer_states": -1}, "`optimizer_states` of StepShape must be .*at least 0.*-1"),
+    ],
+)
+def test_shapes_that_cannot_be(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        StepShape(**{"batch_size": 2, "length": 8, **settings})
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process from Linux")
+
+
+def ratio(settings):
+    command = [sys.executable, "-m", "benchmarks.memory", "--shape", json.dumps(settings)]
+    environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["estimate"] / found["measured"]
+
+
+@needs_proc
+def test_the_estimate_is_what_a_process_takes():
+    assert ratio(SMALL) == pytest.approx(1, abs=0.15)
+
+
+@needs_proc
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_estimate_of_every_shape_is_what_a_process_takes(name):
+    assert ratio(SHAPES[name]) == pytest.approx(1, abs=0.15)
