@@ -30,8 +30,8 @@ from prism_plugin.core.losses import prism_loss
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.modeling.model import PrismModel
 
-# bitsandbytes' NF4, as `load_backbone(quantization="nf4")` asks for it: half a byte a weight; for each block of 64 a scale of one
-# byte; for 256 of those a float32.
+# bitsandbytes' NF4, as `load_backbone(quantization="nf4")` asks for it: half a byte a weight; for each block of 64 a scale of
+# one byte; for 256 of those a float32.
 _BYTES_PER_FOUR_BIT_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 _ACTIVATIONS, _LOGITS, _GRADIENTS = "activations", "logits", "gradients"
 

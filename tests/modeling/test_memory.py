@@ -92,7 +92,7 @@ def test_four_bit_packs_linear_layers_but_not_the_lm_head():
         if isinstance(module, nn.Linear) and "lora_" not in name and not name.endswith("lm_head")
     ]  # fmt: skip
     numbers = sum(weight.numel() for weight in linear)
-    assert plain.weights - packed.weights == pytest.approx(numbers * (4 - 0.5 - 1 / 64 - 4 / 64 / 256))
+    assert plain.weights - packed.weights == pytest.approx(numbers * (4 - 0.5 - 1 / 64 - 4 / 64 / 256), abs=len(linear))
     assert packed.activations - plain.activations == 4 * max(weight.numel() for weight in linear), "one layer is unpacked"
     assert packed.adapter == plain.adapter
 
