@@ -39,11 +39,13 @@ def wheel(source, tmp_path_factory):
         yield archive
 
 
-def test_every_module_is_in_the_wheel(wheel, source):
+def test_every_module_and_template_is_in_the_wheel(wheel, source):
     modules = {str(path.relative_to(source)) for path in (source / "prism_plugin").rglob("*.py")}
     assert len(modules) > 50
     packed = {name for name in wheel.namelist() if name.startswith("prism_plugin/")}
-    assert packed == modules | {"prism_plugin/py.typed"}
+    templates = {str(path.relative_to(source)) for path in (source / "prism_plugin" / "report" / "templates").iterdir()}
+    assert "prism_plugin/report/templates/trace.html.j2" in templates
+    assert packed == modules | templates | {"prism_plugin/py.typed"}
 
 
 def test_the_sudoku_folder_is_in_the_wheel(wheel, source):

@@ -3,15 +3,15 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
+from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.sampling import RemaskingSampler, SamplerOutput
-from prism_plugin.sampling.prompts import read_text
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling.prompts import lay_prompts, read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,23 +25,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampler_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the sampler's draws (default: %(default)s)")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
+    add_show_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with the figures of each text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Sample and print. Returns the exit code."""
     texts, settings = _texts(args), chosen_settings(args)
+    check_show_options(args)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:
         raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")
+    input_ids, attention_mask, starts = _lay(args, sampler, texts)
+    show = Show(args, sampler, texts, input_ids, attention_mask)
     generators = [torch.Generator().manual_seed(args.seed * 1_000_003 + row) for row in range(len(texts))]
-    if args.max_new_tokens is not None:
-        answers = sampler.generate(texts, max_new_tokens=args.max_new_tokens, generator=generators)
-        rows: list[dict[str, Any]] = [{"text": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)]
-    else:
-        rows = _infill(sampler, texts, generators)
-    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(row["answer"] for row in rows))
+    with show.watching() as on_step:
+        output = sampler.infill(
+            input_ids, attention_mask, generator=generators, on_step=on_step, return_trace=args.report is not None
+        )
+    new = output.sequences.tolist()
+    if starts is not None:
+        new = [row[start : start + args.max_new_tokens] for row, start in zip(new, starts, strict=True)]
+    answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    figures = zip(texts, answers, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
+    rows = [
+        {"text": text, "answer": answer, "num_forward_passes": passes, "num_remasked": remasked}
+        for text, answer, passes, remasked in figures
+    ]
+    show.report(output)
+    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(answers))
     return 0
 
 
@@ -60,15 +73,21 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _infill(sampler: RemaskingSampler, texts: list[str], generators: list[torch.Generator]) -> list[dict[str, Any]]:
+def _lay(
+    args: argparse.Namespace, sampler: RemaskingSampler, texts: list[str]
+) -> tuple[torch.Tensor, torch.Tensor, list[int] | None]:
+    """Token ids with masks to fill, their attention mask, and where new tokens start; None where masks were in the texts."""
     tokenizer = sampler.model.tokenizer
+    if args.max_new_tokens is not None:
+        laid = lay_prompts(
+            tokenizer,
+            texts,
+            max_new_tokens=args.max_new_tokens,
+            mask_token_id=sampler.model.mask_token_id,
+            pad_token_id=sampler.fill_id,
+        )
+        return laid.input_ids, laid.attention_mask, laid.starts
     for text in texts:
         read_text(tokenizer, text)  # one by one, so that the error names the text
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
-    output: SamplerOutput = sampler.infill(encoded["input_ids"], encoded["attention_mask"], generator=generators)
-    answers = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    figures = zip(texts, answers, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
-    return [
-        {"text": text, "answer": answer, "num_forward_passes": passes, "num_remasked": remasked}
-        for text, answer, passes, remasked in figures
-    ]
+    return encoded["input_ids"], encoded["attention_mask"], None

@@ -17,8 +17,8 @@ from prism_plugin.cli import main as cli
 from prism_plugin.cli import sample
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.sampling import SAMPLER_CONFIG_NAME, RemaskingSampler
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.sampling import SAMPLER_CONFIG_NAME
+from prism_plugin.testing import tiny_backbone
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 PRESET = ["--preset", "prism", "--num-steps", "3"]
@@ -48,19 +48,6 @@ def adapter(tmp_path_factory):
     tiny_backbone(vocab_size=sudoku.VOCAB_SIZE, max_position_embeddings=sudoku.NUM_CELLS).save_pretrained(folder / "backbone")
     model = attach_quality_head(load_backbone(folder / "backbone"), PrismConfig(mask_token_id=sudoku.MASK_TOKEN_ID))
     model.save_pretrained(folder / "weights")
-    return folder / "weights"
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory):
-    """A saved adapter of a text model, with a sampler."""
-    folder = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    tiny_backbone().save_pretrained(folder / "backbone")
-    tiny_tokenizer().save_pretrained(folder / "backbone")
-    model = attach_quality_head(load_backbone(folder / "backbone"), tokenizer=tiny_tokenizer())
-    model.save_pretrained(folder / "weights")
-    RemaskingSampler.from_preset("confidence", model, num_steps=4).save_pretrained(folder / "weights")
     return folder / "weights"
 
 

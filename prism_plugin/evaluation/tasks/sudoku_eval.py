@@ -100,12 +100,21 @@ def require_sudoku_model(model: PrismModel) -> None:
     Raises:
         ConfigurationError: If its vocabulary or its mask token is another.
     """
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    if vocab_size != sudoku.VOCAB_SIZE or model.mask_token_id != sudoku.MASK_TOKEN_ID:
+    if not is_sudoku_model(model):
         raise ConfigurationError(
             f"The adapter must be of a Sudoku model, with {sudoku.VOCAB_SIZE} tokens and mask token {sudoku.MASK_TOKEN_ID}, "
-            f"found {vocab_size} tokens and mask token {model.mask_token_id}; use one such as adapters/sudoku-9x9/weights."
+            f"found {_vocab_size(model)} tokens and mask token {model.mask_token_id}; use one such as "
+            "adapters/sudoku-9x9/weights."
         )
+
+
+def is_sudoku_model(model: PrismModel) -> bool:
+    """Say whether a model's vocabulary and mask token are Sudoku's."""
+    return _vocab_size(model) == sudoku.VOCAB_SIZE and model.mask_token_id == sudoku.MASK_TOKEN_ID
+
+
+def _vocab_size(model: PrismModel) -> int:
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def settings_for(settings: Settings, preset: str, num_steps: int) -> dict[str, Any]:

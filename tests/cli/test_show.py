@@ -1,0 +1,92 @@
+"""`sample --report` as a user calls it: the page is there, and what cannot be is one sentence before any work."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from prism_plugin.cli import main as cli
+from prism_plugin.modeling import PrismModel
+
+SUDOKU = Path(__file__).parents[2] / "adapters" / "sudoku-9x9"
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+SOLVE = ["sample", PUZZLE, "--adapter", str(SUDOKU / "weights"), "--preset", "prism", "--num-steps", "9"]
+
+
+def data_of(page):
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(encoding="utf-8"))
+    return json.loads(text)["generations"]
+
+
+def test_a_report_of_a_puzzle_is_a_grid(tmp_path, capsys):
+    assert cli.main([*SOLVE, "--report", str(tmp_path / "new" / "page.html"), "--json"]) == 0
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)["rows"]
+    (generation,) = data_of(tmp_path / "new" / "page.html")
+    assert generation["columns"] == 9
+    assert generation["final_text"] == row["answer"]
+    assert generation["figures"]["num_forward_passes"] == row["num_forward_passes"] == 9
+    assert generation["figures"]["num_remasked"] == row["num_remasked"] > 0
+    assert generation["figures"]["num_generated"] == PUZZLE.count(".")
+    assert printed.err.endswith(f"The looks can be replayed in {tmp_path / 'new' / 'page.html'}\n")
+
+
+def test_a_report_of_prompts_tells_them_from_what_was_generated(writer, tmp_path, capsys):
+    arguments = [
+        "sample",
+        "the cat",
+        "a",
+        "--adapter",
+        str(writer),
+        "--max-new-tokens",
+        "5",
+        "--report",
+        str(tmp_path / "a.html"),
+    ]
+    assert cli.main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    first, second = data_of(tmp_path / "a.html")
+    assert first["editable"] == [7, 8, 9, 10, 11]
+    assert second["editable"] == [1, 2, 3, 4, 5]
+    assert first["columns"] is None
+    assert first["name"] == "1: the cat"
+    for generation, row in zip((first, second), rows, strict=True):
+        assert generation["final_text"].startswith(row["text"])
+        assert len(generation["looks"]) == row["num_forward_passes"]
+
+
+def test_watching_changes_no_token(writer, tmp_path, capsys):
+    arguments = ["sample", "the cat", "--adapter", str(writer), "--max-new-tokens", "9"]
+    assert cli.main(arguments) == 0
+    alone = capsys.readouterr().out
+    assert cli.main([*arguments, "--report", str(tmp_path / "a.html")]) == 0
+    assert capsys.readouterr().out == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report", "page.txt"], "a page is an HTML file and must be named so, found page.txt; write page.txt.html"),
+        (["--report", "in/the/way.html"], "no page can be written to in/the/way.html"),
+        (["--report", "folder.html"], "folder.html is a folder and cannot be overwritten by a page"),
+        (["--grid", "9"], "`--grid` is about how tokens are shown; give `--report` too"),
+        (["--grid", "0", "--report", "page.html"], "`--grid` must be at least 1 column, got 0"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_text("a file in the way")
+    (tmp_path / "folder.html").mkdir()
+    monkeypatch.setattr(PrismModel, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert cli.main(["sample", "a", "--adapter", "x", *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_grid_that_does_not_fit_is_refused_before_sampling(writer, tmp_path, capsys):
+    arguments = ["sample", "ab[MASK]", "--adapter", str(writer), "--report", str(tmp_path / "a.html"), "--grid", "2"]
+    assert cli.main(arguments) == 2
+    assert "a grid of 2 columns needs rows of a multiple of as many tokens, found 3" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))

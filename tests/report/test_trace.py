@@ -1,0 +1,148 @@
+"""What the page is given, against the records read one position and one look at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from prism_plugin.core import EvenSchedule, QualityRemasking, QualityThresholdRemasking, RandomUnmasking
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.report import trace_generation
+from prism_plugin.report.pieces import printable, token_pieces
+from prism_plugin.report.trace import doubt_below
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+MASK = 31
+RULES = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask=2)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny model whose random head makes qualities that differ."""
+    torch.manual_seed(0)
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=MASK), tokenizer=tiny_tokenizer())
+    with torch.no_grad():
+        for parameter in model.quality_head.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def request_of_two():
+    ids = torch.tensor([[5, 6, MASK, MASK, 7, MASK, MASK, MASK, 8], [0, 0, 0, 9, MASK, 10, MASK, MASK, MASK]])
+    mask = torch.tensor([[1] * 9, [0, 0, 0] + [1] * 6])
+    return ids, mask
+
+
+def sampled(model, request_of_two, **settings):
+    sampler = RemaskingSampler(model, num_steps=6, temperature=1.0, **RULES | settings)
+    ids, mask = request_of_two
+    return sampler.infill(ids, mask, generator=torch.Generator().manual_seed(1), return_trace=True), mask
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("settings", [{}, {"block_length": 2}, {"remasking": QualityThresholdRemasking(0.4)}])
+def test_looks_say_what_the_records_say(model, request_of_two, row, settings):
+    output, mask = sampled(model, request_of_two, **settings)
+    generation = trace_generation(output.trace, row, mask_token_id=MASK, tokenizer=model.tokenizer, attention_mask=mask)
+    own = mask[row].nonzero().squeeze(-1).tolist()
+    records = [record for record in output.trace if record.looked[row]]
+    texts = {token: model.tokenizer.decode([token]) for token in range(32)}
+    assert [generation.pieces[piece] for piece in generation.start] == [texts[int(request_of_two[0][row, at])] for at in own]
+    assert generation.editable == [number for number, at in enumerate(own) if request_of_two[0][row, at] == MASK]
+    assert len(generation.looks) == len(records) == int(output.num_forward_passes[row])
+    for look, record in zip(generation.looks, records, strict=True):
+        filled, taken_back, quality = [], [], []
+        for number, at in enumerate(own):
+            if record.unmasked[row, at]:
+                token, confidence = int(record.tokens_after[row, at]), float(record.confidence[row, at])
+                filled.append([number, texts[token], round(1000 * confidence)])
+            if record.remasked[row, at]:
+                taken_back.append(number)
+            if number in generation.editable:
+                value = float(record.quality[row, at])
+                quality.append(-1 if value != value else round(1000 * value))
+        assert [[at, generation.pieces[piece], confidence] for at, piece, confidence in look.filled] == filled
+        assert look.taken_back == taken_back
+        assert look.quality == quality
+        assert look.padded == []
+    assert generation.final_text() == model.tokenizer.decode(output.sequences[row, own])
+    figures = generation.figures()
+    assert figures["num_remasked"] == int(output.num_remasked[row])
+    assert figures["num_remasked"] > 0 or settings
+    assert figures["num_forward_passes"] == int(output.num_forward_passes[row])
+    assert figures["num_generated"] == len(generation.editable)
+
+
+def test_figures_count_positions_and_changes(model, request_of_two):
+    output, _ = sampled(model, request_of_two)
+    remasked = torch.stack([record.remasked[0] for record in output.trace]).sum(0)
+    first = {}
+    for record in output.trace:
+        for at in record.unmasked[0].nonzero().squeeze(-1).tolist():
+            first.setdefault(at, int(record.tokens_after[0, at]))
+    figures = trace_generation(output.trace, 0, mask_token_id=MASK).figures()
+    assert figures["num_positions_remasked"] == int((remasked > 0).sum())
+    assert figures["num_changed"] == sum(int(output.sequences[0, at]) != token for at, token in first.items())
+
+
+def test_padding_after_the_end_is_told_apart(model):
+    sampler = RemaskingSampler(model, num_steps=4, block_length=1, eos_token_id=1)
+    # every token but the end's is forbidden by its own logit, so the first block is the end
+    with torch.no_grad():
+        bias = model.get_output_embeddings().bias
+        before = bias.clone()
+        bias.copy_(torch.full_like(bias, -1e4).index_fill(0, torch.tensor([1]), 0.0))
+        output = sampler.infill(torch.tensor([[5, MASK, MASK, MASK]]), return_trace=True)
+        bias.copy_(before)
+    (look,) = trace_generation(output.trace, 0, mask_token_id=MASK, tokenizer=model.tokenizer).looks
+    assert [position for position, *_ in look.filled] == [1]
+    assert [position for position, _ in look.padded] == [2, 3]
+    assert look.quality is None  # no rule reads it
+
+
+def test_a_grid_needs_whole_lines(model, request_of_two):
+    output, _ = sampled(model, request_of_two)
+    assert trace_generation(output.trace, 0, mask_token_id=MASK, columns=3).columns == 3
+    with pytest.raises(ConfigurationError, match="a grid of 4 columns needs rows of a multiple of as many tokens, found 9"):
+        trace_generation(output.trace, 0, mask_token_id=MASK, columns=4)
+
+
+def test_doubt_begins_where_the_rule_takes_back(model):
+    sampler = RemaskingSampler(model, num_steps=2, **RULES)
+    assert doubt_below(sampler) == 0.5
+    assert doubt_below(replace(sampler, remasking=QualityThresholdRemasking(0.8))) == 0.8
+    assert doubt_below(RemaskingSampler(model, num_steps=2)) == 0.5
+
+
+def tokenizer_of(vocabulary, decoder, model=models.WordLevel):
+    tokenizer = Tokenizer(model({token: index for index, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=vocabulary[0], mask_token="[MASK]")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "decoder", "expected"),
+    [
+        (("[UNK]", "cat", "##s", "sat", "[MASK]"), decoders.WordPiece(cleanup=False), [" cat", "s", " sat", " [MASK]"]),
+        (("<unk>", "\u2581cat", "s", "\u2581", "[MASK]"), decoders.Metaspace(), [" cat", "s", " ", "[MASK]"]),
+        (("<unk>", "\u0120cat", "s", "\u010a", "[MASK]"), decoders.ByteLevel(), [" cat", "s", "\n", "[MASK]"]),
+    ],
+    ids=["wordpiece", "sentencepiece", "bytes"],
+)
+def test_pieces_keep_the_spaces_of_every_kind_of_tokenizer(vocabulary, decoder, expected):
+    pieces = token_pieces(tokenizer_of(vocabulary, decoder), [4, 1, 2, 3, 1])
+    assert [pieces[token] for token in (1, 2, 3, 4)] == expected
+
+
+def test_pieces_without_a_tokenizer_are_numbers():
+    assert token_pieces(None, [7, 31, 7]) == {7: " 7", 31: " 31"}
+
+
+def test_what_could_move_a_cursor_or_break_a_file_is_replaced():
+    assert printable("a\x1b[2Jb\r\x7f\x9b\udcff\n\tc") == "a\u241b[2Jb\u240d\u2421\ufffd\ufffd\n\tc"
