@@ -2,13 +2,14 @@
 
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from prism_plugin.backbones import get_spec_by_model_type
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 
 # Families whose classes are transformers' own, so that they can be built without a repository's code.
-TINY_FAMILIES = tuple(spec.model_type for spec in BUILTIN_SPECS if spec.model_type in CONFIG_MAPPING)
+TINY_FAMILIES = tuple(spec.model_type for spec in BUILTIN_SPECS if spec.model_type in CONFIG_MAPPING_NAMES)
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 _VOCABULARY = ("[PAD]", "[EOS]", "[UNK]", *_LETTERS, "[MASK]")  # 32 tokens, the mask is the last

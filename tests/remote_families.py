@@ -1,15 +1,16 @@
 """Folders with a model and its own code, as repositories hold them: built on the spot, loaded by the real way."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from prism_plugin.backbones.compat import patch_model_class, transformers_4_names
@@ -27,12 +28,14 @@ class RemoteFamily:
         auto_map: As in config.json.
         config: The rest of config.json.
         root: Where the files are.
+        spec_changes: What has to be said of this code that the family's spec does not say.
     """
 
     files: tuple[str, ...]
     auto_map: Mapping[str, str]
     config: Mapping[str, Any] = field(default_factory=dict)
     root: Path = STANDINS
+    spec_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         """Write a folder with code, config and random weights. Returns the model that it holds, built without loading."""
@@ -41,14 +44,15 @@ class RemoteFamily:
             shutil.copy(self.root / name, folder)
         config = {**self.config, "auto_map": dict(self.auto_map), **changes}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "generation_config.json").write_text("{}", encoding="utf-8")  # Dream's code reads it
         with transformers_4_names():
-            built_config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+            config_class = get_class_from_dynamic_module(self.auto_map["AutoConfig"], folder)
             auto_class = next(
                 name for name in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel") if name in self.auto_map
             )
             model_class = get_class_from_dynamic_module(self.auto_map[auto_class], folder)
             patch_model_class(model_class)
-            model = model_class(built_config)
+            model = model_class(config_class.from_pretrained(folder))
         randomise(model, seed)
         unique = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()
@@ -58,25 +62,135 @@ class RemoteFamily:
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Give every matrix weights of which each matters: some classes start at zero."""
+    """Give a model weights of which each one matters: some classes start with zeros."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            scale = parameter.shape[-1] ** -0.5
-            parameter.data = torch.randn(parameter.shape, generator=generator).mul(scale).to(parameter)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(noise * 0.2)
 
 
-def _decoder(name: str, model_class: str, config_class: str, *extra: str, model_type: str, **config: Any) -> RemoteFamily:
-    auto_map = {
-        "AutoConfig": f"configuration_{name}.{config_class}",
-        "AutoModel": f"modeling_{name}.{model_class}",
-    }
-    settings = {"model_type": model_type, "architectures": [model_class], "mask_token_id": MASK, "dtype": "float32"}
-    files = (f"configuration_{name}.py", f"modeling_{name}.py", "parts.py", *extra)
-    return RemoteFamily(files, auto_map, {**settings, **config})
+def _family(name: str, classes: str, auto_class: str, config: Mapping[str, Any], *further_files: str) -> RemoteFamily:
+    config_class, model_class, config_file = classes.split()
+    auto_map = {"AutoConfig": f"{config_file}.{config_class}", auto_class: f"modeling_{name}.{model_class}"}
+    files = (f"{config_file}.py", f"modeling_{name}.py", *further_files)
+    return RemoteFamily(files, auto_map, {"architectures": [model_class], "dtype": "float32", **config})
 
 
+_MASK = {"mask_token_id": MASK}  # where a released config says it
+_DECODERS, _SPECIAL = "configuration_decoders", {"pad_token_id": 0, "eos_token_id": 1}
 STANDIN_FAMILIES = {
-    "llada": _decoder("llada", "LLaDAModelLM", "LLaDAConfig", model_type="llada"),
-    "dream": _decoder("dream", "DreamModel", "DreamConfig", model_type="Dream"),
+    "llada": _family(
+        "llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", {"model_type": "llada", **_MASK}, "parts.py"
+    ),
+    # As before October 2025: the mask is taken and not used, so pads are seen.
+    "llada_old": replace(
+        _family(
+            "llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel",
+            {"model_type": "llada", "ignores_mask": True, **_MASK}, "parts.py",
+        ),
+        spec_changes={"attention_mask": "none"},
+    ),
+    "illada": _family(
+        "illada", f"ILLaDAConfig ILLaDAForCausalLM {_DECODERS}", "AutoModel",
+        {"model_type": "illada", "tie_word_embeddings": True}, "parts.py",
+    ),
+    "lladamoe": _family(
+        "lladamoe", f"LLaDAMoEConfig LLaDAMoEModelLM {_DECODERS}", "AutoModel", {"model_type": "llada"}, "parts.py"
+    ),
+    "llada2_moe": _family(
+        "llada2_moe", f"LLaDA2MoeConfig LLaDA2MoeModelLM {_DECODERS}", "AutoModelForCausalLM",
+        {"model_type": "llada2_moe"}, "parts.py",
+    ),
+    "dream": _family(
+        "dream", f"DreamConfig DreamModel {_DECODERS}", "AutoModel", {"model_type": "Dream", **_MASK}, "parts.py"
+    ),
+    "mdlm": _family(
+        "mdlm", "MDLMConfig MDLM configuration_mdlm", "AutoModelForMaskedLM", {"model_type": "mdlm", "return_dict": False}
+    ),
+    "proseco": _family(
+        "proseco", "ProsecoConfig Proseco configuration_mdlm", "AutoModelForMaskedLM", {"model_type": "proseco"},
+        "modeling_mdlm.py",
+    ),
+}  # fmt: skip
+
+# Real code, by the folder that `git clone` makes and the place of the files in it.
+_LLADA = {
+    "model_type": "llada", "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 32, "vocab_size": 32,
+    "embedding_size": 32, "max_sequence_length": 64, "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu",
+    "rope": True, "rope_full_precision": True, "alibi": False, "include_bias": False, "bias_for_layer_norm": False,
+    "weight_tying": False, "flash_attention": False, "attention_dropout": 0.0, "residual_dropout": 0.0,
+    "embedding_dropout": 0.0, "init_device": "meta", **_SPECIAL, **_MASK,
+}  # fmt: skip
+_LLAMA_SIZES = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": False, **_SPECIAL,
+}  # fmt: skip
+_LLADA_MOE = {
+    **_LLAMA_SIZES, "model_type": "lladamoe", "expert_intermediate_size": 32, "dense_intermediate_size": 32, "num_experts": 4,
+    "shared_expert_intermediate_size": None, "num_experts_per_tok": 2, "moe_layer_freq": [1, 1], "partial_rotary_factor": 1,
+    "norm_topk_prob": None, "qk_layernorm": True, "moe_router_score_function": "softmax",
+}  # fmt: skip
+_LLADA2 = {
+    **_LLAMA_SIZES, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 2,
+    "first_k_dense_replace": 1, "num_shared_experts": 1, "partial_rotary_factor": 0.5, "use_qk_norm": True,
+    "attention_dropout": 0.0, "embedding_dropout": 0.0, "output_dropout": 0.0,
+}  # fmt: skip
+_DREAM = {**_LLAMA_SIZES, "model_type": "Dream", **_MASK}
+_PROSECO = {
+    "model_type": "proseco",
+    "vocab_size": 32,
+    "model_length": 64,
+    "hidden_dim": 16,
+    "cond_dim": 8,
+    "n_blocks": 2,
+    "n_heads": 2,
 }
+_CHECKOUTS = {
+    "dllm/dllm/pipelines/llada/models": [
+        ("llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", _LLADA),
+        ("lladamoe", "LLaDAMoEConfig LLaDAMoEModelLM configuration_lladamoe", "AutoModel", _LLADA_MOE),
+    ],
+    "dllm/dllm/pipelines/llada2/models": [
+        (
+            "llada2_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada2_moe", "AutoModelForCausalLM",
+            {"model_type": "llada2_moe", **_LLADA2},
+        )
+    ],
+    "dllm/dllm/pipelines/llada21/models": [
+        (
+            "llada21_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada21_moe", "AutoModelForCausalLM",
+            {"model_type": "llada21_moe", **_LLADA2},
+        )
+    ],
+    "dllm/dllm/pipelines/dream/models": [
+        ("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py")
+    ],
+    "Fast-dLLM/llada/model": [("llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", _LLADA)],
+    "Fast-dLLM/dream/model": [
+        ("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py")
+    ],
+    "proseco/models/hf": [
+        ("proseco", "ProsecoConfig Proseco configuration_proseco", "AutoModelForMaskedLM", _PROSECO)
+    ],
+}  # fmt: skip
+
+
+def checked_out_families() -> dict[str, RemoteFamily]:
+    """Real code of the families, where `PRISM_REMOTE_CODE` names a folder of checkouts; see docs/families.md."""
+    if "PRISM_REMOTE_CODE" not in os.environ:
+        return {}
+    base = Path(os.environ["PRISM_REMOTE_CODE"])
+    found = {
+        f"{place.partition('/')[0]}-{family[0]}": replace(_family(*family), root=base / place)
+        for place, families in _CHECKOUTS.items()
+        for family in families
+        if (base / place).is_dir()
+    }
+    if "Fast-dLLM-llada" in found:  # the code from before October 2025
+        found["Fast-dLLM-llada"] = replace(found["Fast-dLLM-llada"], spec_changes={"attention_mask": "none"})
+    assert found, f"PRISM_REMOTE_CODE={base} holds none of {sorted(_CHECKOUTS)}"
+    return found

@@ -110,7 +110,7 @@ def patch_model_class(model_class: type[PreTrainedModel]) -> None:
 
     @functools.wraps(original)
     def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        with transformers_4_names():
+        with transformers_4_names(), _on_no_named_device(model_class):
             original(self, *args, **kwargs)
         # LLaDA and MDLM never call it, and from_pretrained needs what it sets: https://github.com/ML-GSAI/LLaDA/issues/130
         if not hasattr(self, "all_tied_weights_keys"):
@@ -172,8 +172,8 @@ def _checkpoint_with_options(recompute: Callable[..., Any], block: Callable[...,
 
 
 @contextmanager
-def nothing_initialised(model_class: type[PreTrainedModel]) -> Iterator[None]:
-    """While open, LLaDA's layers are made where transformers wants them, which is nowhere until their weights are there.
+def _on_no_named_device(model_class: type[PreTrainedModel]) -> Iterator[None]:
+    """While open, LLaDA's layers are made on torch's default device, which is "meta" while transformers loads a model.
 
     The code names a device for each layer ("cpu", in dLLM's copy "cuda"), so that every parameter is allocated and drawn at
     random before it is read: 8 B of them, on every process. https://github.com/NVIDIA-NeMo/Automodel/pull/1672

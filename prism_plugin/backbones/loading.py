@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.compat import finish_loading, nothing_initialised, patch_model_class, transformers_4_names
+from prism_plugin.backbones.compat import finish_loading, patch_model_class, transformers_4_names
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError
@@ -83,7 +85,7 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     stated = _read_config(where, options["revision"])
     model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
     spec = find_spec(model_type, stated.get("architectures"))
-    has_own_code = model_type in CONFIG_MAPPING
+    has_own_code = model_type in CONFIG_MAPPING_NAMES  # what transformers brings, not what was registered since
     prefers_own_code = (spec is not None and spec.prefers_own_code) or not options["trust_remote_code"]
     runs_remote_code = bool(auto_map) and not (has_own_code and prefers_own_code)
     if runs_remote_code and not options["trust_remote_code"]:
@@ -95,8 +97,8 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     auto_class = _auto_class(where, stated, spec, runs_remote_code)
     try:
         if not runs_remote_code:
-            return make(where, auto_class, AutoConfig.from_pretrained(where, **options), options)
-        return _with_remote_code(where, auto_class, options, make)
+            return make(where, getattr(transformers, auto_class), AutoConfig.from_pretrained(where, **options), options)
+        return _with_remote_code(where, auto_class, auto_map, options, make)
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
@@ -112,10 +114,11 @@ def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None
     auto_map, model_type = stated.get("auto_map") or {}, stated.get("model_type", "")
     preferred = () if spec is None else (spec.auto_class,)
     if runs_remote_code:
-        found = next((name for name in (*preferred, *_AUTO_CLASSES) if name in auto_map), None)
-        if found is None:
+        wanted = (*preferred, *_AUTO_CLASSES)
+        found = next((name for name in wanted if name in auto_map), wanted[0])
+        if not {"AutoConfig", found} <= auto_map.keys():
             raise BackboneError(
-                f"The config of {where!r} must say in `auto_map` which class {(*preferred, *_AUTO_CLASSES)[0]} is, found "
+                f"The config of {where!r} must say in `auto_map` which classes AutoConfig and {found} are, found "
                 f"{sorted(auto_map)}."
             )
         return found
@@ -135,24 +138,39 @@ def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None
 
 
 def _with_remote_code(
-    where: str, auto_class: str, options: dict[str, Any], make: Callable[..., PreTrainedModel]
+    where: str, auto_class: str, auto_map: Mapping[str, str], options: dict[str, Any], make: Callable[..., PreTrainedModel]
 ) -> PreTrainedModel:
+    revision = options["revision"]
     with transformers_4_names():
-        config = AutoConfig.from_pretrained(where, **options)
-        model_class = get_class_from_dynamic_module(config.auto_map[auto_class], where, revision=options["revision"])
+        # Not through the auto classes: LLaDA registers its config for all of "llada", which LLaDA-MoE calls itself too.
+        config_class = get_class_from_dynamic_module(auto_map["AutoConfig"], where, revision=revision)
+        model_class = get_class_from_dynamic_module(auto_map[auto_class], where, revision=revision)
+        config_class.register_for_auto_class()  # so that saving writes the code and the `auto_map`
+        model_class.register_for_auto_class(auto_class)
         patch_model_class(model_class)
-        with nothing_initialised(model_class):
-            backbone = make(where, auto_class, config, options)
+        backbone = make(where, _AsAutoClass(model_class), config_class.from_pretrained(where, revision=revision), options)
     finish_loading(backbone)
     return backbone
 
 
+@dataclass(frozen=True)
+class _AsAutoClass:
+    """A class out of a repository, asked for models as an auto class is."""
+
+    model_class: type[PreTrainedModel]
+
+    def from_pretrained(self, where: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        # Dream's own takes whatever comes back for the model, and reads its generation settings as transformers 4 did.
+        return PreTrainedModel.from_pretrained.__func__(self.model_class, where, **options)
+
+    def from_config(self, config: PreTrainedConfig, *, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
+        return self.model_class._from_config(config, dtype=dtype)
+
+
 def _load_weights(
-    where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any], *, tensors: dict[str, Any]
+    where: str, auto_class: Any, config: PreTrainedConfig, options: dict[str, Any], *, tensors: dict[str, Any]
 ) -> PreTrainedModel:
-    backbone, info = getattr(transformers, auto_class).from_pretrained(
-        where, config=config, output_loading_info=True, **options, **tensors
-    )
+    backbone, info = auto_class.from_pretrained(where, config=config, output_loading_info=True, **options, **tensors)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers
         raise BackboneError(
@@ -163,14 +181,12 @@ def _load_weights(
 
 
 def _without_weights(
-    where: str, auto_class: str, config: PreTrainedConfig, options: dict[str, Any], *, dtype: torch.dtype | str | None
+    where: str, auto_class: Any, config: PreTrainedConfig, options: dict[str, Any], *, dtype: torch.dtype | str | None
 ) -> PreTrainedModel:
     asked = dtype or getattr(config, "dtype", None) or torch.float32
     dtype = asked if isinstance(asked, torch.dtype) else getattr(torch, asked)
     with torch.device("meta"):
-        backbone = getattr(transformers, auto_class).from_config(
-            config, trust_remote_code=options["trust_remote_code"], dtype=dtype
-        )
+        backbone = auto_class.from_config(config, trust_remote_code=options["trust_remote_code"], dtype=dtype)
     # Code of a repository may name a device, and leave parts in float32, as it would when loading.
     return backbone.to(device="meta", dtype=dtype).eval()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, DataFormatError
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class PrismCollator:
         pad_token_id: Id written into the padding, >= 0. Any id will do, since nothing looks at it.
         pad_to_multiple_of: Round the length up to a multiple of this many positions, >= 1. Helps tensor cores and
             compiled models; changes no result.
+        equal_lengths: Refuse rows that would need padding, for a model that takes no attention mask.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -27,6 +28,7 @@ class PrismCollator:
 
     pad_token_id: int
     pad_to_multiple_of: int = 1
+    equal_lengths: bool = False
 
     def __post_init__(self) -> None:
         if self.pad_token_id < 0:
@@ -40,9 +42,18 @@ class PrismCollator:
         Returns:
             `input_ids` and `attention_mask` (int64) and `maskable` (bool), each [batch, length], and `example_id`
             (int64), [batch].
+
+        Raises:
+            DataFormatError: If rows must be equally long and are not.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shortest = min(len(row["input_ids"]) for row in rows)
+        if self.equal_lengths and shortest < length:
+            raise DataFormatError(
+                "The model takes no attention mask, so all rows of a batch must be equally long, found rows of "
+                f"{shortest} and of {length} tokens; cut or fill them (`max_length`, `pads: supervised`)."
+            )
         input_ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
         maskable = torch.zeros(len(rows), length, dtype=torch.bool)

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
+from prism_plugin.errors import BackboneError
 
 
 class _OfBackbone:
@@ -88,7 +89,16 @@ class BackbonePassthrough(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute the backbone's activations in the backward pass; the arguments are those of transformers."""
+        """Recompute the backbone's activations in the backward pass; the arguments are those of transformers.
+
+        Raises:
+            BackboneError: If the layers of the family cannot do it.
+        """
+        if not self.spec.activation_checkpointing:
+            raise BackboneError(
+                f"A {self.spec.model_type!r} backbone cannot recompute its activations; leave activation checkpointing off, or "
+                "make batches smaller and accumulate them."
+            )
         self.plain_backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def activation_checkpointing_disable(self) -> None:

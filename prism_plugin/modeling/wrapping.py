@@ -132,6 +132,8 @@ def _get_peft_model(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel
     with warnings.catch_warnings():
         # PEFT 0.21 reads a name that transformers 5.23 deprecated. Goes when it asks for `is_activation_checkpointing`.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        # Its warning of adapters on tied weights: the check below refuses those.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         return get_peft_model(backbone, adapter)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 
 from prism_plugin.backbones import max_row_length
-from prism_plugin.data import check_prepared, longest_row, prepare_rows
+from prism_plugin.data import PrismCollator, check_prepared, longest_row, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -37,6 +37,11 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
             "ignored; set it to 0, or train without checkpointing."
         )
+
+
+def collator_of(model: PrismModel) -> PrismCollator:
+    """The collator that suits a model: its padding token, and none of it where the model takes no attention mask."""
+    return PrismCollator(pad_token_id=pad_token_id(model), equal_lengths=model.spec.attention_mask == "none")
 
 
 def pad_token_id(model: PrismModel) -> int:

@@ -26,7 +26,7 @@ from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.checks import as_prepared, check_together, pad_token_id
+from prism_plugin.training.checks import as_prepared, check_together, collator_of
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
@@ -78,7 +78,7 @@ class PrismTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or PrismCollator(pad_token_id=pad_token_id(model)),
+            data_collator=data_collator or collator_of(model),
             train_dataset=as_prepared(train_dataset, model, "train_dataset"),
             eval_dataset=as_prepared(eval_dataset, model, "eval_dataset"),
             compute_metrics=self._metrics,

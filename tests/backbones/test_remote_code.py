@@ -45,7 +45,9 @@ def test_a_config_that_names_no_class_for_the_model(llada):
     config = json.loads((llada / "config.json").read_text(encoding="utf-8"))
     config["auto_map"].pop("AutoModel")
     (llada / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(BackboneError, match=r"must say in `auto_map` which class AutoModel is, found \['AutoConfig'\]"):
+    with pytest.raises(
+        BackboneError, match=r"must say in `auto_map` which classes AutoConfig and AutoModel are, found \['AutoConfig'\]"
+    ):
         load_backbone(llada, trust_remote_code=True)
 
 

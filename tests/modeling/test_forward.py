@@ -14,62 +14,11 @@ from prism_plugin.modeling import PrismConfig, attach_quality_head, dropout_off
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(r=2, init_lora_weights=False)], ids=["frozen", "lora"])
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_gathered_rows_equal_full_logits(family, lora, ids):
-    backbone = tiny_backbone(family)
-    model = attach_quality_head(backbone, lora=lora, config=PrismConfig(mask_token_id=31))
-    attention_mask = torch.ones_like(ids).bool()
-    attention_mask[1, 5:] = False
-    full = model.backbone(input_ids=ids, attention_mask=attention_mask.long()).logits
-    wanted = torch.rand(ids.shape) < 0.5
-    torch.testing.assert_close(model(ids, attention_mask, logits_at=wanted).logits, full[wanted], atol=1e-5, rtol=0)
-    index = torch.tensor([20, 3, 3, 0])
-    torch.testing.assert_close(model(ids, attention_mask, logits_at=index).logits, full.flatten(0, 1)[index], atol=1e-5, rtol=0)
-    assert model(ids, logits_at=torch.zeros_like(wanted)).logits.shape == (0, 32)
-
-
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family, ids):
-    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
-    rows = []
-    handle = model.get_output_embeddings().register_forward_hook(
-        lambda module, args, output: rows.append(output.shape[:-1].numel())
-    )
-    output = model(ids)
-    assert output.logits is None
-    assert output.quality_logits.shape == ids.shape
-    model(ids, logits_at=torch.tensor([4, 9]), with_quality=False)
-    handle.remove()
-    assert rows == [0, 2]
-
-
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_head_reads_the_final_hidden_state(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     last = model.backbone(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(model(ids, output_hidden_states=True).hidden_states, last, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_an_all_masked_canvas_is_finite(family):
-    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
-    canvas = torch.full((1, 5), 31)
-    output = model(canvas, logits_at=canvas == 31)
-    assert output.logits.isfinite().all()
-    assert output.quality_logits.isfinite().all()
-
-
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_padding_changes_nothing(family, ids):
-    model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
-    nn.init.normal_(model.quality_head.layers[-1].weight)
-    attention_mask = torch.ones_like(ids)
-    attention_mask[:, 5:] = 0
-    padded = torch.where(attention_mask.bool(), ids, 0)
-    torch.testing.assert_close(
-        model(padded, attention_mask).quality_logits[:, :5], model(ids[:, :5]).quality_logits, atol=1e-4, rtol=0
-    )
 
 
 def test_next_token_alignment_takes_the_row_before(monkeypatch, ids):

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 
 class ActivationCheckpointingStrategy(StrEnum):
@@ -45,3 +45,6 @@ class LLaDAConfig(PretrainedConfig):
     hidden_size = property(lambda self: self.d_model)
     num_hidden_layers = property(lambda self: self.n_layers)
     num_attention_heads = property(lambda self: self.n_heads)
+
+
+AutoConfig.register("llada", LLaDAConfig)  # for the whole process, also for LLaDA-MoE, which has the same model type

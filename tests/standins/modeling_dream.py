@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from .configuration_dream import DreamConfig
+from .configuration_decoders import DreamConfig
 from .parts import GatedMLP, RMSNorm, Rotary, SelfAttention
 
 
@@ -31,6 +31,12 @@ class DreamPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DreamDecoderLayer"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        model = super().from_pretrained(*args, **kwargs)
+        model.generation_config = None  # breaks where anything but the model comes back
+        return model
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear | nn.Embedding):

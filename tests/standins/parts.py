@@ -73,3 +73,26 @@ class GatedMLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """A router and its experts, all of which are computed: only the sum is of interest here."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = nn.ModuleList(GatedMLP(config.hidden_size, config.intermediate_size) for _ in range(config.num_experts))
+
+    def forward(self, x):
+        weights, chosen = self.gate(x).softmax(-1).topk(self.top_k, dim=-1)
+        share = torch.zeros(*x.shape[:-1], len(self.experts), device=x.device, dtype=x.dtype).scatter(-1, chosen, weights)
+        return sum(share[..., [index]] * expert(x) for index, expert in enumerate(self.experts))
+
+
+def key_mask(attention_mask, dtype):
+    """[batch, length] of 0 and 1 -> additive mask [batch, 1, 1, length]; None stays None."""
+    if attention_mask is None:
+        return None
+    hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return hidden.masked_fill(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
