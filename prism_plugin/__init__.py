@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prism_plugin.data import PrismCollator
     from prism_plugin.errors import PrismError
     from prism_plugin.modeling import PrismConfig, PrismModel, PrismModelOutput, attach_quality_head
-    from prism_plugin.sampling import RemaskingSampler, SamplerOutput
+    from prism_plugin.sampling import RemaskingSampler, SamplerOutput, export_sampler
     from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "RemaskingSampler",
     "SamplerOutput",
     "attach_quality_head",
+    "export_sampler",
     "get_backbone_spec",
     "get_objective",
     "load_backbone",
@@ -52,6 +53,7 @@ _HOME = {
     "RemaskingSampler": "sampling",
     "SamplerOutput": "sampling",
     "attach_quality_head": "modeling",
+    "export_sampler": "sampling",
     "get_backbone_spec": "backbones",
     "get_objective": "training",
     "load_backbone": "backbones",

@@ -1,6 +1,6 @@
 """4-bit loading of a frozen backbone, by bitsandbytes."""
 
-from importlib.util import find_spec
+import importlib.util
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -25,7 +25,7 @@ def quantization_config(kind: str, dtype: torch.dtype | str | None) -> BitsAndBy
     """
     if kind not in QUANTIZATIONS:
         raise BackboneError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)} or None, got {kind!r}.")
-    if find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise BackboneError(
             f"`quantization` {kind!r} needs the package bitsandbytes, which is not installed; install it with "
             '`pip install "prism-plugin[quantization]"`.'

@@ -13,6 +13,7 @@ VERBS = {
     "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
     "train": "train a quality head by a recipe",
     "sample": "fill masks or continue prompts with a trained adapter",
+    "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task",
 }
 

@@ -1,9 +1,9 @@
 """PrismModel: a backbone and a quality head behind one forward, and the only code that changes a user's model."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,10 +26,11 @@ from prism_plugin.backbones import (
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.hub import require_shareable, upload, with_base_license
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
-from prism_plugin.modeling.model_card import Figure
+from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
-from prism_plugin.modeling.persistence import load_parts, load_weights, push_to_hub, read_stored, save_model
+from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
@@ -62,6 +63,8 @@ class PrismModel(BackbonePassthrough):
         prism_config: Settings of the head, with everything filled in.
         mask_token_id: Id of the mask token, in [0, vocabulary).
         tokenizer: The tokenizer given, or None.
+        has_merged_weights: The adapter was added to the backbone's weights.
+        card_facts: What was measured, for the model card; None: nothing.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class PrismModel(BackbonePassthrough):
         *,
         spec: BackboneSpec,
         prism_config: PrismConfig,
-        snapshot: BackboneSnapshot,
+        snapshot: BackboneSnapshot | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +84,7 @@ class PrismModel(BackbonePassthrough):
         self.prism_config = prism_config
         self.tokenizer = tokenizer
         self.has_merged_weights = False
+        self.card_facts: CardFacts | None = None
         self._snapshot = snapshot
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -89,6 +93,11 @@ class PrismModel(BackbonePassthrough):
     def mask_token_id(self) -> int:
         """Id of the mask token."""
         return self.prism_config.mask_token_id
+
+    @property
+    def holds_own_backbone(self) -> bool:
+        """The backbone's weights are not those that it was loaded with, so they are saved with the head."""
+        return self.prism_config.train_backbone or self.has_merged_weights
 
     @property
     def _final_hidden_module(self) -> nn.Module:
@@ -188,12 +197,16 @@ class PrismModel(BackbonePassthrough):
             The backbone with changed weights; the same object if there was no adapter.
         """
         if isinstance(self.backbone, PeftModel):
-            self._row_gathering.remove()
+            self.remove_hook()
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
+
+    def remove_hook(self) -> None:
+        """Take the hook off the backbone, and change nothing else. `forward` fails from then on."""
+        self._row_gathering.remove()
 
     def detach(self) -> PreTrainedModel:
         """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
@@ -201,7 +214,7 @@ class PrismModel(BackbonePassthrough):
         Weights that were trained (`train_backbone=True`) or merged stay as they are. This model cannot be used afterwards.
         """
         backbone = self.plain_backbone
-        self._row_gathering.remove()
+        self.remove_hook()
         self._snapshot.restore(backbone)
         del self.backbone
         return backbone
@@ -245,6 +258,7 @@ class PrismModel(BackbonePassthrough):
             raise
         if not is_trainable:
             model.requires_grad_(False)
+            model.card_facts = read_facts(stored.folder)  # of these weights, and no others
         return model.eval()
 
     def save_pretrained(
@@ -259,12 +273,13 @@ class PrismModel(BackbonePassthrough):
         Args:
             directory: Folder, made if it is not there. If saving fails, what stood there is unchanged.
             state_dict: Weights of the whole model where they were gathered from shards; None: this model's own.
-            figures: Measured figures for the model card, by name.
+            figures: Measured figures for the model card, by name; None: those of `card_facts`.
 
         Raises:
             SavingError: If the files cannot be written.
         """
-        save_model(self, directory, state_dict=state_dict, figures=figures)
+        facts = with_base_license(self._facts(figures), self.prism_config, ask_hub=False)
+        save_model(self, directory, state_dict=state_dict, facts=facts)
 
     def push_to_hub(
         self,
@@ -280,28 +295,15 @@ class PrismModel(BackbonePassthrough):
         Raises:
             ConfigurationError: If the backbone is known only as a local folder.
         """
-        return push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, figures=figures)
+        if not self.holds_own_backbone:
+            require_shareable(self.prism_config)
+        facts = with_base_license(self._facts(figures), self.prism_config, ask_hub=True, token=token)
+        write = partial(save_model, self, facts=facts)
+        return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
 
-
-@contextmanager
-def dropout_off(model: nn.Module) -> Iterator[None]:
-    """Set every dropout probability of a model to zero, without leaving training mode.
-
-    `eval()` would not do: transformers checkpoints activations only in training mode. Both the dropout modules and the
-    attention's dropout, which most classes keep as a float on the attention module, are set; all are put back at the end.
-    """
-    changed: list[tuple[nn.Module, str, float]] = []
-    for module in model.modules():
-        names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
-        names += [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
-        changed += [(module, name, getattr(module, name)) for name in names]
-    try:
-        for module, name, _ in changed:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        for module, name, probability in changed:
-            setattr(module, name, probability)
+    def _facts(self, figures: Mapping[str, Figure] | None) -> CardFacts:
+        facts = self.card_facts or CardFacts()
+        return facts if figures is None else replace(facts, figures=figures)
 
 
 def attach_quality_head(

@@ -1,25 +1,60 @@
-"""The README.md of a saved quality head: what it is, how to load it, and the figures that were measured."""
+"""The README.md of a saved quality head or of an exported sampler: what it is, how to load it, and what was measured."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from jinja2 import Environment, StrictUndefined
 
 from prism_plugin.modeling.config import PrismConfig
 
 Figure = int | float | str
 
+CARD_FILE = "README.md"
+TAGS = ("prism", "masked-diffusion")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells that no other file of a folder knows.
+
+    Attributes:
+        figures: What was measured, by name.
+        data: What the head was trained on, in words.
+        base_license: Licence of the backbone, as its own card states it.
+    """
+
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    data: str | None = None
+    base_license: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What the card of an exported sampler tells besides.
+
+    Attributes:
+        auto_class: Name of the transformers class that loads the backbone.
+        merged: The backbone lies in the folder; otherwise it is loaded by its id.
+        sampler: Settings of the sampler, as sampler_config.json holds them.
+        with_loader: The backbone's own code is for transformers 4, and the folder holds what makes it run.
+    """
+
+    auto_class: str
+    merged: bool
+    sampler: Mapping[str, Any]
+    with_loader: bool
+
+
 _TEMPLATE = """\
 ---
-library_name: {{ "peft" if has_adapter else "prism-plugin" }}
-{% if config.backbone_name and not config.backbone_name.startswith(".") -%}
-base_model: {{ config.backbone_name }}
-{% endif -%}
-tags:
-- prism
-- masked-diffusion
+{{ metadata }}
 ---
 
-# PRISM quality head for {{ backbone_title }}
+# PRISM {{ "sampler" if export else "quality head" }} for {{ backbone_title }}
 
 A per-token quality head ([PRISM](https://arxiv.org/abs/2510.01384)) on a masked diffusion language model: it gives every
 token the probability that it is right, which remasking samplers use to take tokens back.
@@ -27,6 +62,7 @@ token the probability that it is right, which remasking samplers use to take tok
 | | |
 | --- | --- |
 | backbone | {{ backbone_title }}{% if config.backbone_revision %}, revision `{{ config.backbone_revision }}`{% endif %} |
+| licence of the backbone | {{ facts.base_license or "not stated where it was loaded from: see there" }} |
 | model type | {{ config.backbone_model_type }} |
 | mask token id | {{ config.mask_token_id }} |
 | head | {{ config.head }} |
@@ -34,18 +70,68 @@ token the probability that it is right, which remasking samplers use to take tok
 {%- if config.objective %}
 | objective | {{ config.objective.name }}; its settings are in prism_config.json |
 {%- endif %}
+{%- if facts.data %}
+| data | {{ facts.data }} |
+{%- endif %}
+{% if export %}
+## Use
 
+With transformers alone{% if not export.merged and has_adapter %}, and peft for the adapter{% endif %}; \
+`custom_generate/generate.py` is the code that runs.
+{%- if export.with_loader %}
+The model's own code was written for transformers 4, and `custom_generate/load_backbone.py` makes it run under transformers 5;
+read both, then allow them with `trust_remote_code=True`.
+{%- endif %}
+
+```python
+{% if export.with_loader -%}
+import sys
+
+{% endif -%}
+from transformers import {{ "" if export.with_loader else export.auto_class ~ ", " }}AutoTokenizer, GenerationMixin
+
+folder = "path {{ "" if export.with_loader else "or id " }}of this folder"
+{% if export.with_loader -%}
+sys.path.insert(0, f"{folder}/custom_generate")
+from load_backbone import load
+
+model = load(folder, trust_remote_code=True)
+{% if has_adapter and not export.merged -%}
+model.load_adapter(folder)
+{% endif -%}
+{% elif export.merged -%}
+model = {{ export.auto_class }}.from_pretrained(folder).eval()
+{% else -%}
+model = {{ export.auto_class }}.from_pretrained("{{ config.backbone_name }}"{{ revision }}).eval()
+{% if has_adapter -%}
+model.load_adapter(folder)
+{% endif -%}
+{% endif -%}
+generate = GenerationMixin.load_custom_generate(model, folder, trust_remote_code=True)
+tokens = AutoTokenizer.from_pretrained(folder)(["a text with mask tokens"], return_tensors="pt")
+print(generate(model, **tokens, sampler_path=folder))  # or continue the text: max_new_tokens=32
+```
+
+## Sampler
+
+| setting | value |
+| --- | --- |
+{%- for name, value in sampler_rows %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{% else %}
 ```python
 import prism_plugin as prism
 
 model = prism.PrismModel.from_pretrained("path or id of this folder")
+sampler = prism.RemaskingSampler.from_preset("prism-confidence", model, num_steps=32)
 ```
-
+{% endif %}
 ## Figures
-{% if figures %}
+{% if facts.figures %}
 | figure | measured |
 | --- | --- |
-{%- for name, value in figures.items() %}
+{%- for name, value in facts.figures.items() %}
 | {{ name }} | {{ "%.4g" | format(value) if value is float else value }} |
 {%- endfor %}
 {% else %}
@@ -53,19 +139,81 @@ None were measured when this was saved.
 {% endif %}"""
 
 
-def render_model_card(config: PrismConfig, *, has_adapter: bool, figures: Mapping[str, Figure] | None = None) -> str:
+def render_model_card(
+    config: PrismConfig, *, has_adapter: bool, facts: CardFacts | None = None, export: ExportFacts | None = None
+) -> str:
     """Write the model card.
 
     Args:
         config: Settings as they are saved; a `backbone_name` that starts with "." is a folder.
-        has_adapter: A PEFT adapter lies beside the head.
-        figures: What was measured, by name; None or empty says so.
+        has_adapter: A PEFT adapter was trained with the head.
+        facts: What was measured and on what; where there are no figures, the card says so.
+        export: For an exported sampler; None for a quality head.
     """
-    title = _title(config.backbone_name, config.backbone_model_type)
+    facts = facts or CardFacts()
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE).render(
-        config=config, has_adapter=has_adapter, figures=dict(figures or {}), backbone_title=title
+        config=config,
+        has_adapter=has_adapter,
+        facts=facts,
+        export=export,
+        backbone_title=_title(config.backbone_name, config.backbone_model_type),
+        metadata=_metadata(config, has_adapter, facts, export).to_yaml(),
+        revision=f', revision="{config.backbone_revision}"' if config.backbone_revision else "",
+        sampler_rows=[] if export is None else _sampler_rows(export.sampler),
     )
+
+
+def read_facts(folder: Path) -> CardFacts:
+    """Read from a folder's card what `render_model_card` wrote; nothing where there is no card of ours."""
+    values = read_metadata(folder)
+    results = values.get("prism_figures")
+    return CardFacts(
+        figures=results if isinstance(results, dict) else {},
+        data=values.get("prism_data"),
+        base_license=values.get("license"),
+    )
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Read the YAML at the head of a folder's README.md; nothing where there is none that can be read."""
+    try:
+        return metadata_load(folder / CARD_FILE) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # a card is text that people write, and no setting
+        return {}
+
+
+def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: ExportFacts | None) -> ModelCardData:
+    name = config.backbone_name
+    numbers = {key: value for key, value in facts.figures.items() if isinstance(value, int | float)}
+    results = [
+        EvalResult(
+            task_type="fill-mask", dataset_type="held-out", dataset_name=facts.data or "held-out rows",
+            metric_type=key, metric_value=value, metric_name=key,
+        )
+        for key, value in numbers.items()
+    ]  # fmt: skip
+    return ModelCardData(
+        library_name="transformers" if export else "peft" if has_adapter else "prism-plugin",
+        base_model=None if name is None or name.startswith(".") else name,
+        license=facts.base_license,
+        tags=[*TAGS, *(["custom_generate"] if export else [])],
+        model_name=f"PRISM on {_title(name, config.backbone_model_type)}" if results else None,
+        eval_results=results or None,
+        prism_figures=dict(facts.figures) or None,
+        prism_data=facts.data,
+    )
+
+
+def _sampler_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            own = ", ".join(f"{key} {setting}" for key, setting in value.items() if key != "name")
+            value = f"{value['name']} ({own})" if own else value["name"]
+        if value is not None and name != "format_version":
+            rows.append((name, str(value)))
+    return rows
 
 
 def _title(name: str | None, model_type: str | None) -> str:

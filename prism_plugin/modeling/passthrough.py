@@ -56,7 +56,8 @@ class BackbonePassthrough(nn.Module):
     @property
     def plain_backbone(self) -> PreTrainedModel:
         """The transformers model, without the PeftModel around it."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        # Only a PeftModel has the method. Asked in this way, since an exported sampler runs where PEFT is not installed.
+        return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
 
     @property
     def is_gradient_checkpointing(self) -> bool:

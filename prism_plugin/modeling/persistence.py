@@ -13,25 +13,24 @@ A folder is whole exactly when prism_config.json is in it: that file leaves firs
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones import get_backbone_spec, hidden_size_of, load_backbone, load_tokenizer
+from prism_plugin.backbones import BackboneSpec, get_backbone_spec, hidden_size_of, load_backbone, load_tokenizer
 from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.model_card import Figure, render_model_card
+from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
 from prism_plugin.modeling.staging import staged_files
+from prism_plugin.modeling.strict_files import read_json, read_tensors, require_keys
 
 if TYPE_CHECKING:
     from prism_plugin.modeling.model import PrismModel
@@ -74,7 +73,7 @@ def save_model(
     directory: str | Path,
     *,
     state_dict: Mapping[str, Tensor] | None = None,
-    figures: Mapping[str, Figure] | None = None,
+    facts: CardFacts | None = None,
 ) -> None:
     """Write a model's folder: what was trained and what is needed to load it, never a frozen backbone.
 
@@ -84,26 +83,41 @@ def save_model(
         model: The model.
         directory: Folder, made if it is not there. Files of the same names are replaced, others stay.
         state_dict: Weights of the whole PrismModel, where they were gathered from shards; None: the model's own.
-        figures: Measured figures for the model card.
+        facts: For the model card.
 
     Raises:
         SavingError: If the files cannot be written.
     """
     directory = Path(directory)
     with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
-        _write_files(model, stage, directory, state_dict, figures)
+        config = write_files(model, stage, directory, state_dict=state_dict)
+        has_adapter = isinstance(model.backbone, PeftModel)
+        (stage / CARD_FILE).write_text(render_model_card(config, has_adapter=has_adapter, facts=facts), encoding="utf-8")
 
 
-def _write_files(
+def write_files(
     model: "PrismModel",
     stage: Path,
     directory: Path,
-    state_dict: Mapping[str, Tensor] | None,
-    figures: Mapping[str, Figure] | None,
-) -> None:
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    with_backbone: bool = False,
+) -> PrismConfig:
+    """Write all files of a model but its card.
+
+    Args:
+        model: The model.
+        stage: Where they are written.
+        directory: Where they will lie: a backbone in a folder is recorded as seen from there.
+        state_dict: As for `save_model`.
+        with_backbone: Write the backbone too where it was neither trained nor merged.
+
+    Returns:
+        The settings as they were written.
+    """
     weights = None if state_dict is None else {_bare_key(key): value for key, value in state_dict.items()}
     backbone, has_adapter = model.backbone, isinstance(model.backbone, PeftModel)
-    holds_backbone = model.prism_config.train_backbone or model.has_merged_weights
+    holds_backbone = with_backbone or model.holds_own_backbone
     config = replace(
         model.prism_config,
         backbone_name=IN_THIS_FOLDER if holds_backbone else _recorded_name(model.prism_config.backbone_name, directory),
@@ -122,8 +136,8 @@ def _write_files(
     save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(stage)
-    (stage / "README.md").write_text(render_model_card(config, has_adapter=has_adapter, figures=figures), encoding="utf-8")
     _write_config(config, stage, has_adapter=has_adapter)
+    return config
 
 
 def _write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
@@ -167,36 +181,6 @@ def _recorded_name(name: str | None, directory: Path) -> str | None:
     return relative if relative.startswith(".") else f"./{relative}"
 
 
-def push_to_hub(
-    model: "PrismModel",
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload a PRISM quality head",
-    figures: Mapping[str, Figure] | None = None,
-) -> str:
-    """Save into a temporary folder and upload it. Returns the address of the commit.
-
-    Raises:
-        ConfigurationError: If the backbone is known only as a folder of this machine, where nobody else could load it from.
-        SavingError: If the temporary folder cannot be written.
-    """
-    name = model.prism_config.backbone_name
-    holds_backbone = model.prism_config.train_backbone or model.has_merged_weights
-    if not holds_backbone and name is not None and Path(name).is_dir():
-        raise ConfigurationError(
-            f"A head on the Hub needs a backbone that others can load, but this one is the local folder {name!r}; attach with "
-            "`PrismConfig(backbone_name=<Hub id>)`, or call `merge_and_unload()` so that the backbone is uploaded too."
-        )
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder) / "model", figures=figures)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model", commit_message=commit_message)
-    return str(done.commit_url)
-
-
 # ---- loading ----
 
 
@@ -207,7 +191,17 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
         StoredStateError: If it cannot be found, or its prism_config.json or adapter_config.json is not what we write.
     """
     folder = _located(path_or_id, revision)
-    values = _read_json(folder / CONFIG_FILE)
+    config, has_adapter = read_config(folder)
+    return StoredModel(folder, config, _read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
+
+
+def read_config(folder: Path) -> tuple[PrismConfig, bool]:
+    """Read the prism_config.json of a folder: the settings, and whether an adapter lies beside.
+
+    Raises:
+        StoredStateError: If it is missing, or not what we write.
+    """
+    values = read_json(folder / CONFIG_FILE)
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise StoredStateError(
@@ -215,15 +209,14 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
             "load it with the version of prism_plugin that wrote it."
         )
     has_adapter = values.pop("has_adapter", None)
-    _require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_SCALING))
+    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_SCALING))
     if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
         expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
         raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
     try:
-        config = PrismConfig.from_dict(values)
+        return PrismConfig.from_dict(values), has_adapter
     except (PrismError, TypeError) as error:
         raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
-    return StoredModel(folder, config, _read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
 
 
 def _located(path_or_id: str | Path, revision: str | None) -> Path:
@@ -241,33 +234,13 @@ def _located(path_or_id: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.") from error
-    except (OSError, ValueError) as error:
-        raise StoredStateError(f"{path} must be a JSON file, but it cannot be read: {error}.") from error
-    if not isinstance(values, dict):
-        raise StoredStateError(f"{path} must hold a JSON object, found a {type(values).__name__}.")
-    return values
-
-
-def _require_keys(path: Path, values: Mapping[str, Any], expected: set[str], optional: set[str] = frozenset()) -> None:
-    for key in sorted(set(values) ^ expected):
-        if key not in values and key not in optional:
-            raise StoredStateError(f"{path}: `{key}` must be there, found nothing.")
-        if key not in expected:
-            raise StoredStateError(f"{path}: `{key}` is not a key that anything reads; known: {', '.join(sorted(expected))}.")
-
-
 def _read_adapter_config(path: Path) -> PeftConfig:
-    values = _read_json(path)
+    values = read_json(path)
     peft_type = values.get("peft_type")
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise StoredStateError(f"{path}: `peft_type` must be one that the installed PEFT knows, found {peft_type!r}.")
     known = set(inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]).parameters)
-    _require_keys(path, values, known, optional=known)
+    require_keys(path, values, known, optional=known)
     try:
         return PeftConfig.from_peft_type(**values)
     except (TypeError, ValueError) as error:
@@ -304,12 +277,17 @@ def load_parts(
         backbone = load_backbone(location, revision=revision, trust_remote_code=trust_remote_code)
         if tokenizer is None:
             tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust_remote_code)
-    _require_same_backbone(stored, backbone)
+    require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
     return backbone, tokenizer
 
 
-def _require_same_backbone(stored: StoredModel, backbone: PreTrainedModel) -> None:
-    config, path = stored.config, stored.folder / CONFIG_FILE
+def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTrainedModel, spec: BackboneSpec) -> None:
+    """Check that a backbone is of the kind that the head in a folder was trained on.
+
+    Raises:
+        StoredStateError: If it is not, or the recorded mask token is outside its vocabulary.
+    """
+    path = folder / CONFIG_FILE
     text_config = backbone.config.get_text_config()
     if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
         raise StoredStateError(
@@ -318,7 +296,7 @@ def _require_same_backbone(stored: StoredModel, backbone: PreTrainedModel) -> No
         )
     for key, expected in (
         ("backbone_model_type", backbone.config.model_type),
-        ("backbone_hidden_size", hidden_size_of(backbone.config, get_backbone_spec(backbone))),
+        ("backbone_hidden_size", hidden_size_of(backbone.config, spec)),
         ("backbone_vocab_size", text_config.vocab_size),
     ):
         found = getattr(config, key)
@@ -336,7 +314,7 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
         StoredStateError: If the folder belongs to other settings, or a file is missing, truncated or not as expected.
     """
     stored = read_stored(Path(directory))
-    _require_same_backbone(stored, model.plain_backbone)
+    require_same_backbone(stored.config, stored.folder, model.plain_backbone, model.spec)
     has_adapter = isinstance(model.backbone, PeftModel)
     for key, expected, found in (
         ("has_adapter", has_adapter, stored.adapter is not None),
@@ -360,10 +338,10 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
             "in the folder itself; load it with `PrismModel.from_pretrained`."
         )
     of_head = model.quality_head.state_dict()
-    head = _read_tensors(stored.folder / HEAD_FILE, of_head)
+    head = read_tensors(stored.folder / HEAD_FILE, of_head)
     if has_adapter:
         expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
-        adapter = _read_tensors(stored.folder / ADAPTER_FILE, expected)
+        adapter = read_tensors(stored.folder / ADAPTER_FILE, expected)
     if model.prism_config.train_backbone:
         # transformers' own loader knows about shards and tied weights; two copies are in memory for a moment.
         trained = load_backbone(stored.folder, dtype=model.backbone.dtype).state_dict()
@@ -379,18 +357,3 @@ def _sharded_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor
         key: distribute_tensor(tensors[key], one.device_mesh, one.placements) if isinstance(one, DTensor) else tensors[key]
         for key, one in parameters.items()
     }
-
-
-def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a safetensors file that must hold exactly the expected keys and shapes."""
-    if not path.is_file():
-        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.")
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StoredStateError(f"{path} must be a whole safetensors file, but it cannot be read: {error}.") from error
-    for key in sorted(stored.keys() | expected.keys()):
-        found, wanted = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (stored, expected))
-        if found != wanted:
-            raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
-    return stored

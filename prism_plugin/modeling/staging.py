@@ -30,7 +30,7 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
     try:
         stage.mkdir(parents=True)
         yield stage
-        for path in stage.iterdir():
+        for path in stage.rglob("*"):
             flush(path)
         if directory.exists():
             _move_into(directory, stage, marker, set(stale))

@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +71,19 @@ def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
     for path, value in spec.settings_while_attached:
         owner, name = _owner_of(backbone, path)
         setattr(owner, name, value)
+
+
+@contextmanager
+def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> Iterator[None]:
+    """While open, a backbone has the settings of `apply_settings`; afterwards those that it had."""
+    owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
+    before = [(owner, name, getattr(owner, name)) for owner, name in owners]
+    try:
+        apply_settings(backbone, spec)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def _owner_of(root: object, path: str) -> tuple[object, str]:

@@ -1,5 +1,6 @@
 """Sampling: lay the canvas, look, take back, reveal, until nothing is masked."""
 
+from prism_plugin.sampling.export import export_sampler, push_export_to_hub
 from prism_plugin.sampling.loop import StepRecord
 from prism_plugin.sampling.presets import PRESETS, Preset, get_preset
 from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
@@ -13,5 +14,7 @@ __all__ = [
     "SamplerOutput",
     "SamplerSettings",
     "StepRecord",
+    "export_sampler",
     "get_preset",
+    "push_export_to_hub",
 ]

@@ -1,7 +1,6 @@
 """`RemaskingSampler`: settings and a model, and the three ways to ask for tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_plugin.backbones import max_row_length
+from prism_plugin.backbones import evaluation_mode, max_row_length
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import check_request, lay_canvas
@@ -281,7 +280,7 @@ class RemaskingSampler(SamplerSettings):
                 listener(record)
 
         decoder = Decoder(self.model, self, self._forbidden_ids, self.fill_id)
-        with _eval_mode(self.model):
+        with evaluation_mode(self.model):
             done = decoder.run(canvas, generator, on_record if listeners else None)
         judged = any("quality" in needs_of(rule) for rule in (self.unmasking, self.remasking))
         sequences = canvas.restore(done.tokens, canvas.request)
@@ -294,18 +293,6 @@ class RemaskingSampler(SamplerSettings):
             quality=canvas.restore(done.quality, float("nan")) if judged else None,
             trace=tuple(trace) if return_trace else None,
         )
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; afterwards every module is in the mode it was in, also where modes were mixed."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check_length(model: PrismModel, length: int) -> None:

@@ -15,7 +15,7 @@ from prism_plugin.modeling.staging import write_text
 from prism_plugin.registry import from_mapping
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
-FORMAT_VERSION = 1
+SAMPLER_FORMAT_VERSION = 1
 
 _PLUG_INS = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}
 
@@ -90,7 +90,7 @@ class SamplerSettings:
         Raises:
             UnknownNameError: If a rule is not registered; a lambda works in `sample`, but has no name to save.
         """
-        values: dict[str, Any] = {"format_version": FORMAT_VERSION}
+        values: dict[str, Any] = {"format_version": SAMPLER_FORMAT_VERSION}
         for setting in fields(SamplerSettings):
             value = getattr(self, setting.name)
             values[setting.name] = _PLUG_INS[setting.name].to_dict(value) if setting.name in _PLUG_INS else value
@@ -110,9 +110,9 @@ def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler sett
         StoredStateError: If the format is another one.
         ConfigurationError: If a setting is missing or out of range.
     """
-    if values.get("format_version") != FORMAT_VERSION:
+    if values.get("format_version") != SAMPLER_FORMAT_VERSION:
         raise StoredStateError(
-            f"{source}: `format_version` must be {FORMAT_VERSION}, found {values.get('format_version')!r}; "
+            f"{source}: `format_version` must be {SAMPLER_FORMAT_VERSION}, found {values.get('format_version')!r}; "
             "save the sampler again with this version of prism_plugin."
         )
     values = {name: value for name, value in values.items() if name != "format_version"}

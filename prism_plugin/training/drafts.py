@@ -9,7 +9,8 @@ from torch import Tensor
 from prism_plugin.core.categorical import draw_rows
 from prism_plugin.core.corruption import MaskedTokens
 from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
-from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.modeling.dropout import dropout_off
+from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
 Noise = Callable[..., Tensor]  # (name of the draw, numbers per row) -> uniforms [batch, numbers]

@@ -19,7 +19,8 @@ from prism_plugin.core.losses import PrismLossOutput, diffusion_loss_per_row, qu
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.modeling.dropout import dropout_off
+from prism_plugin.modeling.model import PrismModel
 from prism_plugin.registry import Registry, from_mapping
 from prism_plugin.training.drafts import DraftMaker, Noise
 from prism_plugin.types import PerToken, Times

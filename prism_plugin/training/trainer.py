@@ -21,7 +21,8 @@ from transformers.trainer_utils import TrainOutput
 from prism_plugin.core.losses import quality_loss_per_row
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling.model import PrismModel, dropout_off
+from prism_plugin.modeling.dropout import dropout_off
+from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype

@@ -1,0 +1,206 @@
+"""An exported sampler: a folder that transformers loads and runs where prism_plugin is not installed.
+
+    config.json, model*.safetensors                   the backbone with LoRA merged, or with `merge=False` instead
+    adapter_config.json, adapter_model.safetensors    PEFT's own; the backbone is then loaded by its id
+    quality_head.safetensors, prism_config.json       the head, as `PrismModel.save_pretrained` writes it
+    sampler_config.json                               rules and schedule by name
+    custom_generate/generate.py                       the code, flattened out of this package
+    custom_generate/backbone.json                     what the code has to know about the backbone's family
+    custom_generate/load_backbone.py                  where the backbone's own code is for transformers 4: what makes it run
+    tokenizer files, README.md
+
+The folder can be loaded by `PrismModel.from_pretrained` and `RemaskingSampler.from_pretrained` as well.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from peft import PeftModel
+
+from prism_plugin.core.remasking import REMASKING
+from prism_plugin.core.schedules import SCHEDULES
+from prism_plugin.core.unmasking import UNMASKING
+from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.modeling.hub import require_shareable, upload, with_base_license
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
+from prism_plugin.modeling.persistence import CONFIG_FILE, IN_THIS_FOLDER, write_files
+from prism_plugin.modeling.staging import staged_files
+from prism_plugin.sampling.exported import BACKBONE_FILE, generate
+from prism_plugin.sampling.exported_loading import load
+from prism_plugin.sampling.flattening import Flattening
+from prism_plugin.sampling.sampler import RemaskingSampler
+from prism_plugin.sampling.settings import write_settings
+
+PACKAGE = __name__.split(".")[0]
+GENERATE_FILE = "custom_generate/generate.py"
+LOADER_FILE = "custom_generate/load_backbone.py"
+
+_HEADER = '''\
+# ruff: noqa
+"""{what}, in one file that needs torch and transformers only.
+
+`{name}` stands at the end. Written by `prism_plugin.export_sampler` out of the package's own source, where changes belong.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+
+'''
+
+
+def export_sampler(
+    sampler: RemaskingSampler, directory: str | Path, *, merge: bool = True, figures: Mapping[str, Figure] | None = None
+) -> None:
+    """Write a folder that transformers alone can load and run, token for token as this sampler does.
+
+    ```python
+    model = AutoModelForMaskedLM.from_pretrained(directory).eval()
+    generate = GenerationMixin.load_custom_generate(model, directory, trust_remote_code=True)
+    tokens = generate(model, input_ids=input_ids, sampler_path=directory)
+    ```
+
+    Args:
+        sampler: Its rules must be those of this package. It and its model are left as they are.
+        directory: Folder that is empty or not there. If something fails, nothing of it is left.
+        merge: Write the backbone, with the adapter added to its weights, which takes memory for a second copy of a model
+            with an adapter (`PrismModel.merge_and_unload` before takes none). Otherwise the adapter is written as it is, the
+            backbone is loaded by its id on the Hub, and PEFT is needed.
+        figures: Measured figures for the model card; None: those of the model's own card.
+
+    Raises:
+        UnknownNameError: If a rule has no name.
+        ConfigurationError: If a rule is not of this package, weights cannot be merged, or without merging nobody else could
+            load the backbone.
+        SavingError: If the folder is not empty, or cannot be written.
+    """
+    _require_exportable(sampler, merge)
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise SavingError(
+            f"An export needs a folder that is empty or not there, but {str(directory)!r} is not; choose another."
+        )
+    facts = with_base_license(_facts(sampler.model, figures), sampler.model.prism_config, ask_hub=False)
+    _write(sampler, directory, merge=merge, facts=facts)
+
+
+def push_export_to_hub(
+    sampler: RemaskingSampler,
+    repo_id: str,
+    *,
+    merge: bool = True,
+    figures: Mapping[str, Figure] | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a PRISM sampler",
+) -> str:
+    """Upload what `export_sampler` writes to a repository on the Hub, made if needed. Returns the commit's address.
+
+    Args:
+        sampler: As for `export_sampler`.
+        repo_id: The repository.
+        merge: As for `export_sampler`.
+        figures: As for `export_sampler`.
+        private: Whether a new repository is private; None: as the account has it.
+        token: Of the Hub; None: the one that is logged in.
+        commit_message: Of the upload.
+
+    Raises:
+        PrismError: As for `export_sampler`.
+    """
+    _require_exportable(sampler, merge)
+    facts = with_base_license(_facts(sampler.model, figures), sampler.model.prism_config, ask_hub=True, token=token)
+    write = partial(_write, sampler, merge=merge, facts=facts)
+    return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def generate_source() -> str:
+    """The text of `custom_generate/generate.py`: the same for every export of this version of the package."""
+    registered = [registry.get(name) for registry in (UNMASKING, REMASKING, SCHEDULES) for name in registry.names()]
+    header = _HEADER.format(what="A remasking sampler for masked diffusion language models", name="generate")
+    return header + Flattening([generate, *(rule for rule in registered if _is_ours(rule))]).text()
+
+
+def loader_source() -> str:
+    """The text of `custom_generate/load_backbone.py`."""
+    return (
+        _HEADER.format(what="Loads a model whose own code was written for transformers 4", name="load")
+        + Flattening([load]).text()
+    )
+
+
+def _has_remote_code(model: PrismModel) -> bool:
+    return type(model.plain_backbone).__module__.startswith("transformers_modules.")
+
+
+def _is_ours(rule: type) -> bool:
+    return rule.__module__.split(".")[0] == PACKAGE
+
+
+def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
+    sampler.to_dict()  # a rule without a name is refused here
+    for rule in (sampler.unmasking, sampler.remasking, sampler.schedule):
+        if not _is_ours(type(rule)):
+            raise ConfigurationError(
+                f"An export holds the rules of {PACKAGE} only, since it runs where other modules are not there, but "
+                f"{type(rule).__name__} is of {type(rule).__module__}; choose a rule of {PACKAGE}."
+            )
+    model = sampler.model
+    backbone_class = type(model.plain_backbone)
+    if not (_has_remote_code(model) or backbone_class.__module__.startswith("transformers.")):
+        raise ConfigurationError(
+            f"An export is loaded by transformers alone, which does not know {backbone_class.__name__} of "
+            f"{backbone_class.__module__}; use a class of transformers, or one that a checkpoint brings along."
+        )
+    if merge and model.is_quantized and isinstance(model.backbone, PeftModel):
+        raise ConfigurationError(
+            "An adapter cannot be merged into a quantised backbone without loss; load the backbone unquantised, or export with "
+            "`merge=False`."
+        )
+    if merge:
+        return
+    if model.holds_own_backbone or model.prism_config.backbone_name is None:
+        raise ConfigurationError(
+            "`merge=False` leaves the backbone to be loaded by its id, but this one has none, or its weights were trained or "
+            "merged; export with `merge=True`."
+        )
+    require_shareable(model.prism_config)
+
+
+def _facts(model: PrismModel, figures: Mapping[str, Figure] | None) -> CardFacts:
+    facts = model.card_facts or CardFacts()
+    return facts if figures is None else replace(facts, figures=figures)
+
+
+def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: CardFacts) -> None:
+    model = sampler.model
+    has_adapter = isinstance(model.backbone, PeftModel)
+    with staged_files(directory, marker=CONFIG_FILE) as stage:
+        if merge and has_adapter:
+            written = copy.deepcopy(model)
+            written.merge_and_unload()
+        else:
+            written = model
+        config = write_files(written, stage, directory, with_backbone=merge)
+        write_settings(sampler, stage)
+        texts = {GENERATE_FILE: generate_source(), BACKBONE_FILE: _about_backbone(model)}
+        if _has_remote_code(model):
+            texts[LOADER_FILE] = loader_source()
+        for name, text in texts.items():
+            (stage / name).parent.mkdir(exist_ok=True)
+            (stage / name).write_text(text, encoding="utf-8")
+        original = model.prism_config.backbone_name
+        if config.backbone_name == IN_THIS_FOLDER and original is not None and not Path(original).is_dir():
+            config = replace(config, backbone_name=original)
+        export = ExportFacts(model.spec.auto_class, merged=merge, with_loader=LOADER_FILE in texts, sampler=sampler.to_dict())
+        card = render_model_card(config, has_adapter=has_adapter or model.has_merged_weights, facts=facts, export=export)
+        (stage / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _about_backbone(model: PrismModel) -> str:
+    tokenizer = model.tokenizer
+    ids = None if tokenizer is None else {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
+    return json.dumps({"spec": asdict(model.spec), "tokenizer": ids}, indent=2) + "\n"

@@ -1,0 +1,38 @@
+"""What loads the backbone of an exported sampler where its own code was written for transformers 4.
+
+`prism_plugin.sampling.export` flattens `load` with all that it reaches into the folder's `custom_generate/load_backbone.py`.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from prism_plugin.backbones.loading import load_backbone
+from prism_plugin.backbones.spec import register_backbone
+from prism_plugin.modeling.persistence import IN_THIS_FOLDER, read_config
+from prism_plugin.sampling.exported import read_spec
+
+
+def load(folder: str | Path, *, trust_remote_code: bool = False, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+    """Load the backbone of an exported sampler, in evaluation mode; an adapter that lies beside is not put on it.
+
+    Args:
+        folder: The exported folder.
+        trust_remote_code: Allow the backbone's own Python code to run.
+        dtype: dtype of the weights; None takes the one they were saved in.
+
+    Raises:
+        StoredStateError: If the folder is not whole.
+        BackboneError: If the model cannot be loaded, or brings code that it was not allowed to run.
+    """
+    folder = Path(folder)
+    config, _ = read_config(folder)
+    register_backbone(read_spec(folder), replace=True)
+    in_folder = config.backbone_name == IN_THIS_FOLDER
+    return load_backbone(
+        folder if in_folder else config.backbone_name,
+        revision=None if in_folder else config.backbone_revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+    )
