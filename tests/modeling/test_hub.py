@@ -1,0 +1,147 @@
+"""What goes to the Hub and what is asked of it, told by a stand-in for the calls of huggingface_hub; no network."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from moved_weights import trained
+from saved_folders import ADAPTER, BACKBONE, OURS, TOKENIZER, names
+
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.model_card import CardFacts, read_facts
+from prism_plugin.sampling import RemaskingSampler, push_export_to_hub
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+COMMIT = "https://huggingface.co/me/head/commit/1"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Takes what `HfApi` is given, and says that every base model is under the MIT licence."""
+    seen = SimpleNamespace(calls=[], files={}, cards={}, asked=[])
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        assert exist_ok
+        seen.calls.append(("create", repo_id, private, self.token))
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        folder = Path(folder_path)
+        seen.calls.append(("upload", repo_id, commit_message))
+        seen.files[repo_id] = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        seen.cards[repo_id] = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+        return SimpleNamespace(commit_url=COMMIT)
+
+    def model_info(self, name, *, revision):
+        seen.asked.append((name, revision))
+        return SimpleNamespace(card_data=SimpleNamespace(license="mit"))
+
+    for function in (create_repo, upload_folder, model_info):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{function.__name__}", function)
+    return seen
+
+
+@pytest.fixture
+def from_hub():
+    """A model whose backbone is known by an id."""
+    config = PrismConfig(backbone_name="org/tiny", backbone_revision="abc123")
+    model = trained(attach_quality_head(tiny_backbone(), config, tokenizer=tiny_tokenizer()))
+    model.card_facts = CardFacts(figures={"quality AUROC": 0.91234, "steps": 300}, data="rows.jsonl, 32 rows")
+    return model
+
+
+def test_an_adapter_goes_up_whole(hub, lora_model):
+    assert lora_model.push_to_hub("me/head", private=True, token="secret") == COMMIT
+    assert hub.calls == [("create", "me/head", True, "secret"), ("upload", "me/head", "Upload a PRISM quality head")]
+    assert hub.files["me/head"] == OURS | ADAPTER | TOKENIZER
+    assert hub.asked == [], "this backbone has no name to ask about"
+
+
+def test_the_card_of_an_adapter_tells_everything(hub, from_hub):
+    from_hub.push_to_hub("me/head")
+    card = hub.cards["me/head"]
+    assert hub.asked == [("org/tiny", "abc123")]
+    assert card.data.license == "mit"
+    assert card.data.base_model == "org/tiny"
+    assert card.data.library_name == "prism-plugin"
+    assert card.data.tags == ["prism", "masked-diffusion"]
+    assert {one.metric_name: one.metric_value for one in card.data.eval_results} == {"quality AUROC": 0.91234, "steps": 300}
+    rows = (
+        "| backbone | org/tiny, revision `abc123` |", "| licence of the backbone | mit |", "| model type | bert |",
+        "| mask token id | 31 |", "| data | rows.jsonl, 32 rows |", "| quality AUROC | 0.9123 |",
+    )  # fmt: skip
+    for row in rows:
+        assert row in card.text
+
+
+def test_an_export_goes_up_with_its_code(hub, from_hub):
+    sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
+    assert push_export_to_hub(sampler, "me/sampler", private=False, commit_message="Mine") == COMMIT
+    assert hub.calls == [("create", "me/sampler", False, None), ("upload", "me/sampler", "Mine")]
+    code = {"sampler_config.json", "custom_generate/generate.py", "custom_generate/backbone.json"}
+    assert hub.files["me/sampler"] == OURS | BACKBONE | TOKENIZER | code
+    card = hub.cards["me/sampler"]
+    assert card.data.library_name == "transformers"
+    assert card.data.tags == ["prism", "masked-diffusion", "custom_generate"]
+    assert (card.data.base_model, card.data.license) == ("org/tiny", "mit")
+    assert "| num_steps | 5 |" in card.text
+    assert "| quality AUROC | 0.9123 |" in card.text
+
+
+def test_an_export_without_the_backbone_names_it(hub, from_hub):
+    sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
+    push_export_to_hub(sampler, "me/sampler", merge=False)
+    assert not BACKBONE & hub.files["me/sampler"]
+    assert 'from_pretrained("org/tiny", revision="abc123").eval()' in hub.cards["me/sampler"].text
+
+
+def test_an_export_that_cannot_be_is_refused_before_the_hub_is_touched(hub, project):
+    sampler = RemaskingSampler.from_preset("prism", PrismModel.from_pretrained(project / "weights"), num_steps=5)
+    with pytest.raises(ConfigurationError, match="this one is the local folder"):
+        push_export_to_hub(sampler, "me/sampler", merge=False)
+    assert hub.calls == hub.asked == []
+
+
+def test_a_hub_that_does_not_answer_leaves_the_licence_open(hub, from_hub, monkeypatch):
+    def offline(self, *args, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
+    from_hub.push_to_hub("me/head")
+    assert hub.cards["me/head"].data.license is None
+    assert "| licence of the backbone | not stated where it was loaded from: see there |" in hub.cards["me/head"].text
+
+
+def test_the_licence_of_a_folder_is_read_there(project):
+    (project / "backbone" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    PrismModel.from_pretrained(project / "weights").save_pretrained(project / "again")
+    assert read_facts(project / "again").base_license == "apache-2.0"
+
+
+def test_figures_go_along_from_folder_to_folder(project):
+    model = PrismModel.from_pretrained(project / "weights")
+    assert model.card_facts.figures == {"quality AUROC": 0.91234, "steps": 300}
+    model.save_pretrained(project / "again")
+    assert "| quality AUROC | 0.9123 |" in (project / "again" / "README.md").read_text()
+
+
+def test_figures_of_other_weights_do_not_go_along(project):
+    model = trained(PrismModel.from_pretrained(project / "weights", is_trainable=True))
+    model.save_pretrained(project / "again")
+    assert "None were measured when this was saved." in (project / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("card", ["no front matter", "---\n{broken: [\n---\n", "---\nprism_figures: many\n---\n", None])
+def test_a_card_that_someone_rewrote_is_no_error(project, card):
+    path = project / "weights" / "README.md"
+    path.unlink() if card is None else path.write_text(card)
+    assert PrismModel.from_pretrained(project / "weights").card_facts.figures == {}
+
+
+def test_the_front_matter_is_yaml_whatever_the_names(tmp_path, lora_model):
+    lora_model.save_pretrained(tmp_path / "out", figures={"AUROC: within, 'a' draft": 0.5, "note": "yes: no"})
+    head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(head)["prism_figures"] == {"AUROC: within, 'a' draft": 0.5, "note": "yes: no"}
+    assert names(tmp_path) == {"out"}

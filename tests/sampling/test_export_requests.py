@@ -1,0 +1,278 @@
+"""Exports that cannot be, and calls that an exported sampler refuses: one sentence each, nothing half-written."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from small_samplers import MASK, build_model, generators, prompts
+from transformers import BertForMaskedLM
+
+from prism_plugin.core import EvenSchedule, QualityRemasking, select_top
+from prism_plugin.errors import (
+    BackboneError,
+    ConfigurationError,
+    SamplingError,
+    SavingError,
+    StoredStateError,
+    UnknownNameError,
+)
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling.lm_head import has_row_gathering
+from prism_plugin.sampling import RemaskingSampler, export_sampler
+from prism_plugin.sampling import export as export_module
+from prism_plugin.sampling.exported import generate
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return RemaskingSampler.from_preset("prism", build_model(tiny_tokenizer()), num_steps=5)
+
+
+@pytest.fixture(scope="module")
+def folder(sampler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "shared"
+    export_sampler(sampler, folder)
+    return folder
+
+
+@pytest.fixture
+def loaded(folder):
+    return BertForMaskedLM.from_pretrained(folder).eval()
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A rule with a name, in a module that the receiver does not have."""
+
+    def __call__(self, view, budget):
+        return select_top(view.noise, view.revealed, budget)
+
+
+def test_a_rule_without_a_name_is_refused(sampler, tmp_path):
+    lambdas = replace(sampler, remasking=lambda view, budget: view.revealed & False)
+    with pytest.raises(UnknownNameError, match=r"Only a registered remasking rule can be saved, found function; register"):
+        export_sampler(lambdas, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rule_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(export_module.REMASKING)["_by_name"], "foreign", Foreign)
+    with pytest.raises(
+        ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_export_requests"
+    ):
+        export_sampler(replace(sampler, remasking=Foreign()), tmp_path / "out")
+    assert "class Foreign" not in export_module.generate_source()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_refused(sampler, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for target in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SavingError, match=r"needs a folder that is empty or not there, but '.*' is not; choose another"):
+            export_sampler(sampler, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_is_taken(sampler, tmp_path):
+    export_sampler(sampler, tmp_path)
+    assert {"config.json", "model.safetensors", "prism_config.json", "custom_generate"} < {
+        one.name for one in tmp_path.iterdir()
+    }
+
+
+def test_a_folder_without_rights_is_refused_before_any_work(sampler, tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def denied(self, *args, **options):
+        if self.name.startswith(".out"):
+            raise PermissionError(13, "Permission denied", str(self))
+        made(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    monkeypatch.setattr(export_module, "write_files", lambda *args, **options: pytest.fail("worked for nothing"))
+    with pytest.raises(
+        SavingError, match=r"Nothing could be saved in '.*out' \(\[Errno 13\] Permission denied: .*choose a folder"
+    ):
+        export_sampler(sampler, tmp_path / "out")
+
+
+def test_a_full_disk_leaves_nothing(sampler, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "write_settings", full)
+    with pytest.raises(SavingError, match="No space left on device"):
+        export_sampler(sampler, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_merging_the_backbone_must_be_known_by_an_id(sampler, tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=r"`merge=False` leaves the backbone to be loaded by its id, but this one has none"
+    ):
+        export_sampler(sampler, tmp_path / "out", merge=False)
+    tiny_backbone().save_pretrained(tmp_path / "base")
+    local = attach_quality_head(BertForMaskedLM.from_pretrained(tmp_path / "base"), PrismConfig(mask_token_id=MASK))
+    with pytest.raises(ConfigurationError, match="this one is the local folder"):
+        export_sampler(replace(sampler, model=local), tmp_path / "out", merge=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["base"]
+
+
+class OwnBert(BertForMaskedLM):
+    """A class that only this process knows."""
+
+
+def test_a_class_that_transformers_does_not_know_is_refused(sampler, tmp_path):
+    model = attach_quality_head(OwnBert(tiny_backbone().config), PrismConfig(mask_token_id=MASK))
+    with pytest.raises(ConfigurationError, match=r"transformers alone, which does not know OwnBert of test_export_requests"):
+        export_sampler(replace(sampler, model=model), tmp_path / "out")
+
+
+def test_the_users_model_stays_as_it_is(tmp_path):
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=MASK), lora=LoraConfig(r=2))
+    torch.nn.init.normal_(next(parameter for name, parameter in model.named_parameters() if "lora_B" in name))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=5), tmp_path / "out")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any("lora" in name for name in after)
+
+
+def test_calling_leaves_no_trace_on_the_model(tmp_path):
+    backbone = tiny_backbone("llama")
+    model = attach_quality_head(backbone, PrismConfig(mask_token_id=MASK))
+    export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=5), tmp_path / "out")
+    plain = model.detach()
+    plain.config.use_cache = True
+    plain.train()
+    generate(plain, prompts(1, 3), max_new_tokens=4, sampler_path=tmp_path / "out")
+    assert plain.training
+    assert plain.config.use_cache is True
+    assert not has_row_gathering(plain.lm_head)
+    with pytest.raises(SamplingError, match="must be an integer of at least 1"):
+        generate(plain, prompts(1, 3), max_new_tokens=0, sampler_path=tmp_path / "out")
+    assert not has_row_gathering(plain.lm_head)
+
+
+def test_the_folder_is_found_where_the_model_came_from(sampler, folder, loaded):
+    tokens = generate(loaded, prompts(2, 3), max_new_tokens=4, generator=generators(1, 2))
+    assert torch.equal(tokens, sampler.sample(prompts(2, 3), max_new_tokens=4, generator=generators(1, 2)).sequences)
+
+
+def test_everything_is_returned_on_request(sampler, folder, loaded):
+    class Drafts:
+        def __init__(self):
+            self.drafts, self.ended = [], 0
+
+        def put(self, value): ...
+
+        def put_draft(self, value):
+            self.drafts.append(value)
+
+        def end(self):
+            self.ended += 1
+
+    streamer = Drafts()
+    options = {"max_new_tokens": 4, "generator": generators(1), "return_trace": True}
+    output = generate(loaded, prompts(1, 3), return_dict_in_generate=True, streamer=streamer, **options)
+    expected = sampler.sample(prompts(1, 3), **options | {"generator": generators(1)})
+    assert torch.equal(output.quality.nan_to_num(), expected.quality.nan_to_num())
+    assert len(output.trace) == len(expected.trace) == len(streamer.drafts)
+    assert streamer.ended == 1
+
+
+REFUSED: dict[str, tuple[dict, str]] = {
+    "unknown": (
+        {"do_sample": True, "top_k": None},
+        r"takes no 'do_sample': its settings are in sampler_config.json, and a call",
+    ),
+    "nothing": ({"input_ids": None}, r"Token ids must be given once, as `input_ids` or by position"),
+    "twice": ({"inputs": prompts(1, 3)}, r"Token ids must be given once"),
+    "trace": ({"return_trace": True}, r"`return_trace` would be ignored without `return_dict_in_generate=True`"),
+    "types": ({"token_type_ids": torch.ones(1, 3, dtype=torch.long)}, r"`token_type_ids` must be zeros"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_ignored_is_refused(loaded, case):
+    changes, words = REFUSED[case]
+    with pytest.raises(ConfigurationError, match=words):
+        generate(loaded, **{"input_ids": prompts(1, 3), "max_new_tokens": 4} | changes)
+
+
+def test_zeros_of_a_tokenizer_are_fine(loaded):
+    zeros = torch.zeros(1, 3, dtype=torch.long)
+    assert generate(loaded, input_ids=prompts(1, 3), token_type_ids=zeros, max_new_tokens=4).shape == (1, 7)
+
+
+def change(name: str, **values) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, **values}))
+
+    return write
+
+
+DAMAGED = {
+    "no code": (
+        lambda folder: (folder / "custom_generate/backbone.json").unlink(),
+        r"custom_generate/backbone\.json is missing",
+    ),
+    "no head": (lambda folder: (folder / "quality_head.safetensors").unlink(), r"quality_head\.safetensors is missing"),
+    "other model": (change("prism_config.json", backbone_vocab_size=99), r"`backbone_vocab_size` must be 32 .* found 99"),
+    "other rule": (change("sampler_config.json", remasking={"name": "foreign"}), r"No remasking rule is called 'foreign'"),
+    "no sampler": (lambda folder: (folder / "sampler_config.json").unlink(), r"must hold sampler_config\.json, found none"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_folder_that_is_not_whole(sampler, tmp_path, loaded, damage):
+    export_sampler(sampler, tmp_path / "out")
+    spoil, words = DAMAGED[damage]
+    spoil(tmp_path / "out")
+    with pytest.raises((StoredStateError, UnknownNameError), match=words):
+        generate(loaded, prompts(1, 3), max_new_tokens=4, sampler_path=tmp_path / "out")
+
+
+def test_a_path_that_is_not_there(loaded):
+    with pytest.raises(
+        StoredStateError, match=r"`sampler_path` must be the folder of an exported sampler, .* found 'no/where'"
+    ):
+        generate(loaded, prompts(1, 3), max_new_tokens=4, sampler_path="no/where")
+
+
+def test_an_adapter_that_is_not_on_the_model(sampler, tmp_path, loaded):
+    config = PrismConfig(mask_token_id=MASK, backbone_name="someone/tiny")
+    model = attach_quality_head(tiny_backbone(), config, lora=LoraConfig(r=2))
+    export_sampler(replace(sampler, model=model), tmp_path / "out", merge=False)
+    with pytest.raises(ConfigurationError, match=r"trained with the adapter that lies beside it, .* call `model.load_adapter"):
+        generate(loaded, prompts(1, 3), max_new_tokens=4, sampler_path=tmp_path / "out")
+
+
+def test_a_causal_model_is_refused(tmp_path):
+    model = attach_quality_head(tiny_backbone("llama"), PrismConfig(mask_token_id=MASK))
+    sampler = RemaskingSampler(model, num_steps=4, remasking=QualityRemasking(), schedule=EvenSchedule(1))
+    export_sampler(sampler, tmp_path / "out")
+    plain = model.detach()
+    plain.config.is_causal = True
+    with pytest.raises(BackboneError, match=r"set `backbone\.config\.is_causal = False`"):
+        generate(plain, prompts(1, 3), max_new_tokens=4, sampler_path=tmp_path / "out")
+
+
+def test_the_card_tells_how_to_load_it(folder):
+    card = (folder / "README.md").read_text()
+    assert re.search(
+        r"^library_name: transformers\ntags:\n- prism\n- masked-diffusion\n- custom_generate\n", card, re.MULTILINE
+    )
+    assert "| schedule | even (num_remask 4, remask_from 0.0, remask_until 1.0) |" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 6
+    code = code.replace("path or id of this folder", str(folder)).replace("a text with mask tokens", "the [MASK][MASK] sat")
+    exec(code, {})
