@@ -2,13 +2,14 @@
 runs without its patch says that the patch can go."""
 
 import copy
+import importlib.util
 import sys
 
 import pytest
 import torch
 from remote_families import STANDIN_FAMILIES
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import import_utils
 
@@ -22,11 +23,11 @@ def saved(family, folder, **changes):
     return STANDIN_FAMILIES[family].save(folder, **changes)
 
 
-def load_plainly(folder):
+def load_plainly(folder, auto_class=AutoModel):
     """As a user of transformers would, with classes that nobody has patched yet."""
     for path in folder.glob("modeling_*.py"):
         path.write_text(path.read_text(encoding="utf-8") + f"\n# {folder}\n", encoding="utf-8")
-    return AutoModel.from_pretrained(folder, trust_remote_code=True)
+    return auto_class.from_pretrained(folder, trust_remote_code=True)
 
 
 @pytest.fixture
@@ -191,3 +192,71 @@ def test_a_tied_llada_gets_an_lm_head_of_its_own(tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = load_backbone(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again(input_ids=IDS).logits, loaded(input_ids=IDS).logits)
+
+
+def test_an_import_that_is_gone_is_found(tmp_path):
+    saved("llada2_moe", tmp_path)
+    with pytest.raises(ImportError, match="is_torch_fx_available"):
+        load_plainly(tmp_path, AutoModelForCausalLM)
+
+
+def test_flash_attn_is_stood_in_for(tmp_path):
+    assert importlib.util.find_spec("flash_attn") is None, "the stand-in is for machines without it"
+    built = saved("mdlm", tmp_path)
+    with pytest.raises(ImportError, match="flash_attn"):
+        load_plainly(tmp_path, AutoModelForMaskedLM)
+    folder = tmp_path / "again"
+    saved("mdlm", folder)
+    loaded = load_backbone(folder, trust_remote_code=True)
+    times = torch.zeros(2)
+    expected = built(input_ids=IDS, timesteps=times, return_dict=True).logits
+    assert torch.equal(loaded(input_ids=IDS, timesteps=times, return_dict=True).logits, expected)
+
+
+def test_the_stand_ins_for_flash_attn_are_the_published_functions():
+    batch, length, heads, width = 2, 5, 3, 4
+    qkv = torch.randn(batch, length, 3, heads, width)
+    angles = torch.outer(torch.arange(length).float(), torch.tensor([1.0, 0.1]))
+    with compat.transformers_4_names():
+        import flash_attn
+        import flash_attn.layers.rotary
+
+        rotated = flash_attn.layers.rotary.apply_rotary_emb_qkv_(qkv, angles.cos(), angles.sin())
+        bounds = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32)
+        attend = flash_attn.flash_attn_interface.flash_attn_varlen_qkvpacked_func
+        attended = attend(qkv.flatten(0, 1), bounds, length, 0.0, causal=False)
+    for row, position, part, head in torch.cartesian_prod(*map(torch.arange, (batch, length, 3, heads))).tolist():
+        vector = qkv[row, position, part, head]
+        turned = vector.clone()
+        for pair in range(width // 2 if part < 2 else 0):  # values are not rotated
+            cos, sin = angles[position, pair].cos(), angles[position, pair].sin()
+            turned[pair] = vector[pair] * cos - vector[pair + 2] * sin
+            turned[pair + 2] = vector[pair] * sin + vector[pair + 2] * cos
+        torch.testing.assert_close(rotated[row, position, part, head], turned)
+    for row, head in torch.cartesian_prod(torch.arange(batch), torch.arange(heads)).tolist():
+        query, key, value = qkv[row, :, :, head].unbind(1)
+        expected = (query @ key.T / width**0.5).softmax(-1) @ value
+        torch.testing.assert_close(attended.view(batch, length, heads, width)[row, :, head], expected)
+
+
+def test_tied_weights_of_a_list_are_tied(tmp_path):
+    built = saved("illada", tmp_path)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded(input_ids=IDS).logits, built(input_ids=IDS).logits)
+    loaded.save_pretrained(tmp_path / "tied")
+    again = load_backbone(tmp_path / "tied", trust_remote_code=True)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_frequencies_of_a_formula_of_its_own_are_computed_again(tmp_path, no_lucky_memory):
+    built = saved("illada", tmp_path, rope_theta=500.0)
+    loaded = load_backbone(tmp_path, trust_remote_code=True)
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, built.model.rotary_emb.inv_freq)
+
+
+def test_a_from_pretrained_of_its_own_is_gone_round(tmp_path):
+    saved("dream", tmp_path)
+    with compat.transformers_4_names(), pytest.raises(AttributeError, match="'tuple' object has no attribute"):
+        AutoModel.from_pretrained(tmp_path, trust_remote_code=True, output_loading_info=True)
+    assert load_backbone(tmp_path, trust_remote_code=True).config.model_type == "Dream"

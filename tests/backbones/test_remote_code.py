@@ -9,7 +9,7 @@ from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES
 
 import prism_plugin as prism
-from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone
+from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, pairwise_mask
 from prism_plugin.errors import BackboneError, ConfigurationError
 
 IDS = torch.arange(2, 16).view(2, 7)
@@ -108,3 +108,57 @@ def test_the_mask_token_of_another_vocabulary_is_not_guessed(tmp_path):
         prism.attach_quality_head(backbone)
     assert get_backbone_spec(backbone).mask_token_id == 126336
     assert prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK)).mask_token_id == MASK
+
+
+def test_two_families_of_one_model_type_in_one_process(tmp_path):
+    """LLaDA's code registers its config for "llada", which LLaDA-MoE calls itself too."""
+    for name in ("llada", "lladamoe", "llada"):
+        built = STANDIN_FAMILIES[name].save(tmp_path / name)
+        assert built.config.model_type == "llada"
+        loaded = load_backbone(tmp_path / name, trust_remote_code=True)
+        assert type(loaded).__name__ == type(built).__name__
+        assert type(loaded.config).__name__ == type(built.config).__name__
+    with pytest.raises(BackboneError, match="runs only with your consent"):
+        load_backbone(tmp_path / "llada")  # also where its class was registered meanwhile
+
+
+def test_llada2_sees_blocks_of_32_and_what_is_before(tmp_path):
+    STANDIN_FAMILIES["llada2_moe"].save(tmp_path)
+    model = prism.attach_quality_head(
+        load_backbone(tmp_path, trust_remote_code=True), prism.PrismConfig(mask_token_id=MASK)
+    ).eval()
+    ids = torch.randint(2, 30, (1, 64))
+    for changed, reached in ((10, range(64)), (40, range(32, 64))):
+        other = ids.clone()
+        other[0, changed] = (ids[0, changed] - 1) % 28 + 2
+        states = (model(tokens, output_hidden_states=True).hidden_states for tokens in (ids, other))
+        moved = (next(states) - next(states)).abs().amax(-1)[0]
+        assert [i for i in range(64) if moved[i] > 1e-5] == list(reached)
+
+
+def test_llada2_turns_causal_under_a_2d_mask(tmp_path):
+    """Why its spec asks for another form; the stand-in does what dLLM's copies of the code do."""
+    STANDIN_FAMILIES["llada2_moe"].save(tmp_path)
+    backbone = load_backbone(tmp_path, trust_remote_code=True).eval()
+    mask = torch.ones_like(IDS)
+    mask[1, -1] = 0
+    other = IDS.clone()
+    other[0, -1] = 30
+    first = [backbone(input_ids=tokens, attention_mask=mask).logits[0, 0] for tokens in (IDS, other)]
+    assert torch.equal(*first)
+    first = [backbone(input_ids=tokens, attention_mask=pairwise_mask(mask.bool())).logits[0, 0] for tokens in (IDS, other)]
+    assert not torch.equal(*first)
+
+
+def test_a_time_conditioned_mdlm_is_refused(tmp_path):
+    STANDIN_FAMILIES["mdlm"].save(tmp_path, time_conditioning=True)
+    backbone = load_backbone(tmp_path, trust_remote_code=True)
+    with pytest.raises(BackboneError, match=r"must have `config.time_conditioning=False`, found True"):
+        prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK))
+
+
+@pytest.mark.parametrize(("name", "vocab_size", "mask_token_id"), [("illada", 155136, 5), ("lladamoe", 157184, 156895)])
+def test_the_spec_knows_the_mask_token_of_released_vocabularies(tmp_path, name, vocab_size, mask_token_id):
+    STANDIN_FAMILIES[name].save(tmp_path, vocab_size=vocab_size, hidden_size=4, intermediate_size=4)
+    model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True))
+    assert model.mask_token_id == mask_token_id
