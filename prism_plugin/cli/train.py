@@ -22,6 +22,7 @@ from prism_plugin.cli.recipe import AttachSection, DataSection, Recipe, load_rec
 from prism_plugin.data import fingerprint, prepare_rows, read_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError, SavingError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.modeling.persistence import CONFIG_FILE
 from prism_plugin.training import PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint, remove
@@ -132,8 +133,17 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     seconds = time.perf_counter() - began
     figures = {} if eval_rows is None else trainer.evaluate()
+    model.card_facts = _card_facts(recipe.data, len(train_rows), figures)
     trainer.save_model()
     return _summary(trainer, figures, seconds), trainer.is_world_process_zero()
+
+
+def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float]) -> CardFacts:
+    """What the model card tells: the figures of the evaluation rows, and the data, without paths of this machine."""
+    name = Path(data.path).name if Path(data.path).exists() else data.path
+    measured = {key: value for key, value in figures.items() if key.startswith("eval_quality") or key == "eval_diffusion_loss"}
+    numbers = {key: value for key, value in measured.items() if not math.isnan(value)}
+    return CardFacts(figures=numbers, data=f"{name}, {num_rows} rows")
 
 
 def _training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:

@@ -49,6 +49,11 @@ def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path,
     assert {"loss", "quality_loss", "diffusion_loss", "base_rate", "eval_quality_loss", "eval_quality_ece"} <= set(printed)
     model = PrismModel.from_pretrained(tmp_path / "run")
     assert model.prism_config.objective["drafts"][0]["num_drafted"] == 2
+    assert model.card_facts.figures["eval_quality_ece"] == printed["eval_quality_ece"]
+    assert model.card_facts.data == "rows.txt, 9 rows"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| data | rows.txt, 9 rows |" in card
+    assert str(tmp_path) not in card
 
 
 def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):

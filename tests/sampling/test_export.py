@@ -133,7 +133,8 @@ def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     cases = Cases(folder)
     for family, kind, auto_class in (("bert", "call", "AutoModelForMaskedLM"), ("llama", "method", "AutoModelForCausalLM")):
-        model = text_model(family)
+        scaling = {"quality_temperature": 0.5, "quality_bias": 0.3} if family == "bert" else {}
+        model = text_model(family, **scaling)
         export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=6), folder / family)
         model.merge_and_unload()
         samplers = samplers_of(model) if family == "bert" else [
