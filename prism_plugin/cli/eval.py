@@ -1,4 +1,4 @@
-"""`prism-plugin eval sudoku`: solve a file of puzzles with sampler presets, at equal forward passes."""
+"""`prism-plugin eval`: `sudoku` solves puzzles with sampler presets, at equal forward passes; `quality` judges the head."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prism_plugin.cli import eval_quality
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
@@ -17,8 +18,15 @@ SETTINGS_FILE = "sampler.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
-    parser.add_argument("task", choices=["sudoku"], help="what to evaluate on")
+    """Declare the verb's tasks and their options."""
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    about = eval_quality.__doc__.split(": ", 1)[1]
+    eval_quality.add_arguments(tasks.add_parser("quality", help=about, description=about))
+    about = "solve puzzles with sampler presets, at equal forward passes"
+    _add_sudoku_arguments(tasks.add_parser("sudoku", help=about, description=about))
+
+
+def _add_sudoku_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
     parser.add_argument("--data", type=Path, required=True, help="puzzles, one a line, 81 characters, 0 or . for blank")
     parser.add_argument("--presets", default=",".join(sudoku_eval.PRESETS), help="comma-separated (default: %(default)s)")
@@ -33,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns the exit code."""
+    return eval_quality.run(args) if args.task == "quality" else _run_sudoku(args)
+
+
+def _run_sudoku(args: argparse.Namespace) -> int:
     for name, value in (("--limit", args.limit), ("--num-steps", args.num_steps)):
         if value is not None and value < 1:
             raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")

@@ -14,7 +14,7 @@ VERBS = {
     "train": "train a quality head by a recipe",
     "sample": "fill masks or continue prompts with a trained adapter",
     "export": "write a folder that transformers alone can sample with",
-    "eval": "compare sampler presets on a task",
+    "eval": "compare sampler presets on a task, or judge the quality head",
 }
 
 

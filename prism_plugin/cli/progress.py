@@ -10,6 +10,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE
 
 
+def _bars(unit: str) -> Progress:
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+@contextmanager
+def counting_progress(name: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """Show one bar.
+
+    Yields:
+        The function to call after each unit.
+    """
+    with _bars(unit) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda: progress.advance(task)
+
+
 @contextmanager
 def sampling_progress(presets: Sequence[str], puzzles: int, num_steps: int) -> Iterator[Callable[[str], None]]:
     """Show one bar per preset, counted in forward passes of a batch.
@@ -17,14 +40,7 @@ def sampling_progress(presets: Sequence[str], puzzles: int, num_steps: int) -> I
     Yields:
         The callback for `evaluate_presets(on_step=...)`.
     """
-    columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("forwards"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with _bars("forwards") as progress:
         most = math.ceil(puzzles / BATCH_SIZE) * num_steps
         tasks = {preset: progress.add_task(preset, total=most, start=False) for preset in presets}
 

@@ -1,9 +1,11 @@
 """Results as tables for people."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
 
+from prism_plugin.evaluation.calibration import ChosenThreshold, FittedScaling, Group, QualityFigures
 from prism_plugin.evaluation.tasks.sudoku_eval import PresetResult
 
 
@@ -21,3 +23,70 @@ def sudoku_table(results: Sequence[PresetResult], *, puzzles: int, num_steps: in
             f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style="bold" if result.success == best else None,
         )  # fmt: skip
     return table
+
+
+def quality_tables(figures: QualityFigures, *, title: str) -> list[Table]:
+    """Lay out figures of judged tokens: over all, by the share of masks, and by the look where there are several."""
+    whole = Table(title=f"{title}: {figures.tokens} tokens in {figures.states} states, {figures.right:.1%} of them right")
+    whole.add_column("score")
+    for heading in ("AUROC within", "AUROC pooled", "ECE", "Brier"):
+        whole.add_column(heading, justify="right")
+    for name, score in figures.scores.items():
+        cells = (score.auroc_within, score.auroc, score.ece, score.brier)
+        whole.add_row(_words(name), *map(_figure, cells), style="bold" if name == "quality" else None)
+    knows_nothing = (0.5, 0.5, 0.0, figures.right * (1 - figures.right))
+    whole.add_row("share of right", *map(_figure, knows_nothing), style="dim")
+    whole.caption = f"Within: over {figures.mixed_states} mixed states, with right and wrong tokens."
+    what = "ECE of the quality; AUROC within the mixed states."
+    masked = [f"{group.low * 100:.0f}-{group.high * 100:.0f}" for group in figures.by_masked]
+    tables = [whole, _group_table("masks", masked, figures.by_masked, f"Masks in % of what can be masked; {what}")]
+    if figures.by_step is not None:
+        looks = [f"{group.low:g}-{group.high:g}" for group in figures.by_step]
+        tables.append(_group_table("look", looks, figures.by_step, f"Looks from 1; {what}"))
+    return tables
+
+
+def _group_table(heading: str, labels: Sequence[str], groups: Sequence[Group], caption: str) -> Table:
+    names = list(groups[0].scores)
+    table = Table(caption=caption)
+    for one in (heading, "tokens", "right", "ECE", "mixed", *(name.removesuffix("_confidence") for name in names)):
+        table.add_column(one, justify="right")
+    for label, group in zip(labels, groups, strict=True):
+        within = (_figure(group.scores[name].auroc_within) for name in names)
+        counted = (str(group.tokens), f"{group.right:.1%}", _figure(group.scores["quality"].ece), str(group.mixed_states))
+        table.add_row(label, *counted, *within)
+    return table
+
+
+def scaling_table(fitted: FittedScaling) -> Table:
+    """Compare the head as it is with the scaled one, on the rows that were held out."""
+    bias = f", bias {fitted.bias:.4g}" if fitted.bias else ""
+    table = Table(title=f"Temperature {fitted.temperature:.4g}{bias}: fitted on every second row, measured on the others")
+    table.add_column("quality")
+    for heading in ("cross-entropy, nats", "ECE", "Brier"):
+        table.add_column(heading, justify="right")
+    for name, one in (("as it is", fitted.before), ("scaled", fitted.after)):
+        table.add_row(name, _figure(one.cross_entropy), _figure(one.ece), _figure(one.brier))
+    return table
+
+
+def threshold_sentence(chosen: ChosenThreshold) -> str:
+    """Say what a threshold does on the rows that it was not chosen on."""
+    if chosen.threshold is None:
+        return f"No threshold has {chosen.wanted_precision:.0%} wrong tokens below it; ask for less, or train the head further."
+    if not chosen.doubted:
+        below = "none of their tokens is below it, so it is not confirmed"
+    else:
+        below = (
+            f"{chosen.doubted:.2%} of their tokens are below it, {chosen.precision:.1%} of these are wrong, and they are "
+            f"{chosen.recall:.1%} of all wrong ones"
+        )
+    return f"quality_threshold={chosen.threshold:.6g}: chosen on every second row; on the others {below}."
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

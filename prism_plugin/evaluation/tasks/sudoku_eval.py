@@ -73,6 +73,23 @@ class Puzzles:
         )
 
 
+def rows_with_solutions(puzzles: TokenIds) -> list[dict[str, Any]]:
+    """Write puzzles as raw rows of their solutions, in which the clues may not be masked.
+
+    Raises:
+        DataFormatError: If one has no solution, or several, so that a right cell could count as wrong; names it.
+    """
+    solved = Puzzles.solve(puzzles)
+    if not solved.unique.all():
+        several = sudoku.format_grid(puzzles[~solved.unique][0])
+        raise DataFormatError(f"a puzzle must have one solution for its cells to be judged, found several for {several}.")
+    blanks = ~sudoku.clue_mask(puzzles)
+    return [
+        {"input_ids": solution.tolist(), "maskable": blank.tolist()}
+        for solution, blank in zip(solved.solutions, blanks, strict=True)
+    ]
+
+
 def read_settings(path: Path) -> Settings:
     """Read tuned settings: YAML of preset -> num_steps -> settings.
 

@@ -1,0 +1,303 @@
+"""What the quality head and its free proxies say of tokens whose answer is known: on training drafts, on a sampler's states.
+
+A token is right when it is the data's token at its position. Where a task has one solution, such as a Sudoku, that is the
+truth; in free text another token may do as well, and "right" means "what the data says", which is what the head is trained to
+predict. Only tokens that the model wrote are judged.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import datasets
+import torch
+from torch import Tensor
+
+from prism_plugin.core.categorical import token_confidence
+from prism_plugin.core.noise import uniforms
+from prism_plugin.core.selection import select_top
+from prism_plugin.core.unmasking import UnmaskingRule
+from prism_plugin.core.view import StepView
+from prism_plugin.data import PrismCollator
+from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
+from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.probing import evaluation_mode
+from prism_plugin.sampling import RemaskingSampler, StepRecord
+from prism_plugin.sampling.loop import needs_of
+from prism_plugin.training import Objective
+from prism_plugin.training.checks import pad_token_id
+from prism_plugin.training.trainer import EVALUATION_EPOCH
+from prism_plugin.types import PerRow, TokenIds, TokenMask
+
+SCORES: Mapping[str, str] = {
+    "quality": "what the quality head says",
+    "visible_confidence": "probability that the language model gives now to the token that it sees there",
+    "commit_confidence": "probability that it gave to the token when it wrote it",
+    "mean_confidence": "mean of that and of what it gave at each look since, as FreeCorrection has it (arXiv 2602.02927)",
+}
+
+
+@dataclass(frozen=True)
+class JudgedTokens:
+    """Tokens that the model wrote, each as one look saw it. All tensors are [count], on the CPU.
+
+    Attributes:
+        scores: Probabilities of being right, in [0, 1], by the names of `SCORES`.
+        correct: Which tokens are the data's.
+        row: Row of the data.
+        state: One number for the tokens that one look saw in one row.
+        masked_share: Share of the row's maskable positions that held the mask in that state, in [0, 1).
+        step: Number of the look, from 0; None on drafts, which are looked at once.
+    """
+
+    scores: Mapping[str, Tensor]
+    correct: Tensor
+    row: Tensor
+    state: Tensor
+    masked_share: Tensor
+    step: Tensor | None
+
+    @property
+    def quality_logits(self) -> Tensor:
+        """Logits of the head's quality, float64, finite."""
+        return self.scores["quality"].double().logit(eps=1e-7)
+
+    def where(self, chosen: Tensor) -> "JudgedTokens":
+        """Only the tokens that a bool mask chooses."""
+        return replace(
+            self,
+            scores={name: score[chosen] for name, score in self.scores.items()},
+            correct=self.correct[chosen],
+            row=self.row[chosen],
+            state=self.state[chosen],
+            masked_share=self.masked_share[chosen],
+            step=None if self.step is None else self.step[chosen],
+        )
+
+
+@dataclass
+class _Gathered:
+    """Judged tokens in the making."""
+
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    num_states: int = 0
+
+    def add(
+        self,
+        judged: TokenMask,
+        correct: TokenMask,
+        rows: PerRow,
+        masked_share: Tensor,
+        step: int | None,
+        scores: Mapping[str, Tensor],
+    ) -> None:
+        """Add the judged positions of some states, [states, length] each; `rows` and `masked_share` are [states]."""
+        states = torch.arange(len(judged)) + self.num_states
+        self.num_states += len(judged)
+        judged = judged.cpu()
+        part = {name: score.cpu().float()[judged] for name, score in scores.items()}
+        for name, values in (("row", rows), ("state", states), ("masked_share", masked_share)):
+            part[name] = values.cpu().unsqueeze(-1).expand(judged.shape)[judged]
+        part["correct"] = correct.cpu()[judged]
+        if step is not None:
+            part["step"] = torch.full_like(part["row"], step)
+        self.parts.append(part)
+
+    def joined(self) -> JudgedTokens:
+        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+        scores = {name: whole.pop(name) for name in SCORES if name in whole}
+        return JudgedTokens(scores=scores, step=whole.pop("step", None), **whole)
+
+
+@torch.no_grad()
+def judge_drafts(
+    model: PrismModel,
+    objective: Objective,
+    rows: datasets.Dataset,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_batch: Callable[[], None] | None = None,
+) -> JudgedTokens:
+    """Judge what the objective labels in its own drafts: the states that the head was trained on, with noise of their own.
+
+    Args:
+        model: Backbone with a quality head; its mode is left as it was.
+        objective: How drafts are made.
+        rows: Prepared rows.
+        batch_size: Rows at once.
+        seed: Of the drafts. With equal weights and rows the result is the same, whatever the batch size.
+        on_batch: Called after each batch.
+
+    Raises:
+        DataFormatError: If no draft filled a token.
+    """
+    gathered = _Gathered()
+    with evaluation_mode(model):
+        for batch in _batches(model, rows, batch_size):
+            step = objective.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
+            labelled, draft = step.labels.labelled, step.draft
+            index = labelled.flatten().nonzero().squeeze(-1)
+            repeats = len(labelled) // len(batch["input_ids"])
+            mask = batch["attention_mask"].repeat(repeats, 1)
+            seen = model(draft.draft_ids, mask, logits_at=index, with_quality=False).logits
+            now = token_confidence(seen, draft.draft_ids.flatten()[index], forbidden_ids=(model.mask_token_id,))
+            visible = torch.zeros_like(draft.confidence).flatten().index_copy(0, index, now).view_as(labelled)
+            gathered.add(
+                labelled,
+                step.labels.targets,
+                batch["example_id"].repeat(repeats),
+                _masked_share(draft.draft_ids, batch["maskable"].repeat(repeats, 1), model.mask_token_id),
+                None,
+                {
+                    "quality": step.quality_logits.sigmoid(),
+                    "visible_confidence": visible,
+                    "commit_confidence": draft.confidence,
+                    "mean_confidence": (visible + draft.confidence) / 2,
+                },
+            )
+            if on_batch is not None:
+                on_batch()
+    judged = gathered.joined()
+    if not judged.correct.numel():
+        raise DataFormatError(
+            f"No draft of the {len(rows)} rows filled a token, so nothing could be judged; give longer rows, or drafts from "
+            "noisier ones (`t_min`)."
+        )
+    return judged
+
+
+class _Watch:
+    """An unmasking rule that does what another does, and keeps the view. So the sampler is watched, and not changed."""
+
+    def __init__(self, rule: UnmaskingRule) -> None:
+        self.rule = rule
+        self.needs = needs_of(rule) | {"quality", "visible_confidence"}
+        self.view: StepView | None = None
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        self.view = view
+        return self.rule(view, budget)
+
+
+@dataclass
+class _Watched:
+    """One batch under way: what is asked, and what the model said of each position since a token was written there."""
+
+    clean_ids: TokenIds
+    maskable: TokenMask
+    example_id: PerRow
+    total: Tensor  # sum of the probabilities since the token was written, [batch, length] float64
+    count: Tensor
+
+    def take_note(self, record: StepRecord, view: StepView, mask_token_id: int, gathered: _Gathered) -> None:
+        """Judge the tokens that could have been taken back at this look."""
+        rows = record.looked.nonzero().squeeze(-1)
+        judged, visible = view.revealed.cpu(), view.visible_confidence.cpu()
+        total = self.total[rows] + torch.where(judged, visible, 0)
+        count = self.count[rows] + judged
+        gathered.add(
+            judged,
+            record.tokens_before[rows] == self.clean_ids[rows],
+            self.example_id[rows],
+            _masked_share(record.tokens_before, self.maskable, mask_token_id)[rows],
+            record.step,
+            {
+                "quality": view.quality,
+                "visible_confidence": visible,
+                "commit_confidence": view.commit_confidence,
+                "mean_confidence": total / count.clamp(min=1),
+            },
+        )
+        written = record.unmasked[rows]
+        self.total[rows] = torch.where(written, record.confidence[rows].double(), total)
+        self.count[rows] = torch.where(written, 1, count)
+
+
+def judge_states(
+    sampler: RemaskingSampler,
+    rows: datasets.Dataset,
+    *,
+    masked: float = 1.0,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_look: Callable[[], None] | None = None,
+) -> JudgedTokens:
+    """Let a sampler fill rows whose tokens are known, and judge at each look the tokens that it could have taken back.
+
+    Args:
+        sampler: Does what it always does; only the quality and the probability of visible tokens are computed besides.
+        rows: Prepared rows.
+        masked: Share of each row's maskable positions that the sampler is to fill, in (0, 1]; the data stand in the others.
+        batch_size: Rows at once.
+        seed: Of the positions and the sampler's draws, by row: the batch size changes nothing but rounding.
+        on_look: Called after each look at a batch.
+
+    Raises:
+        ConfigurationError: If `masked` is out of range.
+        DataFormatError: If the sampler would see no token of a row that says which answer is right.
+        SamplingError: If no look shows a revealed token; also as `RemaskingSampler.infill`.
+    """
+    if not 0 < masked <= 1:
+        raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
+    model, gathered = sampler.model, _Gathered()
+    requests = [_request(model, batch, masked, seed) for batch in _batches(model, rows, batch_size)]
+    for batch, input_ids in requests:
+        watch = _Watch(sampler.unmasking)
+        nothing = torch.zeros(input_ids.shape, dtype=torch.float64)
+        clean_ids, maskable, example_id = (batch[name].cpu() for name in ("input_ids", "maskable", "example_id"))
+        watched = _Watched(clean_ids, maskable, example_id, total=nothing, count=nothing.clone())
+
+        def on_step(record: StepRecord, watch: _Watch = watch, watched: _Watched = watched) -> None:
+            watched.take_note(record, watch.view, model.mask_token_id, gathered)
+            if on_look is not None:
+                on_look()
+
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in example_id.tolist()]
+        replace(sampler, unmasking=watch).infill(input_ids, batch["attention_mask"], generator=generators, on_step=on_step)
+    judged = gathered.joined()
+    if not judged.correct.numel():
+        raise SamplingError(
+            f"The sampler showed no revealed token in any of its {gathered.num_states} looks, so nothing could be judged; give "
+            "it more steps."
+        )
+    return judged
+
+
+def _batches(model: PrismModel, rows: Sequence[Mapping], batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of rows, shortest first; of one length each where the family takes no attention mask."""
+    collate = PrismCollator(pad_token_id=_harmless_pad(model))
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    order = sorted(range(len(rows)), key=lambda index: lengths[index])
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + batch_size]
+        if model.spec.attention_mask == "none":
+            chosen = [index for index in chosen if lengths[index] == lengths[chosen[0]]]
+        yield {name: tensor.to(model.device) for name, tensor in collate([rows[index] for index in chosen]).items()}
+        start += len(chosen)
+
+
+def _harmless_pad(model: PrismModel) -> int:
+    """An id for padding that is not the mask's, which would ask to be filled."""
+    pad = pad_token_id(model)
+    return pad if pad != model.mask_token_id else int(model.mask_token_id == 0)
+
+
+def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed: int) -> tuple[Mapping[str, Tensor], TokenIds]:
+    """Mask a share of each row, at least one token, and check that something is left to go by."""
+    input_ids, maskable = batch["input_ids"], batch["maskable"]
+    noise = uniforms(seed, EVALUATION_EPOCH, batch["example_id"], "asked", input_ids.shape[1])
+    chosen = select_top(noise, maskable, (masked * maskable.sum(-1)).round().long().clamp(min=1))
+    special = torch.tensor(() if model.tokenizer is None else model.tokenizer.all_special_ids, device=input_ids.device)
+    given = batch["attention_mask"].bool() & ~chosen & ~torch.isin(input_ids, special)
+    if not given.any(-1).all():
+        row = batch["example_id"][~given.any(-1)][0]
+        raise DataFormatError(
+            f"Row {int(row)}: with all of it masked, nothing says which tokens are right; mask a share (`masked` below 1, "
+            "`--masked 0.5`), or give rows with a prompt."
+        )
+    return batch, torch.where(chosen, model.mask_token_id, input_ids)
+
+
+def _masked_share(tokens: TokenIds, maskable: TokenMask, mask_token_id: int) -> Tensor:
+    return ((tokens == mask_token_id) & maskable).sum(-1) / maskable.sum(-1)

@@ -1,0 +1,81 @@
+"""Pictures are written whole, of the kind that the file's ending says, with a word for each thing that is drawn."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.evaluation.calibration import measure
+from prism_plugin.evaluation.quality import SCORES, JudgedTokens
+from prism_plugin.report import calibration_plot
+from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
+
+
+@pytest.fixture(scope="module")
+def figures():
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(3000, generator=generator) for name in SCORES}
+    step = torch.arange(3000) % 12
+    judged = JudgedTokens(
+        scores=scores,
+        correct=torch.rand(3000, generator=generator) < scores["quality"],
+        row=torch.arange(3000) // 100,
+        state=torch.arange(3000) // 10,
+        masked_share=1 - (step + 1) / 13,
+        step=step,
+    )
+    few = measure(judged.where(judged.row == 0))
+    return {"many": measure(judged), "few": few}
+
+
+def words_of(path):
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none"}):  # text as text, so that it can be read back
+        yield path
+    root = ElementTree.parse(path).getroot()
+    yield {"".join(one.itertext()).strip() for one in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_a_picture_names_what_it_shows(figures, tmp_path):
+    drawing = words_of(tmp_path / "quality.svg")
+    plot_quality(figures, next(drawing), title="an adapter, 30 rows")
+    words = next(drawing)
+    assert {"an adapter, 30 rows", "what the score says", "share that is right", "quality", "right", "wrong"} <= words
+    assert {name.replace("_", " ") for name in SCORES} <= words
+    assert {"share of masks in the state, %", "number of the look", "calibrated; chance"} <= words
+    assert [path.name for path in tmp_path.iterdir()] == ["quality.svg"]
+
+
+def test_the_same_figures_give_the_same_file(figures, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    few = {"few": figures["few"]}
+    plot_quality(few, tmp_path / "one.svg", title="twice")
+    plot_quality(few, tmp_path / "other.svg", title="twice")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+    plot_quality(few, tmp_path / "one.PNG", title="pixels")
+    assert (tmp_path / "one.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_is_refused_in_one_sentence(figures, tmp_path, monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"A picture's file must end in .png or .svg, found '.*quality.jpg'"):
+        check_plot_file(tmp_path / "quality.jpg")
+    monkeypatch.setattr(calibration_plot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"not installed; install it with `pip install 'prism-plugin\[plot\]'`"):
+        plot_quality(figures, tmp_path / "quality.svg", title="none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_picture(figures, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "quality.svg").write_text("old")
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(SavingError, match="No space left on device"):
+        plot_quality({"few": figures["few"]}, tmp_path / "quality.svg", title="none")
+    assert (tmp_path / "quality.svg").read_text() == "old"
