@@ -11,7 +11,6 @@ and for the gradient of its input, on the masked rows. `full logits`: the backbo
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from rich.console import Console
@@ -109,8 +108,7 @@ def prepare_ours(shape: Shape, machine: Machine) -> Callable[[], object]:
     batch = collated(training_tokens(shape, machine), example_ids(shape, machine))
 
     def step() -> None:
-        settings = {"epoch": 0, "seed": 0, "unwrapped": model, "apart": lambda: nullcontext(Tensor.backward)}
-        OBJECTIVE.step(model, batch, **settings).losses.loss.backward()
+        OBJECTIVE.step(model, batch, epoch=0, seed=0, unwrapped=model).losses.loss.backward()
 
     return _from_zero(_trained(model), step)
 

@@ -38,6 +38,10 @@ class DataFormatError(PrismError, ValueError):
     """A data file or a row of it cannot be used."""
 
 
+class UnreachableDataError(DataFormatError):
+    """A data set is not on this disk, and could not be loaded from the Hub."""
+
+
 class StoredStateError(PrismError, ValueError):
     """A file on disk does not hold what it should, or belongs to another model."""
 

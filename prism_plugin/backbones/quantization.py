@@ -10,6 +10,21 @@ from prism_plugin.errors import BackboneError
 QUANTIZATIONS = ("nf4",)
 
 
+def check_kind(kind: str) -> None:
+    """Refuse a kind of quantisation that is not known.
+
+    Raises:
+        BackboneError: If it is not one of `QUANTIZATIONS`.
+    """
+    if kind not in QUANTIZATIONS:
+        raise BackboneError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)} or None, got {kind!r}.")
+
+
+def can_quantize() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def quantization_config(kind: str, dtype: torch.dtype | str | None) -> BitsAndBytesConfig:
     """How transformers is told to quantise the linear layers of a backbone while it loads them.
 
@@ -23,9 +38,8 @@ def quantization_config(kind: str, dtype: torch.dtype | str | None) -> BitsAndBy
     Raises:
         BackboneError: If the kind is unknown, or bitsandbytes is not installed.
     """
-    if kind not in QUANTIZATIONS:
-        raise BackboneError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)} or None, got {kind!r}.")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    check_kind(kind)
+    if not can_quantize():
         raise BackboneError(
             f"`quantization` {kind!r} needs the package bitsandbytes, which is not installed; install it with "
             '`pip install "prism-plugin[quantization]"`.'

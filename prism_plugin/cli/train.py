@@ -11,24 +11,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-from peft import LoraConfig
 from transformers import set_seed
 
-from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.backbones import load_backbone
+from prism_plugin.cli.dry_run import dry_run, dry_run_table
 from prism_plugin.cli.errors import explain_os_error
-from prism_plugin.cli.recipe import AttachSection, DataSection, Recipe, load_recipe, settings
-from prism_plugin.data import fingerprint, prepare_rows, read_rows
-from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError, SavingError
-from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.cli.from_recipe import (
+    attached,
+    check_backbone_section,
+    check_evaluation,
+    raw_rows,
+    training_arguments,
+    where_of,
+)
+from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
+from prism_plugin.data import fingerprint, prepare_rows
+from prism_plugin.errors import ConfigurationError, PrismError, SavingError
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.modeling.persistence import CONFIG_FILE
-from prism_plugin.training import PrismTrainer, PrismTrainingArguments, get_objective
+from prism_plugin.training import PrismTrainer, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint, remove
 
 RUN_FILE = "run.json"
 _FORMAT_VERSION = 1
+_TAKEN = ("recipe", "dry-run", "fresh", "json")  # the verb's own options
 # What may differ between a run and its continuation: none of it changes a weight.
 _FREE = {
     "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
@@ -39,16 +45,19 @@ _FREE = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options: the recipe, and every setting of it by its dotted name, or its last part if that is clear."""
     parser.allow_abbrev = False
-    parser.usage = "%(prog)s --recipe FILE [--fresh] [--json] [--SETTING VALUE ...]"
+    parser.usage = "%(prog)s --recipe FILE [--dry-run] [--fresh] [--json] [--SETTING VALUE ...]"
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file with the sections backbone, data, attach, ...")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in output_dir and start over")
+    parser.add_argument("--dry-run", action="store_true", help="check all that can be checked without the weights; no training")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and the rest on stderr")
     known = settings()
     last_parts = Counter(name.rpartition(".")[2] for name in known)
     group = parser.add_argument_group("settings of the recipe", "a value is YAML, true when left out: --max_steps 10 --bf16")
     for name, text in known.items():
         last = name.rpartition(".")[2]
-        flags = [f"--{name}"] + ([f"--{last}"] if last_parts[last] == 1 and last not in ("recipe", "fresh", "json") else [])
+        flags = [f"--{name}"] + (
+            [f"--{last}"] if last_parts[last] == 1 and last not in ("recipe", "fresh", "json", "dry-run") else []
+        )
         group.add_argument(
             *flags,
             dest=f"recipe:{name}",
@@ -64,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Train by a recipe. Returns the exit code: 0, or 2 after one sentence on stderr."""
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-            summary, is_main = train_by_recipe(_recipe(args), source=args.recipe, fresh=args.fresh)
+            summary, is_main = _carry_out(args)
     except (PrismError, ImportError) as error:  # a tracker or an optimizer may need a package that is not installed
         print(f"prism-plugin train: {error}", file=sys.stderr)
         return 2
@@ -75,8 +84,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"prism-plugin train: {told}", file=sys.stderr)
         return 2
     if is_main:
-        print(json.dumps(summary) if args.json else _table(summary))
+        in_words = dry_run_table if args.dry_run else _table
+        print(json.dumps(summary) if args.json else in_words(summary))
     return 0
+
+
+def _carry_out(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    if not args.dry_run:
+        return train_by_recipe(_recipe(args), source=args.recipe, fresh=args.fresh)
+    if args.fresh:
+        raise ConfigurationError("--dry-run changes nothing, so --fresh would be ignored; leave one of them out.")
+    return dry_run(_recipe(args), args.recipe)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -99,18 +117,18 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
         PrismError: If recipe, data, backbone or `output_dir` cannot be used; before any training.
     """
     objective = get_objective(**recipe.objective, source=f"{source}: objective")
-    training = _training_arguments(recipe, source)
-    train_rows, eval_rows = _raw_rows(recipe.data)
-    if eval_rows is None and training.eval_strategy != "no":
-        raise ConfigurationError(
-            f"{source}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
-        )
+    training = training_arguments(recipe, source)
+    check_evaluation(recipe, training, source)
+    check_backbone_section(recipe, source)
+    train_rows, eval_rows = raw_rows(recipe.data)
     output_dir = Path(training.output_dir)
     if training.should_save:
         with _writing_in(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(training.seed)  # the head and LoRA start from random weights
-    model = _attached(recipe, source)
+    section = recipe.backbone
+    backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
+    model = attached(recipe, backbone)
     prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
     train_rows = prepare_rows(train_rows, **prepare)
     eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
@@ -144,64 +162,6 @@ def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float]) -> 
     measured = {key: value for key, value in figures.items() if key.startswith("eval_quality") or key == "eval_diffusion_loss"}
     numbers = {key: value for key, value in measured.items() if not math.isnan(value)}
     return CardFacts(figures=numbers, data=f"{name}, {num_rows} rows")
-
-
-def _training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
-    try:
-        return PrismTrainingArguments(**recipe.training)
-    except PrismError:
-        raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # how TrainingArguments refuses values
-        raise ConfigurationError(f"{source}: training: {' '.join(str(error).split())}") from error
-
-
-def _raw_rows(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    rows = read_rows(data.path, split=data.split, revision=data.revision)
-    if data.eval_path or data.eval_split:
-        same = data.eval_path is None
-        path, revision = (data.path, data.revision) if same else (data.eval_path, None)
-        return rows, read_rows(path, split=data.eval_split, revision=revision)
-    if data.eval_share is None:
-        return rows, None
-    held_out = max(1, round(len(rows) * data.eval_share))
-    if held_out >= len(rows):
-        raise DataFormatError(
-            f"`eval_share` {data.eval_share} of {len(rows)} rows leaves none to train on; lower it or add data."
-        )
-    parts = rows.train_test_split(test_size=held_out, seed=0)
-    return parts["train"], parts["test"]
-
-
-def _attached(recipe: Recipe, source: Path) -> PrismModel:
-    section = recipe.backbone
-    where = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    if section.dtype is not None and not isinstance(getattr(torch, section.dtype, None), torch.dtype):
-        raise ConfigurationError(f"{source}: `backbone.dtype` must be a torch dtype such as bfloat16, found {section.dtype!r}.")
-    if section.quantization is not None and recipe.attach.lora is None:
-        raise ConfigurationError(
-            f"{source}: `backbone.quantization: {section.quantization}` leaves 4-bit weights, which cannot be trained; add "
-            "`attach.lora`, or leave quantization out."
-        )
-    backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where)
-    tokenizer = load_tokenizer(section.path, **where)
-    return attach_quality_head(backbone, _prism_config(recipe.attach), lora=_lora(recipe.attach), tokenizer=tokenizer)
-
-
-def _prism_config(attach: AttachSection) -> PrismConfig:
-    return PrismConfig(
-        mask_token_id=attach.mask_token_id,
-        head=attach.head,
-        head_hidden_size=attach.head_hidden_size,
-        train_backbone=attach.train_backbone,
-        base_rate=attach.base_rate,
-    )
-
-
-def _lora(attach: AttachSection) -> LoraConfig | None:
-    if attach.lora is None:
-        return None
-    lora = attach.lora
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
 
 
 def _refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:

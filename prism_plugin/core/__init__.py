@@ -1,5 +1,6 @@
 """The mathematics: tensors in, tensors out. No model, tokenizer, file or device of its own."""
 
+from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
 from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
 from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
@@ -70,6 +71,8 @@ __all__ = [
     "UnmaskingRule",
     "apply_step",
     "at_most",
+    "auroc",
+    "brier",
     "cross_entropy",
     "diffusion_loss",
     "diffusion_loss_per_row",
@@ -77,6 +80,7 @@ __all__ = [
     "drafted_labels",
     "draw_rows",
     "draw_times",
+    "ece",
     "mask_tokens",
     "num_to_draft",
     "prism_loss",

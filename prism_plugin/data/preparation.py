@@ -58,6 +58,10 @@ class DataSettings:
         default=False,
         metadata={"help": "End each text, or each completion, with the tokenizer's EOS token, maskable."},
     )
+    as_chat: bool = field(
+        default=False,
+        metadata={"help": "Write prompt and completion as a chat of two messages, by the tokenizer's chat template."},
+    )
 
     def __post_init__(self) -> None:
         known = {name for names in _KINDS.values() for name in names} | set(_OPTIONAL_COLUMNS)
@@ -195,9 +199,13 @@ class _Encoder:
         if (settings.append_eos or settings.pads == "supervised") and self.eos_token_id is None:
             setting = "append_eos" if settings.append_eos else "pads: supervised"
             raise ConfigurationError(f"`{setting}` needs the tokenizer's EOS token, and there is none; set `eos_token` on it.")
-        if kind == "messages" and tokenizer.chat_template is None:
-            raise ConfigurationError("Rows with `messages` need a tokenizer with a chat template, found none; set one.")
-        self.leading, self.trailing = ([], []) if kind in ("messages", "input_ids") else self._added_specials(sample)
+        if settings.as_chat and kind != "completion":
+            raise ConfigurationError(f"`as_chat` is for rows with `prompt` and `completion`, found the kind `{kind}`; drop it.")
+        is_chat = kind == "messages" or settings.as_chat
+        if is_chat and tokenizer.chat_template is None:
+            asked = "Rows with `as_chat`" if settings.as_chat else "Rows with `messages`"
+            raise ConfigurationError(f"{asked} need a tokenizer with a chat template, found none; set one.")
+        self.leading, self.trailing = ([], []) if is_chat or kind == "input_ids" else self._added_specials(sample)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         ids, maskable = getattr(self, f"_{self.kind}")(row, index)
@@ -254,6 +262,9 @@ class _Encoder:
         return self._wrap([], self._tokens(row["text"], "text", index))
 
     def _completion(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+        if self.settings.as_chat:
+            roles = {"user": row["prompt"], "assistant": row["completion"]}
+            return self._messages({"messages": [{"role": role, "content": text} for role, text in roles.items()]}, index)
         # Tokenised apart, since that is how they meet at sampling time: the prompt is given, the rest is generated.
         return self._wrap(*(self._tokens(row[column], column, index) for column in ("prompt", "completion")))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from prism_plugin.errors import DataFormatError
+from prism_plugin.errors import DataFormatError, UnreachableDataError
 
 _BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # What `datasets` was seen to raise on files and ids that it cannot read.
@@ -34,6 +34,7 @@ def read_rows(path: str, *, split: str | None = None, revision: str | None = Non
     Raises:
         DataFormatError: If there is nothing at `path`, the format is not known, a line cannot be read, the split does
             not exist, or no row is found.
+        UnreachableDataError: If it is taken for a Hub data set and that cannot be loaded.
     """
     file = Path(path)
     if file.exists() or file.suffix in _BUILDER_OF_SUFFIX:
@@ -73,7 +74,7 @@ def _read_hub(path: str, split: str | None, revision: str | None) -> datasets.Da
     try:
         return datasets.load_dataset(name, configuration or None, split=split, revision=revision)
     except _READING_ERRORS as error:
-        raise DataFormatError(
+        raise UnreachableDataError(
             f"{path} is neither a local file nor a Hub data set that could be loaded: {_first_line(error)}"
         ) from error
 

@@ -44,6 +44,21 @@ def collator_of(model: PrismModel) -> PrismCollator:
     return PrismCollator(pad_token_id=pad_token_id(model), equal_lengths=model.spec.attention_mask == "none")
 
 
+def rows_per_step(rows: int, args: PrismTrainingArguments) -> int:
+    """Rows that one optimizer step takes, over accumulation and processes.
+
+    Raises:
+        ConfigurationError: If the training data does not fill a step.
+    """
+    wanted = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if rows < wanted:
+        raise ConfigurationError(
+            f"A step needs {wanted} rows (batch size times accumulation steps times processes), but the training "
+            f"data has {rows}; lower the batch size or add data."
+        )
+    return wanted
+
+
 def pad_token_id(model: PrismModel) -> int:
     """The id for padding: the tokenizer's, else the config's, else 0."""
     for owner in (model.tokenizer, model.config):

@@ -27,7 +27,7 @@ from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.checks import as_prepared, check_together, collator_of
+from prism_plugin.training.checks import as_prepared, check_together, collator_of, rows_per_step
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
@@ -214,12 +214,7 @@ class PrismTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        global_batch = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        if rows < global_batch:
-            raise ConfigurationError(
-                f"A step needs {global_batch} rows (batch size times accumulation steps times processes), but the training "
-                f"data has {rows}; lower the batch size or add data."
-            )
+        global_batch = rows_per_step(rows, self.args)
         return EpochSampler(rows, rows // global_batch * global_batch, self.args.data_seed, self._epoch)
 
     def _epoch(self) -> int:

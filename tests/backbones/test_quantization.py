@@ -70,6 +70,6 @@ def test_an_unknown_kind_and_a_missing_package_are_one_sentence(tmp_path, monkey
     save("llama", tmp_path)
     with pytest.raises(BackboneError, match="must be one of nf4 or None, got 'int3'"):
         load_backbone(tmp_path, quantization="int3")
-    monkeypatch.setattr("prism_plugin.backbones.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("prism_plugin.backbones.quantization.can_quantize", lambda: False)
     with pytest.raises(BackboneError, match="needs the package bitsandbytes"):
         load_backbone(tmp_path, quantization="nf4")

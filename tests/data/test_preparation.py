@@ -173,3 +173,19 @@ def test_the_fingerprint_is_one_of_contents():
     assert fingerprint(one) == fingerprint(datasets.concatenate_datasets([one.select([0]), one.select([1])]))
     assert fingerprint(one) != fingerprint(prepare_rows(rows[::-1], mask_token_id=MASK))
     assert fingerprint(one) != fingerprint(prepare_rows([{"input_ids": [3]}, {"input_ids": [4, 5]}], mask_token_id=MASK))
+
+
+def test_prompt_and_completion_as_a_chat_are_the_rows_of_that_chat():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    chat = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "sat"}]
+    (of_chat,) = prepare([{"messages": chat}], tokenizer)
+    (row,) = prepare([{"prompt": "a cat", "completion": "sat"}], tokenizer, as_chat=True)
+    assert row == of_chat
+
+
+def test_as_chat_is_refused_where_it_would_be_ignored_or_cannot_be():
+    with pytest.raises(ConfigurationError, match="`as_chat` is for rows with `prompt` and `completion`, found the kind `text`"):
+        prepare([{"text": "a cat"}], tiny_tokenizer(), as_chat=True)
+    with pytest.raises(ConfigurationError, match="Rows with `as_chat` need a tokenizer with a chat template"):
+        prepare([{"prompt": "a", "completion": "b"}], tiny_tokenizer(), as_chat=True)

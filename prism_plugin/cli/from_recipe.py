@@ -1,0 +1,108 @@
+"""A recipe's sections -> the objects that a run is made of."""
+
+from pathlib import Path
+
+import datasets
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from prism_plugin.backbones import load_tokenizer
+from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, Recipe
+from prism_plugin.data import read_rows
+from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.training import PrismTrainingArguments
+
+
+def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
+    """Build the training arguments.
+
+    Raises:
+        ConfigurationError: If transformers refuses one of them.
+    """
+    try:
+        return PrismTrainingArguments(**recipe.training)
+    except PrismError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # how TrainingArguments refuses values
+        raise ConfigurationError(f"{source}: training: {' '.join(str(error).split())}") from error
+
+
+def raw_rows(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Read the rows to train on, and those to evaluate on if there are any.
+
+    Raises:
+        DataFormatError: If they cannot be read, or none are left to train on.
+    """
+    rows = read_rows(data.path, split=data.split, revision=data.revision)
+    if data.eval_path or data.eval_split:
+        same = data.eval_path is None
+        path, revision = (data.path, data.revision) if same else (data.eval_path, None)
+        return rows, read_rows(path, split=data.eval_split, revision=revision)
+    if data.eval_share is None:
+        return rows, None
+    held_out = max(1, round(len(rows) * data.eval_share))
+    if held_out >= len(rows):
+        raise DataFormatError(
+            f"`eval_share` {data.eval_share} of {len(rows)} rows leaves none to train on; lower it or add data."
+        )
+    parts = rows.train_test_split(test_size=held_out, seed=0)
+    return parts["train"], parts["test"]
+
+
+def check_evaluation(recipe: Recipe, training: PrismTrainingArguments, source: Path) -> None:
+    """Refuse an evaluation that has no rows.
+
+    Raises:
+        ConfigurationError: If `eval_strategy` is set and no evaluation rows are named.
+    """
+    data = recipe.data
+    if training.eval_strategy != "no" and not (data.eval_path or data.eval_split or data.eval_share):
+        raise ConfigurationError(
+            f"{source}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
+        )
+
+
+def check_backbone_section(recipe: Recipe, source: Path) -> None:
+    """Refuse what can be seen before anything is loaded.
+
+    Raises:
+        ConfigurationError: If the dtype is none of torch's, or nothing of a quantised backbone could be trained.
+    """
+    section = recipe.backbone
+    if section.dtype is not None and not isinstance(getattr(torch, section.dtype, None), torch.dtype):
+        raise ConfigurationError(f"{source}: `backbone.dtype` must be a torch dtype such as bfloat16, found {section.dtype!r}.")
+    if section.quantization is not None and recipe.attach.lora is None:
+        raise ConfigurationError(
+            f"{source}: `backbone.quantization: {section.quantization}` leaves 4-bit weights, which cannot be trained; add "
+            "`attach.lora`, or leave quantization out."
+        )
+
+
+def where_of(section: BackboneSection) -> dict[str, str | bool | None]:
+    """The revision, and whether code may run: what every loader of the backbone's repository is told."""
+    return {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+
+
+def attached(recipe: Recipe, backbone: PreTrainedModel) -> PrismModel:
+    """Attach the head, and LoRA if asked for, to a backbone; the tokenizer is the one that lies beside it."""
+    tokenizer = load_tokenizer(recipe.backbone.path, **where_of(recipe.backbone))
+    return attach_quality_head(backbone, _prism_config(recipe.attach), lora=_lora(recipe.attach), tokenizer=tokenizer)
+
+
+def _prism_config(attach: AttachSection) -> PrismConfig:
+    return PrismConfig(
+        mask_token_id=attach.mask_token_id,
+        head=attach.head,
+        head_hidden_size=attach.head_hidden_size,
+        train_backbone=attach.train_backbone,
+        base_rate=attach.base_rate,
+    )
+
+
+def _lora(attach: AttachSection) -> LoraConfig | None:
+    if attach.lora is None:
+        return None
+    lora = attach.lora
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)

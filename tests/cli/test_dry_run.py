@@ -1,0 +1,125 @@
+import argparse
+import json
+
+import datasets
+import pytest
+import yaml
+from remote_families import STANDIN_FAMILIES
+
+from prism_plugin.cli import train
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+
+# Sizes of LLaDA-8B, for the stand-in of its code.
+LLADA_8B = {
+    "d_model": 4096, "n_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126464,
+    "max_sequence_length": 4096, "mask_token_id": 126336, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def run(recipe, *options):
+    parser = argparse.ArgumentParser(prog="prism-plugin train")
+    train.add_arguments(parser)
+    return train.run(parser.parse_args(["--recipe", str(recipe), "--dry-run", *options]))
+
+
+def write(folder, backbone="backbone", **sections):
+    content = {
+        "backbone": {"path": backbone},
+        "data": {"path": "rows.txt", "eval_share": 0.25},
+        "attach": {"lora": {"r": 2}},
+        "objective": {"num_drafted": 2},
+        "training": {
+            "output_dir": "run", "num_train_epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "disable_tqdm": True,
+        },
+    }  # fmt: skip
+    for name, values in sections.items():
+        content[name] = {**content[name], **values}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A backbone's config and tokenizer, without weights, and 20 rows."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tiny_backbone("llama", hidden_size=256).config.save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    (tmp_path / "rows.txt").write_text("\n".join("abcd" * (2 + index % 3) for index in range(20)))
+    return tmp_path
+
+
+def test_it_counts_what_training_would_be_and_writes_nothing(folder, capsys):
+    recipe = write(folder, training={"bf16": True, "activation_checkpointing": True})
+    before = {path for path in folder.rglob("*") if "cache" not in path.parts}
+    assert run(recipe, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {path for path in folder.rglob("*") if "cache" not in path.parts} == before
+    assert (found["family"], found["mask_token_id"]) == ("llama", 31)
+    # Rank 2 on q, k, v, o of 256 x 256 in two layers; LayerNorm, 256 x 256 and 256 x 1 with biases.
+    assert found["trainable_parameters"] == {"adapter": 2 * 4 * 2 * 512, "head": 512 + 256 * 256 + 256 + 256 + 1}
+    assert found["steps"] == {"processes": 1, "rows_per_step": 4, "per_epoch": 3, "total": 9}
+    data = found["data"]
+    assert (data["rows"], data["eval_rows"], data["columns"], data["longest_row"]) == (15, 5, ["text"], 16)
+    assert data["maskable_share"] == 1
+    memory = found["memory_gb"]
+    assert memory["needed"] == memory["total_checkpointed"] > memory["weights"] > 0
+    assert run(recipe) == 0
+    printed = capsys.readouterr().out
+    assert "trainable_parameters.head" in printed
+    assert "66,561" in printed
+    assert "memory_gb.needed" in printed
+
+
+@pytest.mark.filterwarnings("ignore:.*meta device.*")
+def test_llada_8b_has_201_million_lora_parameters_and_a_head_of_16_8(folder, capsys):
+    STANDIN_FAMILIES["llada"].save(folder / "llada")
+    config = json.loads((folder / "llada" / "config.json").read_text())
+    (folder / "llada" / "config.json").write_text(json.dumps(config | LLADA_8B))
+    (folder / "llada" / "model.safetensors").unlink()
+    lora = {"r": 256, "alpha": 256, "targets": ["q_proj", "k_proj", "v_proj"]}
+    recipe = write(folder, "llada", attach={"lora": lora}, data={"path": "someone/rows", "split": "train", "max_length": 1024})
+    assert run(recipe, "--json", "--trust_remote_code") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable_parameters"] == {"adapter": 201_326_592, "head": 16_793_601}
+    assert found["memory_gb"]["weights"] == pytest.approx(16.03, abs=0.01)
+    assert found["steps"]["per_epoch"] is None
+    assert any(one.startswith("data and steps: someone/rows is neither a local file nor") for one in found["not_checked"])
+
+
+def test_4_bits_are_counted_without_weights(folder, capsys):
+    assert run(write(folder, data={"max_length": 16}), "--json") == 0
+    plain = json.loads(capsys.readouterr().out)["memory_gb"]
+    assert run(write(folder, data={"max_length": 16}), "--json", "--quantization", "nf4") == 0
+    assert json.loads(capsys.readouterr().out)["memory_gb"]["weights"] < plain["weights"] / 2
+
+
+def test_a_config_alone_will_do(folder, capsys):
+    for path in (folder / "backbone").glob("token*"):
+        path.unlink()
+    assert run(write(folder, attach={"mask_token_id": 31}), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["not_checked"]
+    assert any(one.endswith("holds no tokenizer") for one in told)
+    assert any("the length of a row is unknown; set `data.max_length`" in one for one in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fresh"], "--dry-run changes nothing, so --fresh would be ignored"),
+        (["--num_drafted", "0"], "`num_drafted` of DraftRule must be an integer of at least 1"),
+        (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),
+        (["--targets", "[nothing]"], "PEFT cannot put `lora` on LlamaForCausalLM"),
+        (["--data.columns", "{text: body}"], "body"),
+        (["--data.path", "none.txt"], "none.txt"),
+        (["--per_device_train_batch_size", "64"], "A step needs 128 rows"),
+        (["--eval_strategy", "steps", "--eval_share", "null"], "`eval_strategy: steps` needs `data.eval_share`"),
+        (["--quantization", "int3"], "must be one of nf4 or None, got 'int3'"),
+        (["--backbone.path", "someone/model"], "give a folder with a config.json, or a Hub id that can be reached"),
+    ],
+)
+def test_what_training_would_refuse_is_one_sentence(folder, capsys, options, words):
+    assert run(write(folder), *options) == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prism-plugin train: ")]
+    assert len(message) == 1
+    assert words in message[0]
