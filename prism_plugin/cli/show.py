@@ -1,23 +1,36 @@
 """Options of `sample` that show how the tokens came about: `--watch` in the terminal, `--report` as a page."""
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.live import Live
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.report import require_page_path, trace_generation, write_trace_page
-from prism_plugin.report.trace import require_lines
+from prism_plugin.report.terminal import TerminalCanvas
+from prism_plugin.report.trace import doubt_below, require_lines
 from prism_plugin.sampling import RemaskingSampler, SamplerOutput, StepRecord
 from prism_plugin.types import TokenIds
+
+PAUSE = 0.1  # seconds: at the speed of a small model, a terminal would show nothing but the end
 
 
 def add_show_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.add_argument(
+        "--watch", action="store_true", help="show the canvas on stderr while it is filled; plain lines where it is no terminal"
+    )
+    parser.add_argument(
+        "--pause", type=float, metavar="SECONDS", help=f"rest after each look that is watched (default: {PAUSE} in a terminal)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page that replays the looks, one by one")
     parser.add_argument(
         "--grid",
@@ -34,8 +47,12 @@ def check_show_options(args: argparse.Namespace) -> None:
         ConfigurationError: If an option would be ignored or is out of range.
         SavingError: If the page could not be written.
     """
-    if args.grid is not None and args.report is None:
-        raise ConfigurationError("`--grid` is about how tokens are shown; give `--report` too.")
+    if args.grid is not None and args.report is None and not args.watch:
+        raise ConfigurationError("`--grid` is about how tokens are shown; give `--watch` or `--report` too.")
+    if args.pause is not None and not args.watch:
+        raise ConfigurationError("`--pause` rests after each look that is watched; give `--watch` too.")
+    if args.pause is not None and not 0 <= args.pause < math.inf:
+        raise ConfigurationError(f"`--pause` must be a number of seconds of at least 0, got {args.pause}.")
     if args.grid is not None and args.grid < 1:
         raise ConfigurationError(f"`--grid` must be at least 1 column, got {args.grid}.")
     if args.report is not None:
@@ -57,7 +74,8 @@ class Show:
         input_ids: TokenIds,
         attention_mask: torch.Tensor,
     ) -> None:
-        self._args, self._sampler, self._texts, self._mask = args, sampler, texts, attention_mask
+        self._args, self._sampler, self._texts = args, sampler, texts
+        self._input_ids, self._mask = input_ids, attention_mask
         lengths = attention_mask.sum(-1).tolist()
         self._columns = [args.grid] * len(lengths)
         if args.grid is None and sudoku_eval.is_sudoku_model(sampler.model):
@@ -68,7 +86,29 @@ class Show:
     @contextmanager
     def watching(self) -> Iterator[Callable[[StepRecord], None] | None]:
         """Give the callback that is to see each look; None where nobody watches."""
-        yield None
+        if not self._args.watch:
+            yield None
+            return
+        canvas = TerminalCanvas(
+            self._input_ids,
+            self._mask,
+            columns=self._columns,
+            titles=[f"text {number}" for number in range(1, len(self._texts) + 1)],
+            tokenizer=self._sampler.model.tokenizer,
+            mask_token_id=self._sampler.model.mask_token_id,
+            num_steps=self._sampler.num_steps,
+            doubt_below=doubt_below(self._sampler),
+        )
+        console = Console(stderr=True)
+        live = console.is_terminal and not console.is_dumb_terminal and not console.no_color
+        pause = self._args.pause if self._args.pause is not None else PAUSE * live
+        with _drawing(canvas, console) if live else _printing(canvas) as draw:
+
+            def on_step(record: StepRecord) -> None:
+                draw(canvas.update(record))
+                time.sleep(pause)
+
+            yield on_step
 
     def report(self, output: SamplerOutput) -> None:
         """Write the page, if one was asked for, and say where."""
@@ -88,3 +128,15 @@ class Show:
         ]
         write_trace_page(self._args.report, generations, self._sampler)
         print(f"The looks can be replayed in {self._args.report}", file=sys.stderr)
+
+
+@contextmanager
+def _drawing(canvas: TerminalCanvas, console: Console) -> Iterator[Callable[[list[int]], None]]:
+    with Live(canvas.styled(), console=console, auto_refresh=False, redirect_stdout=False) as live:
+        yield lambda _: live.update(canvas.styled(), refresh=True)
+
+
+@contextmanager
+def _printing(canvas: TerminalCanvas) -> Iterator[Callable[[list[int]], None]]:
+    print(f"marks: {canvas.plain_legend()}", file=sys.stderr)
+    yield lambda looked: print("\n".join(map(canvas.plain, looked)), file=sys.stderr)

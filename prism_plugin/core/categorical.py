@@ -70,13 +70,14 @@ def draw_rows(
     _check(rows, forbidden_ids, chunk_rows)
     _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
-    for chunk, here in _chunks(rows, at, forbidden_ids, chunk_rows):
-        largest, argmax = _first_max(chunk)
+    for chunk, here in _chunks(rows, at, chunk_rows):
+        largest, argmax = _first_max(chunk, forbidden_ids)
         candidates = argmax
         if temperature > 0:
-            candidates = _inverse_cdf(torch.softmax(chunk.double().div_(temperature), -1), top_p, uniforms[here])
+            scaled = _forbid(chunk.to(torch.float64, copy=True), forbidden_ids).div_(temperature)
+            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, uniforms[here])
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-        weights = chunk.sub_(largest.unsqueeze(-1)).exp_()  # in place of the logits, which nothing reads any more
+        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
         total = _sum(weights)
         stats = [candidates, ((chosen - largest).exp() / total).float()]
         if want_entropy:
@@ -114,9 +115,9 @@ def token_confidence(
     """
     _check(rows, forbidden_ids, chunk_rows)
     parts = []
-    for chunk, here in _chunks(rows, at, forbidden_ids, chunk_rows):
-        largest = chunk.amax(-1, keepdim=True)
-        weights = chunk.sub_(largest).exp_()
+    for chunk, here in _chunks(rows, at, chunk_rows):
+        largest, _ = _first_max(chunk, forbidden_ids)
+        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
         parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
     return torch.cat(parts)
 
@@ -145,28 +146,40 @@ def chunk_slices(rows: Rows, count: int | None = None, most: int = 4096) -> Iter
         yield slice(start, start + size)
 
 
-def _chunks(rows: Rows, at: FlatIndex | None, forbidden_ids: tuple[int, ...], chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
-    """Yield copies of some rows in at least float32, forbidden ids at -inf; one empty chunk when there is no row."""
+def _chunks(rows: Rows, at: FlatIndex | None, chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
+    """Yield some rows at a time, to be read only, in at least float32; one empty chunk when there is no row."""
     for here in chunk_slices(rows, None if at is None else at.shape[0], chunk_rows):
         chunk = rows[here] if at is None else rows.index_select(0, at[here])
-        chunk = chunk.to(torch.promote_types(rows.dtype, torch.float32), copy=at is None)
-        for token_id in forbidden_ids:  # a handful; an index tensor would have to be copied to the device
-            chunk[:, token_id] = float("-inf")
-        yield chunk, here
+        yield chunk.to(torch.promote_types(rows.dtype, torch.float32)), here
 
 
-def _first_max(chunk: Rows) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """The largest entry of each row, and the lowest id that has it."""
+def _forbid(chunk: Rows, forbidden_ids: tuple[int, ...]) -> Rows:
+    """Write -inf for the forbidden ids."""
+    for token_id in forbidden_ids:  # a handful; an index tensor would have to be copied to the device
+        chunk[:, token_id] = float("-inf")
+    return chunk
+
+
+def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The largest entry of each row that is not forbidden, and the lowest id that has it. Copies only blocks with such ids."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
+    rest = _forbid(chunk[:, whole:].clone(), tuple(one - whole for one in forbidden_ids if one >= whole))
     if whole == 0:
-        return tuple(chunk.max(-1))
+        return tuple(rest.max(-1))
+    forbidden_ids = tuple(one for one in forbidden_ids if one < whole)
     in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
-    block = in_blocks.amax(-1).argmax(-1, keepdim=True)
-    columns = block * _BLOCK + torch.arange(_BLOCK, device=chunk.device)
-    largest, place = chunk.gather(-1, columns).max(-1)
-    argmax = place + block.squeeze(-1) * _BLOCK
+    peaks = in_blocks.amax(-1)
+    for number in {one // _BLOCK for one in forbidden_ids}:
+        inside = tuple(one % _BLOCK for one in forbidden_ids if one // _BLOCK == number)
+        peaks[:, number] = _forbid(in_blocks[:, number].clone(), inside).amax(-1)
+    columns = peaks.argmax(-1, keepdim=True) * _BLOCK + torch.arange(_BLOCK, device=chunk.device)
+    values = chunk.gather(-1, columns)
+    for one in forbidden_ids:
+        values.masked_fill_(columns == one, float("-inf"))
+    largest, place = values.max(-1)
+    argmax = columns[:, 0] + place
     if whole < chunk.shape[-1]:
-        of_rest, place = chunk[:, whole:].max(-1)
+        of_rest, place = rest.max(-1)
         argmax = torch.where(of_rest > largest, place + whole, argmax)
         largest = torch.maximum(of_rest, largest)
     return largest, argmax

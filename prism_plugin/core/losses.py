@@ -69,10 +69,11 @@ def cross_entropy(rows: Rows, targets: Int[Tensor, " rows"], *, overwrite_rows: 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Rows, targets: Int[Tensor, " rows"], overwrite: bool) -> Float[Tensor, " rows"]:
+        of_target = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
         log_total = log_sum_exp(rows)
         ctx.save_for_backward(rows, targets, log_total)
         ctx.overwrite = overwrite
-        return log_total - rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
+        return log_total - of_target
 
     @staticmethod
     @once_differentiable

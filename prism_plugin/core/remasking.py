@@ -43,12 +43,12 @@ class NeverRemasking:
 class RandomRemasking:
     """Take back positions at random: the control that shows what a score is worth."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"noise"})
     by_chance: ClassVar[bool] = True
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         # random unmasking ranks by the same numbers, at other positions: revealed and masked are disjoint
-        return select_top(view.noise, view.revealed, budget)
+        return select_top(view.require("noise", self), view.revealed, budget)
 
 
 @REMASKING.register("quality")
@@ -112,14 +112,14 @@ class RemdmConfRemasking:
     """
 
     scale: float = 1.0
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"noise"})
     by_chance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self, "scale", "a number above 0", low=0, open_low=True)
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
-        drawn = view.revealed & (view.noise < self.probabilities(view))
+        drawn = view.revealed & (view.require("noise", self) < self.probabilities(view))
         return at_most(drawn, -view.commit_confidence, budget)
 
     def probabilities(self, view: StepView) -> PerToken:

@@ -1,8 +1,10 @@
 """Scores and a budget per row -> a boolean mask. Every rule that ranks positions ranks them here."""
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from prism_plugin.types import PerRow, PerToken, TokenMask
+from prism_plugin.types import FlatIndex, PerRow, PerToken, TokenMask
 
 
 def select_top(scores: PerToken, eligible: TokenMask, budget: PerRow) -> TokenMask:
@@ -34,3 +36,16 @@ def select_above(scores: PerToken, eligible: TokenMask, threshold: float) -> Tok
 def at_most(mask: TokenMask, scores: PerToken, budget: PerRow) -> TokenMask:
     """Keep the `budget` highest-scoring positions of a mask; a row within its budget stays as it is."""
     return select_top(scores, mask, budget)
+
+
+def true_places(mask: Bool[Tensor, "..."], count: int) -> FlatIndex:
+    """Where a mask is true, as flat positions in order; unlike `nonzero`, it does not wait for the device.
+
+    Args:
+        mask: Of any shape.
+        count: How many of its entries are true; known to the caller.
+    """
+    flat = mask.flatten()
+    numbers = torch.arange(flat.shape[0], device=mask.device)
+    place = torch.where(flat, flat.cumsum(0) - 1, count)  # what is false goes to one place past the end
+    return torch.zeros(count + 1, dtype=torch.int64, device=mask.device).scatter_(0, place, numbers)[:count]

@@ -24,10 +24,10 @@ UNMASKING: Registry[UnmaskingRule] = Registry("unmasking rule")
 class RandomUnmasking:
     """Reveal positions in random order, as ancestral sampling of a masked diffusion model does."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
-        return select_top(view.noise, view.masked, budget)
+        return select_top(view.require("noise", self), view.masked, budget)
 
 
 @UNMASKING.register("confidence")

@@ -21,10 +21,10 @@ class StepView:
     candidates: TokenIds  # what would be written where masked
     confidence: PerToken  # probability of the candidate; 0 where not masked
     commit_confidence: PerToken  # probability of the token when it was written; 1 where nothing was
-    noise: PerToken  # uniform in [0, 1), fresh each step; rules that want chance rank by it
     step: PerRow  # steps of the block taken before this one
     num_steps: PerRow  # steps of the block in all
     total: PerRow  # editable positions that were masked when the block began
+    noise: PerToken | None = None  # uniform in [0, 1), fresh each step; rules that want chance rank by it
     entropy: PerToken | None = None  # of the model at masked positions, nats
     margin: PerToken | None = None  # largest minus second largest probability at masked positions
     quality: PerToken | None = None  # probability that the visible token is right, by the quality head

@@ -5,7 +5,7 @@ the batch, so one forward serves rows that are at different places. Nothing here
 padding after an EOS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -13,17 +13,19 @@ from torch import Tensor
 
 from prism_plugin.core.categorical import draw_rows, token_confidence
 from prism_plugin.core.remasking import NeverRemasking, RemaskingRule
+from prism_plugin.core.selection import true_places
 from prism_plugin.core.unmasking import UnmaskingRule
 from prism_plugin.core.view import StepView, apply_step, unmask_grant
 from prism_plugin.errors import SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import Canvas, share_steps
+from prism_plugin.sampling.chance import Chance, Generators
 from prism_plugin.sampling.settings import SamplerSettings
-from prism_plugin.types import PerRow, PerToken, Rows, TokenIds, TokenMask
+from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
 # What a rule that does not declare its `needs`, such as a lambda, is given. Not the probability of visible tokens: that
 # costs rows of the LM head.
-UNDECLARED_NEEDS = frozenset({"quality", "entropy", "margin"})
+UNDECLARED_NEEDS = frozenset({"noise", "quality", "entropy", "margin"})
 
 _FAULTS = {
     1: "an unmasking rule may choose only among `view.masked`, but {unmasking} chose other positions; pass that mask as "
@@ -32,8 +34,6 @@ _FAULTS = {
     "`eligible` to `select_top`.",
     3: "a remasking rule must stay within its budget, but {remasking} took back more; choose with `select_top`.",
 }
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StepRecord:
     quality: PerToken | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """Where every row stands. All tensors begin with the batch."""
 
@@ -79,10 +79,10 @@ class Progress:
         """A copy of some rows."""
         return Progress(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def put(self, rows: Tensor, part: "Progress") -> None:
-        """Write some rows back."""
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(part, field.name)
+    def put(self, rows: Tensor, part: "Progress") -> "Progress":
+        """A copy with some rows written back."""
+        pairs = ((getattr(self, field.name), getattr(part, field.name)) for field in fields(self))
+        return Progress(*(whole.index_copy(0, rows, some) for whole, some in pairs))
 
 
 @dataclass(frozen=True)
@@ -107,47 +107,60 @@ class Decoder:
         Raises:
             SamplingError: If a rule breaks its contract, or mask tokens are left after the last step.
         """
-        progress = self._begin(canvas)
+        horizon = int(share_steps(self.settings.num_steps, canvas.num_blocks, torch.zeros_like(canvas.num_blocks)).max())
+        progress = self._begin(canvas, horizon)
+        chance = Chance(generator, canvas.lengths.tolist(), self.settings.temperature > 0, "noise" in self.needs)
         padded = bool((canvas.attention_mask == 0).any())
-        needs = needs_of(self.settings.unmasking) | needs_of(self.settings.remasking)
         # A rule of chance may take back at the next look what it left at this one; of a lambda nothing is known.
         repeats = not getattr(self.settings.remasking, "by_chance", True)
         number = 0
         while True:
-            rows = self._live(canvas, progress).nonzero().squeeze(-1)  # here the host waits for the device
-            if rows.numel() == 0:
+            counts = self._counts(canvas, progress).cpu()  # here the host waits for the device, and nowhere else in a step
+            live = (counts >= 0).all(-1).nonzero().squeeze(-1)
+            if live.numel() == 0:
                 break
-            here, before = canvas.take(rows), progress.take(rows)
-            noise, uniforms = draw_noise(generator, rows, here.lengths, here.tokens.shape[1], self.settings.temperature > 0)
-            view = self._look(here, before, noise, uniforms, needs, padded)
+            rows = live.to(canvas.tokens.device, non_blocking=True)
+            everyone = live.numel() == counts.shape[0]
+            here, before = (canvas, progress) if everyone else (canvas.take(rows), progress.take(rows))
+            noise, uniforms = chance.draw(live, here.tokens.shape[1], canvas.tokens.device)
+            view = self._look(here, before, counts[live].sum(0).tolist(), noise, uniforms, padded)
             reveal, remask, fault = self._decide(view)
             written = self._write(here, replace(before, fault=fault), view, reveal, remask)
-            after = self._close(here, written, full_look=~view.masked.any(-1) & repeats)
+            after = self._close(here, written, ~view.masked.any(-1) & repeats, horizon)
             if on_record is not None:
                 on_record(_record(number, canvas, progress, rows, after, view, reveal, remask))
-            progress.put(rows, after)
+            progress = after if everyone else progress.put(rows, after)
             number += 1
         self._require_sound(canvas, progress)
         return progress
 
-    def _begin(self, canvas: Canvas) -> Progress:
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the rules read of a look."""
+        return needs_of(self.settings.unmasking) | needs_of(self.settings.remasking)
+
+    def _begin(self, canvas: Canvas, horizon: int) -> Progress:
         none = torch.zeros_like(canvas.lengths)
         start = Progress(
-            tokens=canvas.tokens.clone(),
+            tokens=canvas.tokens,
             commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
             quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
             times_remasked=torch.zeros_like(canvas.tokens),
-            block=none.clone(),
-            step=none.clone(),
-            num_forward_passes=none.clone(),
-            num_remasked=none.clone(),
-            fault=none.clone(),
+            block=none,
+            step=none,
+            num_forward_passes=none,
+            num_remasked=none,
+            fault=none,
         )
-        return replace(start, step=self._next_step(canvas, start))
+        total = (canvas.block_of == 0).sum(-1)
+        return replace(start, step=self._next_step(canvas.num_blocks, none, none, total, none, horizon))
 
-    def _live(self, canvas: Canvas, progress: Progress) -> Tensor:
-        unfinished = (progress.block < canvas.num_blocks) & (progress.step < self._block_steps(canvas, progress))
-        return unfinished & (progress.fault == 0).all()
+    def _counts(self, canvas: Canvas, progress: Progress) -> Tensor:
+        """Masked and revealed positions of each row's active block, [batch, 2]; -1 where the row is done."""
+        live = (progress.block < canvas.num_blocks) & (progress.step < self._block_steps(canvas, progress))
+        live &= (progress.fault == 0).all()
+        counts = torch.stack([part.sum(-1) for part in self._active(canvas, progress)], dim=-1)
+        return counts.masked_fill(~live.unsqueeze(-1), -1)
 
     def _block_steps(self, canvas: Canvas, progress: Progress) -> PerRow:
         return share_steps(self.settings.num_steps, canvas.num_blocks, progress.block)
@@ -159,25 +172,23 @@ class Decoder:
         return active & is_mask, active & ~is_mask
 
     def _look(
-        self, canvas: Canvas, at: Progress, noise: PerToken, uniforms: PerToken | None, needs: frozenset[str], padded: bool
+        self, canvas: Canvas, at: Progress, counts: list[int], noise: PerToken | None, uniforms: PerToken | None, padded: bool
     ) -> StepView:
-        """One forward over the live rows, and what the rules may know from it."""
+        """One forward over the live rows, and what the rules may know from it. `counts` are masked and revealed positions."""
         masked, revealed = self._active(canvas, at)
-        wanted = masked | revealed if "visible_confidence" in needs else masked
-        index = wanted.flatten().nonzero().squeeze(-1)
         output = self.model(
             at.tokens,
             canvas.attention_mask if padded else None,
-            logits_at=index,
-            with_quality="quality" in needs,
+            logits_at=self._index(masked, revealed, counts),
+            with_quality="quality" in self.needs,
         )
-        drawn = self._draw(output.logits, index, at.tokens, masked, uniforms, needs)
+        drawn = self._draw(output.logits, at.tokens, masked, revealed, counts, uniforms)
         capped = self.settings.max_remasks_per_position
         return StepView(
             masked=masked,
             revealed=revealed if capped is None else revealed & (at.times_remasked < capped),
             editable=masked | revealed,
-            quality=output.quality_logits.float().sigmoid() if "quality" in needs else None,
+            quality=output.quality_logits.float().sigmoid() if "quality" in self.needs else None,
             commit_confidence=at.commit_confidence,
             noise=noise,
             step=at.step,
@@ -186,39 +197,46 @@ class Decoder:
             **drawn,
         )
 
+    def _index(self, masked: TokenMask, revealed: TokenMask, counts: list[int]) -> FlatIndex:
+        """Positions whose logits are wanted: the masks, and after them what is revealed where a rule reads that."""
+        index = true_places(masked, counts[0])
+        if "visible_confidence" not in self.needs:
+            return index
+        return torch.cat((index, true_places(revealed, counts[1])))
+
     def _draw(
         self,
         rows: Rows,
-        index: Tensor,
         tokens: TokenIds,
         masked: TokenMask,
+        revealed: TokenMask,
+        counts: list[int],
         uniforms: PerToken | None,
-        needs: frozenset[str],
     ) -> dict[str, Tensor]:
         """Draw a token for each masked position, and lay the figures of the rows out by position."""
-        names = {"confidence"} | needs & {"entropy", "margin", "visible_confidence"}
-        laid = {name: torch.zeros(tokens.shape, device=tokens.device) for name in names}
-        candidates = tokens.clone()
-        at_mask = masked.flatten()[index]
-        if "visible_confidence" in needs:
-            visible = index[~at_mask]
-            laid["visible_confidence"].view(-1)[visible] = token_confidence(
-                rows[~at_mask], tokens.flatten()[visible], forbidden_ids=self.forbidden_ids
-            )
-            rows, index = rows[at_mask], index[at_mask]
+
+        def lay(index: FlatIndex, values: Tensor) -> PerToken:
+            return torch.zeros(tokens.shape, device=tokens.device).view(-1).index_copy_(0, index, values).view(tokens.shape)
+
+        forbidden_ids = self.forbidden_ids
+        index = true_places(masked, counts[0])
+        laid = {}
+        if "visible_confidence" in self.needs:
+            visible = true_places(revealed, counts[1])
+            seen = token_confidence(rows[counts[0] :], tokens.flatten()[visible], forbidden_ids=forbidden_ids)
+            laid["visible_confidence"] = lay(visible, seen)
         stats = draw_rows(
-            rows,
+            rows[: counts[0]],
             temperature=self.settings.temperature,
             top_p=self.settings.top_p,
-            forbidden_ids=self.forbidden_ids,
+            forbidden_ids=forbidden_ids,
             uniforms=None if uniforms is None else uniforms.flatten()[index],
-            want_entropy="entropy" in needs,
-            want_margin="margin" in needs,
+            want_entropy="entropy" in self.needs,
+            want_margin="margin" in self.needs,
         )
-        candidates.view(-1)[index] = stats.candidates
-        for name in laid.keys() - {"visible_confidence"}:
-            laid[name].view(-1)[index] = getattr(stats, name).float()
-        return {"candidates": candidates, **laid}
+        for name in {"confidence"} | self.needs & {"entropy", "margin"}:
+            laid[name] = lay(index, getattr(stats, name))
+        return {"candidates": tokens.flatten().index_copy(0, index, stats.candidates).view(tokens.shape), **laid}
 
     def _decide(self, view: StepView) -> tuple[TokenMask, TokenMask, PerRow]:
         """Take back first; what may be revealed follows from what was really taken back. The last is each row's fault."""
@@ -250,16 +268,22 @@ class Decoder:
             num_remasked=at.num_remasked + remask.sum(-1),
         )
 
-    def _close(self, canvas: Canvas, at: Progress, full_look: Tensor) -> Progress:
+    def _close(self, canvas: Canvas, at: Progress, full_look: Tensor, horizon: int) -> Progress:
         """Move each row to its next step; where its block is done, stop at an EOS or begin the next block.
 
         A block is done when no step is left that could do anything, or when a look at the full block took nothing back and
         the next one would see and do the same.
         """
         masked, revealed = self._active(canvas, at)
-        at = replace(at, step=self._next_step(canvas, replace(at, step=at.step + 1)))
-        closed = (at.step >= self._block_steps(canvas, at)) | (full_look & ~masked.any(-1))
-        block = torch.where(closed, at.block + 1, at.block)
+        counts, following = [part.sum(-1) for part in (masked, revealed)], at.block + 1
+        all_of_following = (canvas.block_of == following.unsqueeze(-1)).sum(-1)
+        none = torch.zeros_like(following)
+        # the schedule is asked once, about going on in the block and about beginning the next
+        pairs = ((at.block, following), (at.step + 1, none), (counts[0], all_of_following), (counts[1], none))
+        steps = self._next_step(canvas.num_blocks.repeat(2), *(torch.cat(pair) for pair in pairs), horizon)
+        ahead, begun = steps.chunk(2)
+        closed = (ahead >= self._block_steps(canvas, at)) | (full_look & (counts[0] == 0))
+        block = torch.where(closed, following, at.block)
         if self.settings.eos_token_id is not None:
             is_eos = revealed & (at.tokens == self.settings.eos_token_id) & closed.unsqueeze(-1)
             after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
@@ -269,25 +293,24 @@ class Decoder:
                 tokens=at.tokens.masked_fill(after_eos, self.fill_id),
                 quality=at.quality.masked_fill(after_eos, float("nan")),
             )
-        at = replace(at, block=block, step=at.step.masked_fill(closed, 0))
-        return replace(at, step=self._next_step(canvas, at))
+        return replace(at, block=block, step=torch.where(closed, begun, ahead))
 
-    def _next_step(self, canvas: Canvas, at: Progress) -> PerRow:
-        """The first step from `at.step` on that could reveal or take back something; the block's number of steps if none.
+    def _next_step(
+        self, num_blocks: PerRow, block: PerRow, step: PerRow, masked_count: PerRow, revealed_count: PerRow, horizon: int
+    ) -> PerRow:
+        """The first step from `step` on that could reveal or take back something; the block's number of steps if none.
 
-        Schedules are pure, so all steps of a block can be asked at once. A step that would grant nothing costs no forward.
+        Schedules are pure, so all steps of a block, at most `horizon`, can be asked at once. A step that would grant nothing
+        costs no forward.
         """
-        masked, revealed = self._active(canvas, at)
-        masked_count, revealed_count = masked.sum(-1), revealed.sum(-1)
-        num_steps = self._block_steps(canvas, at)
-        horizon = self.settings.num_steps
+        num_steps = share_steps(self.settings.num_steps, num_blocks, block)
         steps = torch.arange(horizon, device=num_steps.device).repeat(len(num_steps), 1)
         rows = (num_steps, masked_count + revealed_count, revealed_count)
         budget = self.settings.schedule(steps.flatten(), *(row.repeat_interleave(horizon) for row in rows))
         grants = (budget.target.view_as(steps) > revealed_count.unsqueeze(-1)) & (masked_count > 0).unsqueeze(-1)
         if not isinstance(self.settings.remasking, NeverRemasking):
             grants |= budget.remask.view_as(steps) > 0
-        ahead = grants & (steps >= at.step.unsqueeze(-1))
+        ahead = grants & (steps >= step.unsqueeze(-1))
         return torch.where(ahead, steps, horizon).amin(-1).minimum(num_steps)
 
     def _require_sound(self, canvas: Canvas, progress: Progress) -> None:
@@ -313,39 +336,6 @@ def _ask(rule: UnmaskingRule | RemaskingRule, view: StepView, budget: PerRow) ->
             "choose with `select_top`."
         )
     return answer
-
-
-def draw_noise(
-    generator: Generators, rows: Tensor, lengths: PerRow, width: int, with_uniforms: bool
-) -> tuple[PerToken, PerToken | None]:
-    """Draw one look's noise for the rules, and uniforms for the tokens if they are sampled.
-
-    With one generator per row, a row's draws depend on its own length and looks only, not on padding or on other rows.
-
-    Args:
-        generator: One for all rows, one per row of the batch, or None for the device's default.
-        rows: Numbers of the rows that look, as in the batch.
-        lengths: Own tokens of these rows.
-        width: Length of the canvas.
-        with_uniforms: Whether tokens are sampled.
-
-    Returns:
-        Noise in float32 and uniforms in float64, both in [0, 1), [rows, width].
-    """
-    kinds = (torch.float32, torch.float64)[: 1 + with_uniforms]
-    if isinstance(generator, Sequence):
-        drawn = [torch.zeros(len(rows), width, dtype=kind, device=rows.device) for kind in kinds]
-        for number, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
-            for kind, into in zip(kinds, drawn, strict=True):
-                into[number, :length] = _uniform(generator[row], (length,), kind, rows.device)
-    else:
-        drawn = [_uniform(generator, (len(rows), width), kind, rows.device) for kind in kinds]
-    return drawn[0], drawn[1] if with_uniforms else None
-
-
-def _uniform(generator: torch.Generator | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
 
 
 def needs_of(rule: UnmaskingRule | RemaskingRule) -> frozenset[str]:

@@ -12,7 +12,8 @@ from prism_plugin.backbones import evaluation_mode, max_row_length
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.sampling.canvas import check_request, lay_canvas
-from prism_plugin.sampling.loop import Decoder, Generators, StepRecord, needs_of
+from prism_plugin.sampling.chance import Generators
+from prism_plugin.sampling.loop import Decoder, StepRecord, needs_of
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.prompts import Chat, lay_prompts, require_new_tokens
 from prism_plugin.sampling.settings import SamplerSettings, read_settings, write_settings
@@ -48,7 +49,7 @@ class RemaskingSampler(SamplerSettings):
     A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
     gives the same sampler with other settings. The mask token is never drawn, nor the tokenizer's padding token unless it
     is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a lambda, is given
-    quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be named.
+    noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be named.
 
     Attributes:
         model: The model that is asked; it is in eval mode while sampling, and as it was afterwards.

@@ -1,5 +1,11 @@
 """The one place that loads backbones: right class by spec, one-sentence errors, never the network for a path."""
 
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 import torch
 
@@ -79,3 +85,52 @@ def test_a_damaged_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BackboneError, match=r"The tokenizer in .* could not be read"):
         load_tokenizer(tmp_path)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a gated repository, and for one that is not there."""
+
+    def do_GET(self):
+        gated = "gated" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("X-Error-Message", "no")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+LOAD_BOTH = """
+from prism_plugin.backbones import load_backbone
+from prism_plugin.errors import BackboneError
+for name in ("someone/gated", "someone/nothing"):
+    try:
+        load_backbone(name)
+    except BackboneError as error:
+        print(error)
+"""
+
+
+def test_a_gated_and_a_missing_repository(hub, tmp_path):
+    """The Hub's address is read at import, so the question is asked from a new process."""
+    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", LOAD_BOTH], capture_output=True, text=True, timeout=120, env=env)
+    assert done.stdout.splitlines() == [
+        "'someone/gated' is gated on the Hub: ask for access on its page, and log in with `hf auth login`.",
+        "There is no 'someone/nothing' on the Hub that you may see; correct the id, or log in with `hf auth login`.",
+    ], done.stderr[-2000:]

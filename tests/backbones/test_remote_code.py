@@ -11,6 +11,7 @@ from remote_families import MASK, STANDIN_FAMILIES
 import prism_plugin as prism
 from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, pairwise_mask
 from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.modeling import dropout_off
 
 IDS = torch.arange(2, 16).view(2, 7)
 
@@ -162,3 +163,25 @@ def test_the_spec_knows_the_mask_token_of_released_vocabularies(tmp_path, name, 
     STANDIN_FAMILIES[name].save(tmp_path, vocab_size=vocab_size, hidden_size=4, intermediate_size=4)
     model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True))
     assert model.mask_token_id == mask_token_id
+
+
+DROPOUTS = {
+    "llada": {"attention_dropout": 0.5},  # read from the config at every call
+    "illada": {"attention_dropout": 0.5},
+    "llada2_moe": {"attention_dropout": 0.5},
+    "dream": {"attention_dropout": 0.5},
+    "mdlm": {"dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_off_finds_every_dropout(tmp_path, name):
+    STANDIN_FAMILIES[name].save(tmp_path, **DROPOUTS[name])
+    model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True), prism.PrismConfig(mask_token_id=MASK))
+    quiet = model.eval()(IDS, output_hidden_states=True).hidden_states
+    config = model.config.to_dict()
+    model.train()
+    with dropout_off(model):
+        assert torch.equal(model(IDS, output_hidden_states=True).hidden_states, quiet)
+    assert not torch.allclose(model(IDS, output_hidden_states=True).hidden_states, quiet, atol=1e-3)
+    assert model.config.to_dict() == config

@@ -1,4 +1,4 @@
-"""`sample --report` as a user calls it: the page is there, and what cannot be is one sentence before any work."""
+"""`sample --watch` and `--report` as a user calls them; what cannot be shown is one sentence before any work."""
 
 import json
 import re
@@ -60,8 +60,46 @@ def test_watching_changes_no_token(writer, tmp_path, capsys):
     arguments = ["sample", "the cat", "--adapter", str(writer), "--max-new-tokens", "9"]
     assert cli.main(arguments) == 0
     alone = capsys.readouterr().out
-    assert cli.main([*arguments, "--report", str(tmp_path / "a.html")]) == 0
+    assert cli.main([*arguments, "--report", str(tmp_path / "a.html"), "--watch"]) == 0
     assert capsys.readouterr().out == alone
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, {"FORCE_COLOR": "1", "TERM": "dumb"}], ids=" ".join
+)
+def test_where_nothing_can_be_drawn_there_are_plain_lines(writer, monkeypatch, capsys, environment):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["sample", "the [MASK][MASK]t", "a[MASK]", "--adapter", str(writer), "--preset", "prism", "--num-steps", "2"]
+    assert cli.main([*arguments, "--watch", "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["rows"]
+    assert "\x1b" not in printed.err
+    lines = printed.err[printed.err.index("marks: ") :].splitlines()  # after transformers' bar of loading
+    assert lines[0] == "marks: _ masked, [abc] just filled, ?abc? doubted, ~abc~ just taken back"
+    assert len(lines) == 1 + sum(row["num_forward_passes"] for row in rows)
+    assert re.fullmatch(
+        r"text 1, look 1 of at most 2: 1 filled, 0 taken back, 1 masked, 0 doubted \| the (\[.\]_|_\[.\])t", lines[1]
+    )
+    assert re.fullmatch(r"text 2, look 1 of at most 2: 1 filled, 0 taken back, 0 masked, 0 doubted \| a\[.\]", lines[2])
+
+
+def test_a_terminal_shows_the_canvas_over_itself(monkeypatch, capsys):
+    for name in ("NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([*SOLVE, "--watch", "--pause", "0"]) == 0
+    printed = capsys.readouterr()
+    frames = printed.err.split("\x1b[1A")  # the cursor goes up over the last frame
+    assert f"before the first look: {PUZZLE.count('.')} masked" in printed.err
+    assert list(dict.fromkeys(re.findall(r"look (\d+) of at most 9", printed.err))) == list("123456789")
+    last = frames[-1]
+    assert last.count("\u2502") == 2 * 9  # boxes of a Sudoku
+    grid = [line for line in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last).splitlines() if "\u2502" in line]
+    assert "".join(re.findall(r"\d", "".join(grid))) == printed.out.strip()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +108,9 @@ def test_watching_changes_no_token(writer, tmp_path, capsys):
         (["--report", "page.txt"], "a page is an HTML file and must be named so, found page.txt; write page.txt.html"),
         (["--report", "in/the/way.html"], "no page can be written to in/the/way.html"),
         (["--report", "folder.html"], "folder.html is a folder and cannot be overwritten by a page"),
-        (["--grid", "9"], "`--grid` is about how tokens are shown; give `--report` too"),
+        (["--grid", "9"], "`--grid` is about how tokens are shown; give `--watch` or `--report` too"),
+        (["--pause", "1"], "`--pause` rests after each look that is watched; give `--watch` too"),
+        (["--pause", "nan", "--watch"], "`--pause` must be a number of seconds of at least 0, got nan"),
         (["--grid", "0", "--report", "page.html"], "`--grid` must be at least 1 column, got 0"),
     ],
 )

@@ -199,7 +199,6 @@ def test_one_step_equals_llada():
             candidates=tokens.masked_scatter(masked, drawn.candidates),
             confidence=torch.zeros(1, length).masked_scatter(masked, drawn.confidence),
             commit_confidence=torch.ones(1, length),
-            noise=torch.zeros(1, length),
             step=count,
             num_steps=count,
             total=count,

@@ -27,7 +27,7 @@ from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
 
 SETTINGS = {"threshold": {"threshold": 0.7}, "quality_threshold": {"threshold": 0.4}, "remdm_conf": {"scale": 3.0}}
-OPTIONAL = {"quality", "entropy", "margin", "visible_confidence"}
+OPTIONAL = {"noise", "quality", "entropy", "margin", "visible_confidence"}
 
 
 def rules(registry):

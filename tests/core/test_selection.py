@@ -2,7 +2,7 @@ import pytest
 import torch
 from reference import selection as reference
 
-from prism_plugin.core.selection import at_most, select_above, select_top
+from prism_plugin.core.selection import at_most, select_above, select_top, true_places
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 8), (3, 47)])
@@ -38,3 +38,11 @@ def test_at_most_keeps_the_best_of_a_mask():
     mask = torch.tensor([[True, False, True, True]] * 2)
     kept = at_most(mask, torch.tensor([[1.0, 9.0, 3.0, 2.0]] * 2), torch.tensor([2, 5]))
     assert kept.tolist() == [[False, False, True, True], [True, False, True, True]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 0)])
+def test_true_places_are_those_of_nonzero(shape):
+    for seed in range(5):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < seed / 4
+        expected = mask.flatten().nonzero().squeeze(-1)
+        assert torch.equal(true_places(mask, len(expected)), expected)

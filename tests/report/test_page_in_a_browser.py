@@ -5,18 +5,16 @@ import re
 import pytest
 import torch
 from browser import CHROMIUM, browser
+from small_traces import MASK, NEW, PROMPT, RULES
 
-from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
-from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.core import EvenSchedule
 from prism_plugin.report import trace_generation, write_trace_page
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: `apt-get install chromium`, or any that is named chromium"),
 ]
-PROMPT, NEW, STEPS, MASK = 20, 512, 24, 31
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +24,10 @@ def tab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def long_text(tmp_path_factory):
-    """512 new tokens of a tiny model with a random head: the records, and the page."""
-    torch.manual_seed(0)
-    backbone = tiny_backbone(max_position_embeddings=PROMPT + NEW)
-    model = attach_quality_head(backbone, PrismConfig(mask_token_id=MASK), tokenizer=tiny_tokenizer())
-    with torch.no_grad():
-        for parameter in model.quality_head.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    rules = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask=9)}
-    sampler = RemaskingSampler(model, num_steps=STEPS, temperature=1.0, **rules)
-    ids = torch.randint(3, MASK, (1, PROMPT))
+def long_text(model, tmp_path_factory):
+    """512 new tokens: the records, and the page."""
+    sampler = RemaskingSampler(model, num_steps=24, temperature=1.0, **RULES | {"schedule": EvenSchedule(num_remask=9)})
+    ids = torch.randint(3, MASK, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     trace = sampler.sample(ids, max_new_tokens=NEW, generator=torch.Generator().manual_seed(0), return_trace=True).trace
     page = tmp_path_factory.mktemp("page") / "trace.html"
     generation = trace_generation(trace, 0, mask_token_id=MASK, tokenizer=model.tokenizer)

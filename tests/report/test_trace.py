@@ -4,56 +4,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from small_traces import ATTENTION_MASK, IDS, MASK, RULES, sample_two, tokenizer_of
+from tokenizers import decoders
 
-from prism_plugin.core import EvenSchedule, QualityRemasking, QualityThresholdRemasking, RandomUnmasking
+from prism_plugin.core import QualityThresholdRemasking
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.report import trace_generation
 from prism_plugin.report.pieces import printable, token_pieces
 from prism_plugin.report.trace import doubt_below
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
-
-MASK = 31
-RULES = {"unmasking": RandomUnmasking(), "remasking": QualityRemasking(), "schedule": EvenSchedule(num_remask=2)}
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A tiny model whose random head makes qualities that differ."""
-    torch.manual_seed(0)
-    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=MASK), tokenizer=tiny_tokenizer())
-    with torch.no_grad():
-        for parameter in model.quality_head.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    return model
-
-
-@pytest.fixture(scope="module")
-def request_of_two():
-    ids = torch.tensor([[5, 6, MASK, MASK, 7, MASK, MASK, MASK, 8], [0, 0, 0, 9, MASK, 10, MASK, MASK, MASK]])
-    mask = torch.tensor([[1] * 9, [0, 0, 0] + [1] * 6])
-    return ids, mask
-
-
-def sampled(model, request_of_two, **settings):
-    sampler = RemaskingSampler(model, num_steps=6, temperature=1.0, **RULES | settings)
-    ids, mask = request_of_two
-    return sampler.infill(ids, mask, generator=torch.Generator().manual_seed(1), return_trace=True), mask
 
 
 @pytest.mark.parametrize("row", [0, 1])
 @pytest.mark.parametrize("settings", [{}, {"block_length": 2}, {"remasking": QualityThresholdRemasking(0.4)}])
-def test_looks_say_what_the_records_say(model, request_of_two, row, settings):
-    output, mask = sampled(model, request_of_two, **settings)
-    generation = trace_generation(output.trace, row, mask_token_id=MASK, tokenizer=model.tokenizer, attention_mask=mask)
-    own = mask[row].nonzero().squeeze(-1).tolist()
+def test_looks_say_what_the_records_say(model, row, settings):
+    output = sample_two(model, **settings)
+    generation = trace_generation(
+        output.trace, row, mask_token_id=MASK, tokenizer=model.tokenizer, attention_mask=ATTENTION_MASK
+    )
+    own = ATTENTION_MASK[row].nonzero().squeeze(-1).tolist()
     records = [record for record in output.trace if record.looked[row]]
     texts = {token: model.tokenizer.decode([token]) for token in range(32)}
-    assert [generation.pieces[piece] for piece in generation.start] == [texts[int(request_of_two[0][row, at])] for at in own]
-    assert generation.editable == [number for number, at in enumerate(own) if request_of_two[0][row, at] == MASK]
+    assert [generation.pieces[piece] for piece in generation.start] == [texts[int(IDS[row, at])] for at in own]
+    assert generation.editable == [number for number, at in enumerate(own) if IDS[row, at] == MASK]
     assert len(generation.looks) == len(records) == int(output.num_forward_passes[row])
     for look, record in zip(generation.looks, records, strict=True):
         filled, taken_back, quality = [], [], []
@@ -78,8 +51,8 @@ def test_looks_say_what_the_records_say(model, request_of_two, row, settings):
     assert figures["num_generated"] == len(generation.editable)
 
 
-def test_figures_count_positions_and_changes(model, request_of_two):
-    output, _ = sampled(model, request_of_two)
+def test_figures_count_positions_and_changes(model):
+    output = sample_two(model)
     remasked = torch.stack([record.remasked[0] for record in output.trace]).sum(0)
     first = {}
     for record in output.trace:
@@ -105,8 +78,8 @@ def test_padding_after_the_end_is_told_apart(model):
     assert look.quality is None  # no rule reads it
 
 
-def test_a_grid_needs_whole_lines(model, request_of_two):
-    output, _ = sampled(model, request_of_two)
+def test_a_grid_needs_whole_lines(model):
+    output = sample_two(model)
     assert trace_generation(output.trace, 0, mask_token_id=MASK, columns=3).columns == 3
     with pytest.raises(ConfigurationError, match="a grid of 4 columns needs rows of a multiple of as many tokens, found 9"):
         trace_generation(output.trace, 0, mask_token_id=MASK, columns=4)
@@ -117,13 +90,6 @@ def test_doubt_begins_where_the_rule_takes_back(model):
     assert doubt_below(sampler) == 0.5
     assert doubt_below(replace(sampler, remasking=QualityThresholdRemasking(0.8))) == 0.8
     assert doubt_below(RemaskingSampler(model, num_steps=2)) == 0.5
-
-
-def tokenizer_of(vocabulary, decoder, model=models.WordLevel):
-    tokenizer = Tokenizer(model({token: index for index, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoder
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=vocabulary[0], mask_token="[MASK]")
 
 
 @pytest.mark.parametrize(

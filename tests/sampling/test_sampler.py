@@ -74,13 +74,13 @@ def test_a_ragged_batch_equals_its_rows_with_one_generator_each(model, ragged, s
     early = RemaskingSampler(model, num_steps=NEW, block_length=block_length, **rules)
     remasks = replace(early, remasking=RandomRemasking(), schedule=EvenSchedule(1))
     for sampler in (early, remasks):
-        together = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(1, 2, 3, 4))
+        together = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(3, 4, 5, 6))
         for number, row in enumerate(rows):
             prompt = torch.tensor([row], dtype=torch.long)
-            alone = sampler.sample(prompt, max_new_tokens=NEW, generator=generators(number + 1))
+            alone = sampler.sample(prompt, max_new_tokens=NEW, generator=generators(number + 3))
             assert alone.sequences[0, len(row) :].tolist() == together.sequences[number, 7:].tolist()
             assert alone.num_forward_passes[0] == together.num_forward_passes[number]
-        other = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(5, 6, 7, 8))
+        other = sampler.sample(ids, mask, max_new_tokens=NEW, generator=generators(7, 8, 9, 10))
         assert not torch.equal(other.sequences, together.sequences)
         if sampler is early:
             # the first rows must finish before the last, or numbers of rows in the batch could stand in for theirs
@@ -169,6 +169,14 @@ def test_without_a_rule_that_needs_it_no_quality_is_computed(model):
     confident(model, 3, 1).sample(prompts(2, PROMPT), max_new_tokens=NEW)
     hook.remove()
     assert len(calls) == 3
+
+
+def test_chance_that_nobody_reads_is_not_drawn(model):
+    for sampler, drawn in ((confident(model, 3, 1), False), (sampled(model, 3), True)):
+        generator = torch.Generator().manual_seed(0)
+        before = generator.get_state()
+        sampler.sample(prompts(2, PROMPT), max_new_tokens=NEW, generator=generator)
+        assert torch.equal(generator.get_state(), before) != drawn
 
 
 def test_more_steps_than_tokens_cost_no_more_forwards(counted):

@@ -1,0 +1,58 @@
+"""The door through which random numbers come into sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_plugin.types import PerToken
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Where a request's random numbers come from.
+
+    With one generator per row, a row's draws depend on its own length and looks only, not on padding or on other rows.
+
+    Attributes:
+        generator: One for all rows, one per row of the batch, or None for the device's default.
+        lengths: Own tokens of each row of the batch.
+        with_uniforms: Whether tokens are sampled.
+        with_noise: Whether a rule reads noise.
+    """
+
+    generator: Generators
+    lengths: list[int]
+    with_uniforms: bool
+    with_noise: bool
+
+    def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken | None, PerToken | None]:
+        """Draw one look's noise for the rules, in float32, and uniforms for the tokens, in float64; None what nobody reads.
+
+        Args:
+            rows: Numbers of the rows that look, on the CPU.
+            width: Length of the canvas.
+            device: Where the numbers are wanted.
+
+        Returns:
+            Both in [0, 1), [rows, width].
+        """
+        noise = self._numbers(rows, width, torch.float32, device) if self.with_noise else None
+        return noise, self._numbers(rows, width, torch.float64, device) if self.with_uniforms else None
+
+    def _numbers(self, rows: Tensor, width: int, dtype: torch.dtype, device: torch.device) -> PerToken:
+        if not isinstance(self.generator, Sequence):
+            return _uniform(self.generator, (len(rows), width), dtype, device)
+        drawn = torch.zeros(len(rows), width, dtype=dtype, device=device)
+        for number, row in enumerate(rows.tolist()):
+            length = self.lengths[row]
+            drawn[number, :length] = _uniform(self.generator[row], (length,), dtype, device)
+        return drawn
+
+
+def _uniform(generator: torch.Generator | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
