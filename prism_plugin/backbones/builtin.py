@@ -64,7 +64,7 @@ _ENCODERS = (
 )
 
 # Autoregressive models that were trained further with attention to both sides, such as dLLM's A2D models: transformers' own
-# classes give the same logits as A2D's with `config.is_causal=False`.
+# classes give the same logits as A2D's with `config.is_causal=False`, and A2D's Qwen classes no longer run.
 _ADAPTED_DECODERS = tuple(
     BackboneSpec(
         model_type=model_type,
@@ -73,6 +73,7 @@ _ADAPTED_DECODERS = tuple(
         layer_classes=(layer_class,),
         auto_class="AutoModelForCausalLM",
         causal_by_default=True,
+        adapted_model_types=(f"a2d-{model_type}",),
         settings_while_attached=_NO_CACHE,
         reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type}",
     )

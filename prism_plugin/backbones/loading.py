@@ -85,9 +85,10 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     stated = _read_config(where, options["revision"])
     model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
     spec = find_spec(model_type, stated.get("architectures"))
+    adapted = spec is not None and model_type in spec.adapted_model_types
     has_own_code = model_type in CONFIG_MAPPING_NAMES  # what transformers brings, not what was registered since
     prefers_own_code = (spec is not None and spec.prefers_own_code) or not options["trust_remote_code"]
-    runs_remote_code = bool(auto_map) and not (has_own_code and prefers_own_code)
+    runs_remote_code = bool(auto_map) and not (adapted or (has_own_code and prefers_own_code))
     if runs_remote_code and not options["trust_remote_code"]:
         raise BackboneError(
             f"{where!r} is a {model_type!r} model that brings its own Python code, which runs only with your consent; read "
@@ -97,7 +98,8 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     auto_class = _auto_class(where, stated, spec, runs_remote_code)
     try:
         if not runs_remote_code:
-            return make(where, getattr(transformers, auto_class), AutoConfig.from_pretrained(where, **options), options)
+            config = _adapted(where, stated, spec) if adapted else AutoConfig.from_pretrained(where, **options)
+            return make(where, getattr(transformers, auto_class), config, options)
         return _with_remote_code(where, auto_class, auto_map, options, make)
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
@@ -107,6 +109,14 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
         raise BackboneError(
             f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({_first_line(error)})."
         ) from error
+
+
+def _adapted(where: str, stated: Mapping[str, Any], spec: BackboneSpec) -> PreTrainedConfig:
+    """The config of the class that a checkpoint was adapted from, attending to both sides."""
+    sizes = {key: value for key, value in stated.items() if key not in ("model_type", "architectures", "auto_map")}
+    config = AutoConfig.for_model(spec.model_type, **sizes)
+    config.is_causal, config.name_or_path = False, where
+    return config
 
 
 def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None, runs_remote_code: bool) -> str:

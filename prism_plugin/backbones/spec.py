@@ -49,6 +49,8 @@ class BackboneSpec:
         auto_class: Name of the transformers auto class that loads the family with its LM head.
         prefers_own_code: Use transformers' class even where a checkpoint brings code of its own.
         causal_by_default: The class attends to the left only, unless `config.is_causal` is False.
+        adapted_model_types: Model types under which the same weights, trained further with attention to both sides, are saved.
+            Such a checkpoint is loaded into this family's class, with `config.is_causal=False` and without code of its own.
         required_config: Pairs of a config attribute and the value that it must have, where it is there at all.
         call_arguments: Pairs of a name and a value that every call of the model is given.
         time_argument: Name of an argument that takes one time per row. It gets zeros: such families ignore it unless they
@@ -76,6 +78,7 @@ class BackboneSpec:
     auto_class: str = "AutoModelForMaskedLM"
     prefers_own_code: bool = False
     causal_by_default: bool = False
+    adapted_model_types: tuple[str, ...] = ()
     required_config: Settings = ()
     call_arguments: Settings = ()
     time_argument: str | None = None
@@ -153,7 +156,8 @@ def find_spec(model_type: str, architectures: Iterable[str] | None = ()) -> Back
     """
     names = set(architectures or ())
     by_class = (spec for spec in _SPECS.values() if names.intersection(spec.architectures))
-    return next(by_class, None) or _SPECS.get(model_type)
+    adapted = (spec for spec in _SPECS.values() if model_type in spec.adapted_model_types)
+    return next(by_class, None) or _SPECS.get(model_type) or next(adapted, None)
 
 
 def get_spec_by_model_type(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec:

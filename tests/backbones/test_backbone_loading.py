@@ -1,5 +1,6 @@
 """The one place that loads backbones: right class by spec, one-sentence errors, never the network for a path."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from prism_plugin.backbones import load_backbone, load_tokenizer
 from prism_plugin.errors import BackboneError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 
@@ -118,6 +120,7 @@ def hub():
 LOAD_BOTH = """
 from prism_plugin.backbones import load_backbone
 from prism_plugin.errors import BackboneError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 for name in ("someone/gated", "someone/nothing"):
     try:
         load_backbone(name)
@@ -134,3 +137,25 @@ def test_a_gated_and_a_missing_repository(hub, tmp_path):
         "'someone/gated' is gated on the Hub: ask for access on its page, and log in with `hf auth login`.",
         "There is no 'someone/nothing' on the Hub that you may see; correct the id, or log in with `hf auth login`.",
     ], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_adapted_checkpoints_are_loaded_into_the_class_they_come_from(tmp_path, family, trust_remote_code):
+    """dLLM's A2D models: the weights of Llama or Qwen under a model type of their own, with code that is not needed."""
+    backbone = tiny_backbone(family)
+    backbone.save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    stated.pop("is_causal")
+    stated |= {"model_type": f"a2d-{family}", "architectures": ["A2DLMHeadModel"], "auto_map": {"AutoModel": "modeling.A2D"}}
+    (tmp_path / "config.json").write_text(json.dumps(stated), encoding="utf-8")
+    loaded = load_backbone(tmp_path, trust_remote_code=trust_remote_code)
+    ids = torch.randint(2, 31, (2, 5))
+    assert type(loaded) is type(backbone)
+    assert loaded.config.is_causal is False
+    assert torch.equal(loaded(input_ids=ids).logits, backbone(input_ids=ids).logits)
+    model = attach_quality_head(loaded, PrismConfig(mask_token_id=31))
+    assert model.prism_config.backbone_name == str(tmp_path)
+    model.save_pretrained(tmp_path / "head")
+    again = PrismModel.from_pretrained(tmp_path / "head")
+    assert torch.equal(again(ids).quality_logits, model(ids).quality_logits)
