@@ -26,6 +26,8 @@ _MASKED_GROUPS = 5
 _STEP_GROUPS = 8
 # Beyond it, every token is given nearly the same quality: the logits do not order them.
 _HIGHEST_TEMPERATURE = 100.0
+# A second number has to lower the cross-entropy of the rows that were held out by 1 %.
+_WORTH_A_BIAS = 0.99
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class FittedScaling:
 
     Attributes:
         temperature: Divides the logits.
-        bias: Added then; 0 unless it fits the rows better that were held out.
+        bias: Added then; 0 unless it is worth it on the rows that were held out.
         before: Fit of the head as it is, on the rows that were held out.
         after: The same of the scaled head.
     """
@@ -203,7 +205,7 @@ def fit_head_scaling(judged: JudgedTokens) -> FittedScaling:
         if temperature > _HIGHEST_TEMPERATURE:
             continue
         after = _calibration(held_out.quality_logits / temperature + bias, held_out.correct)
-        if best is None or after.cross_entropy < best.after.cross_entropy:
+        if best is None or after.cross_entropy < _WORTH_A_BIAS * best.after.cross_entropy:
             before = _calibration(held_out.quality_logits, held_out.correct)
             best = FittedScaling(temperature=temperature, bias=bias, before=before, after=after)
     if best is None:
