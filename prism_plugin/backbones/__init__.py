@@ -3,13 +3,14 @@
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pairwise_mask
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
-from prism_plugin.backbones.loading import build_backbone, load_backbone, load_tokenizer
+from prism_plugin.backbones.loading import build_backbone, has_weights, load_backbone, load_tokenizer
 from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
     get_spec_by_model_type,
     hidden_size_of,
     input_embeddings_of,
+    is_registered,
     lm_head_of,
     register_backbone,
     resolve_mask_token_id,
@@ -28,9 +29,11 @@ __all__ = [
     "evaluation_mode",
     "get_backbone_spec",
     "get_spec_by_model_type",
+    "has_weights",
     "hidden_size_of",
     "infer_spec",
     "input_embeddings_of",
+    "is_registered",
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",

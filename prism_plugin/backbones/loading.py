@@ -222,6 +222,16 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
+def has_weights(name_or_path: str | Path) -> bool:
+    """Whether a folder holds weights; of a repository on the Hub it is taken for granted.
+
+    Raises:
+        BackboneError: If it is a path and no folder is there.
+    """
+    folder = Path(_checked_location(name_or_path))
+    return not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+
+
 def load_tokenizer(
     name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:

@@ -149,6 +149,11 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> None:
     _SPECS[spec.model_type] = spec
 
 
+def is_registered(spec: BackboneSpec) -> bool:
+    """Whether a spec is in the table of known families, as against one that was inferred."""
+    return _SPECS.get(spec.model_type) == spec
+
+
 def find_spec(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec | None:
     """The registered spec of a family, or None: by the class names of its checkpoints, then by its model type.
 

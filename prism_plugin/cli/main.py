@@ -15,6 +15,7 @@ VERBS = {
     "sample": "fill masks or continue prompts with a trained adapter",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
+    "doctor": "check a model before a quality head is attached, and estimate the memory of training it",
 }
 
 

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_iter
 from transformers import PreTrainedConfig
 
 from prism_plugin.core.labels import QualityLabels
-from prism_plugin.core.losses import prism_loss
+from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.modeling.model import PrismModel
 
@@ -43,9 +43,11 @@ class StepShape:
     Args:
         batch_size: Rows on one device, >= 1.
         length: Tokens of a row, >= 2.
-        masked_share: Share of the positions that are masked, in (0, 1]. The default is the largest step of a run (t = 1), which
-            decides whether a run fits; the mean over steps is about one half.
+        masked_share: Share of the positions that are masked and have a row of logits, in (0, 1]. The default is the largest
+            step of a run (t = 1), which decides whether a run fits; the mean over steps is about one half.
         num_drafts: Drafts per noised row: the second look has that many times the rows.
+        looks_apart: The first look goes backward before the second is made, so that their graphs are never alive together.
+            False for engines that step at every backward, as DeepSpeed does.
         diffusion_weight: 0 where the first look needs no gradient, as with a frozen backbone.
         autocast: dtype of mixed precision (`bf16: true`), or None.
         four_bit: Hold the backbone's linear layers in NF4, except for the LM head.
@@ -56,6 +58,7 @@ class StepShape:
     length: int
     masked_share: float = 1.0
     num_drafts: int = 1
+    looks_apart: bool = True
     diffusion_weight: float = 0.5
     autocast: torch.dtype | None = None
     four_bit: bool = False
@@ -88,7 +91,7 @@ class MemoryEstimate:
         activations: Largest amount of what the forward keeps for the backward and what both hold in passing, without
             activation checkpointing.
         activations_checkpointed: The same with it; None where the family has none.
-        logits: Largest amount of rows as wide as the vocabulary: logits of the masked positions, their softmax, its gradient.
+        logits: Largest amount of rows as wide as the vocabulary: logits of the masked positions, and what their loss makes.
         logits_full: The same without gathering: a row for every position of both looks, as the authors' code makes them.
         total: Weights, adapter, head and optimizer, which stay; and the largest sum of gradients, activations and logits that
             is alive at one time of the step (at least all gradients, when the optimizer steps).
@@ -255,15 +258,17 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peaks:
-    with _no_reports(), FakeTensorMode(allow_non_fake_inputs=True):
-        stand_in = _without_data(model).train()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    stand_in = _without_data(model, mode).train()
+    with _no_reports(), mode:
+        stand_in.config.use_cache = False  # transformers warns of it together with checkpointing
         if checkpointing:
             stand_in.activation_checkpointing_enable()
         else:
             stand_in.activation_checkpointing_disable()
         tracker = _LiveBytes(stand_in, model.config.get_text_config())
         with tracker:
-            _loss(stand_in, shape).backward()
+            _step(stand_in, shape)
     return _Peaks(dict(tracker.peak), tracker.together)
 
 
@@ -278,32 +283,42 @@ def _no_reports() -> Iterator[None]:
         logger.disabled = before
 
 
-def _without_data(model: PrismModel) -> PrismModel:
-    """A copy of a model whose tensors have shapes only, on the CPU, so that autocast and attention choose as they do there."""
+def _without_data(model: PrismModel, mode: FakeTensorMode) -> PrismModel:
+    """A copy of a model whose tensors have shapes only, on the CPU, so that autocast and attention choose as they do there.
+
+    What modules keep beside parameters and buffers, such as LLaDA's cache of rotary tables, is copied as it is.
+    """
     memo: dict[int, Any] = {id(part): part for part in (model.tokenizer, model._snapshot)}
-    for parameter in model.parameters():
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    with mode:
+        for parameter in model.parameters():
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for buffer in model.buffers():
+            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
     return copy.deepcopy(model, memo)
 
 
-def _loss(model: PrismModel, shape: StepShape) -> Tensor:
-    """The loss of one micro-batch, in the order of `PrismObjective.step`; what it does not return is gone before the backward.
+def _step(model: PrismModel, shape: StepShape) -> None:
+    """One micro-batch forward and backward, in the order of `PrismObjective.step`, with the functions that it calls.
 
     The draft is left out: it is made from a few of the first look's rows before the second look, below the largest moment.
     """
     tokens = torch.zeros(shape.batch_size, shape.length, dtype=torch.int64)
-    row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
     drafts = tokens.repeat(shape.num_drafts, 1)
-    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=torch.ones_like(drafts).bool())
     with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
-        with nullcontext() if shape.diffusion_weight else torch.no_grad():
-            rows = model(tokens, logits_at=row_index, with_quality=False).logits
-        labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=everywhere.repeat(shape.num_drafts, 1))
-        losses = prism_loss(
-            model(drafts).quality_logits, labels, rows, row_index, tokens, everywhere, torch.ones(shape.batch_size),
-            diffusion_weight=shape.diffusion_weight,
-        )  # fmt: skip
-    return losses.loss
+        loss = _first_look(model, shape, tokens)
+    if shape.looks_apart and loss.requires_grad:
+        loss.backward()
+        loss = loss.detach()
+    with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
+        loss = loss + quality_loss(model(drafts).quality_logits, labels)
+    loss.backward()
+
+
+def _first_look(model: PrismModel, shape: StepShape, tokens: Tensor) -> Tensor:
+    row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
+    with nullcontext() if shape.diffusion_weight else torch.no_grad():
+        rows = model(tokens, logits_at=row_index, with_quality=False).logits
+    maskable, times = torch.ones_like(tokens).bool(), torch.ones(shape.batch_size)
+    return shape.diffusion_weight * diffusion_loss_per_row(rows, row_index, tokens, maskable, times, overwrite_rows=True).mean()

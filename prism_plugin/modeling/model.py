@@ -312,18 +312,19 @@ def attach_quality_head(
     *,
     lora: PeftConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    probe: bool = True,
 ) -> PrismModel:
     """Give a pretrained masked diffusion model a quality head, and an adapter if wanted. Never touches the network.
 
-    What is not trained is frozen: without `lora` and `train_backbone`, everything but the head. A model with weights is probed
-    with a few tiny forward passes (`prism_plugin.modeling.probing`). If anything is refused, the backbone is left as it was;
-    `PrismModel.detach` gives it back as it was.
+    What is not trained is frozen: without `lora` and `train_backbone`, everything but the head. If anything is refused, the
+    backbone is left as it was; `PrismModel.detach` gives it back as it was.
 
     Args:
         backbone: A transformers model with its LM head, whose family has a BackboneSpec.
         config: Settings of the head; None: the defaults.
         lora: Any PEFT config that adapts weights. Without `target_modules` it takes those of the spec.
         tokenizer: The backbone's tokenizer, used by `score`, the sampler's `generate` and saving.
+        probe: Refuse a model that fails the probes of `prism_plugin.modeling.probing`: three forward passes on a few tokens.
 
     Returns:
         The model; its `prism_config` has everything filled in.
@@ -353,7 +354,7 @@ def attach_quality_head(
     head = QualityHead.from_config(config).to(lm_head_of(backbone, spec).weight.device)
     model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
-        require_ok(probe_model(model))
+        require_ok(probe_model(model) if probe else [])
     except BaseException:
         model.detach()
         raise

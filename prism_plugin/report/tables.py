@@ -1,10 +1,13 @@
 """Results as tables for people."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
+from prism_plugin.backbones import Check
 from prism_plugin.evaluation.calibration import ChosenThreshold, FittedScaling, Group, QualityFigures
 from prism_plugin.evaluation.tasks.sudoku_eval import PresetResult
 
@@ -90,3 +93,44 @@ def _words(name: str) -> str:
 
 def _figure(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """Lay out what probes found; what they did not run on is greyed."""
+    table = Table(box=SIMPLE)
+    table.add_column("check")
+    table.add_column("")
+    table.add_column("figure", justify="right")
+    table.add_column("detail", overflow="fold")
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    styles = {True: None, False: "bold red", None: "dim"}
+    for check in checks:
+        figure = "" if check.figure is None else f"{check.figure:.3g}"
+        table.add_row(check.name, marks[check.ok], figure, Text(check.detail), style=styles[check.ok])
+    return table
+
+
+_PARTS = {
+    "weights": "backbone",
+    "adapter": "LoRA",
+    "head": "quality head",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "activations_checkpointed": "activations, with activation checkpointing",
+    "logits": "logits, gathered",
+    "logits_full": "logits, if every position had a row in both looks",
+    "total": "largest moment of a step",
+    "total_checkpointed": "largest moment, with activation checkpointing",
+}
+
+
+def memory_table(memory_gb: Mapping[str, float | None]) -> Table:
+    """Lay out a memory estimate, the totals in bold. They are below the sums: not all parts are alive at one time."""
+    table = Table(box=SIMPLE)
+    table.add_column("part")
+    table.add_column("GB", justify="right")
+    for name, value in memory_gb.items():
+        figure = "not known" if value is None else f"{value:,.2f}"
+        table.add_row(_PARTS[name], figure, style="bold" if name.startswith("total") else None)
+    return table

@@ -1,0 +1,212 @@
+"""`prism-plugin doctor`: check a model before a quality head is attached, and estimate the memory of training it."""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+
+from prism_plugin.backbones import (
+    BackboneSpec,
+    Check,
+    build_backbone,
+    describe,
+    get_backbone_spec,
+    has_weights,
+    is_registered,
+    load_backbone,
+    load_tokenizer,
+    resolve_mask_token_id,
+)
+from prism_plugin.backbones.probe import not_run
+from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.memory import StepShape, estimate_memory
+from prism_plugin.modeling.probing import probe_model
+from prism_plugin.report.tables import checks_table, memory_table
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("model", help="folder of a model (a config.json will do), or its id on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let the model's own Python code run")
+    parser.add_argument("--without-weights", action="store_true", help="read the config only, and estimate")
+    parser.add_argument("--mask-token-id", type=int, help="id of the mask token, where model and tokenizer do not say")
+    step = parser.add_argument_group("the training step whose memory is estimated")
+    step.add_argument("--batch-size", type=int, default=4, help="rows on one device (default: %(default)s)")
+    step.add_argument("--length", type=int, default=1024, help="tokens of a row (default: %(default)s)")
+    step.add_argument(
+        "--masked-share", type=float, default=1.0, help="share of masked positions (default: %(default)s, the largest step)"
+    )
+    step.add_argument("--dtype", choices=_DTYPES, help="of the weights; half precision is autocast too (default: the model's)")
+    step.add_argument("--four-bit", action="store_true", help="hold the backbone in NF4, as `quantization: nf4` in a recipe")
+    step.add_argument("--lora-rank", type=int, default=8, help="rank of LoRA; 0: the head alone (default: %(default)s)")
+    step.add_argument("--lora-targets", nargs="+", metavar="NAME", help="modules that get LoRA (default: the family's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found out. The first seven are what `--json` prints; what could not be found out is None."""
+
+    family: str
+    mask_token_id: int
+    mask_token_source: str
+    alignment: str
+    checks: list[Check]
+    trainable_parameters: int | None
+    memory_gb: dict[str, float | None]
+    spec: BackboneSpec
+    model: PrismModel | None
+    shape: StepShape
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed; one that was not run did not."""
+        return any(check.ok is False for check in self.checks)
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        shown = ("family", "mask_token_id", "mask_token_source", "alignment", "checks", "trainable_parameters", "memory_gb")
+        values: dict[str, Any] = {name: getattr(self, name) for name in shown}
+        return json.dumps({**values, "checks": [_finite(asdict(check)) for check in self.checks]})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine and print. Returns the exit code: 1 where a check failed."""
+    if args.lora_rank < 0:
+        raise ConfigurationError(f"`--lora-rank` must be at least 0, got {args.lora_rank}.")
+    if args.lora_targets and not args.lora_rank:
+        raise ConfigurationError("`--lora-targets` says where LoRA goes, but `--lora-rank 0` asks for none; leave one out.")
+    shape = _shape(args, dtype=torch.float32)  # wrong sizes are found before anything is loaded
+    with _without_warnings():
+        diagnosis = examine(args, shape)
+    if args.json:
+        print(diagnosis.to_json())
+    else:
+        _print(diagnosis)
+    return int(diagnosis.failed)
+
+
+def _shape(args: argparse.Namespace, dtype: torch.dtype) -> StepShape:
+    return StepShape(
+        args.batch_size,
+        args.length,
+        masked_share=args.masked_share,
+        diffusion_weight=0.5 if args.lora_rank else 0.0,  # a frozen backbone has nothing to learn from it
+        autocast=None if dtype == torch.float32 else dtype,
+        four_bit=args.four_bit,
+    )
+
+
+def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
+    """Load the model, or build it without weights where there are none, attach to it, probe it, and estimate.
+
+    Args:
+        args: As parsed.
+        shape: The training step, but for its dtype.
+
+    Raises:
+        PrismError: If there is no model to examine, or the options do not fit it.
+    """
+    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    load = load_backbone if not args.without_weights and has_weights(args.model) else build_backbone
+    backbone = load(args.model, dtype=_DTYPES.get(args.dtype), **where)
+    tokenizer = load_tokenizer(args.model, **where)
+    spec = get_backbone_spec(backbone)
+    try:
+        mask_token_id, source = resolve_mask_token_id(args.mask_token_id, backbone.config, tokenizer, spec)
+    except MaskTokenError as error:
+        raise MaskTokenError(f"{str(error).rstrip('.')}, here `--mask-token-id`.") from error
+    source = "--mask-token-id" if args.mask_token_id is not None else source
+    known = {"family": spec.model_type, "mask_token_id": mask_token_id, "mask_token_source": source, "spec": spec}
+    known |= {"alignment": spec.logits_alignment, "shape": _shape(args, backbone.dtype)}
+    checks = [_check_spec(spec)]
+    lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
+    began = time.perf_counter()
+    try:
+        settings = PrismConfig(mask_token_id=mask_token_id)
+        model = attach_quality_head(backbone, settings, lora=lora, tokenizer=tokenizer, probe=False)
+        checks += [
+            Check("attributes", True, None, "LM head, attention and vocabulary are as the spec says"),
+            *probe_model(model),
+        ]
+    except BackboneError as error:
+        checks.append(Check("attributes", False, None, str(error)))
+        return Diagnosis(**known, checks=checks, trainable_parameters=None, memory_gb={}, model=None, seconds=0.0)
+    seconds = time.perf_counter() - began
+    estimate = estimate_memory(model, known["shape"])
+    if estimate.not_estimated:
+        checks.append(not_run("memory", estimate.not_estimated))
+    trained = model.num_parameters(only_trainable=True)
+    return Diagnosis(
+        **known, checks=checks, trainable_parameters=trained, memory_gb=estimate.in_gb(), model=model, seconds=seconds
+    )
+
+
+def _check_spec(spec: BackboneSpec) -> Check:
+    if is_registered(spec):
+        return Check("spec", True, None, f"registered, from {spec.reference}" if spec.reference else "registered")
+    return Check("spec", True, None, f"not registered; from looking at the model: {describe(spec)}")
+
+
+def _finite(check: dict[str, Any]) -> dict[str, Any]:
+    figure = check["figure"]
+    return {**check, "figure": None if figure is None or figure != figure or abs(figure) == float("inf") else figure}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What a warning says of an unknown family stands in the checks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No BackboneSpec is registered", category=UserWarning)
+        yield
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(f"family       {diagnosis.family}")
+    console.print(f"mask token   {diagnosis.mask_token_id}, from {diagnosis.mask_token_source}")
+    console.print(f"alignment    {diagnosis.alignment}")
+    console.print(f"padding      {_MASKS[diagnosis.spec.attention_mask]}")
+    console.print(checks_table(diagnosis.checks))
+    model = diagnosis.model
+    if model is None:
+        return
+    if any(check.name == "bidirectional" and check.ok is not None for check in diagnosis.checks):
+        console.print(f"attached and probed in {diagnosis.seconds:.2f} s")
+    head = sum(parameter.numel() for parameter in model.quality_head.parameters())
+    targets = ", ".join(sorted({name.rpartition(".")[2] for name in _targets(model)})) or "nothing"
+    console.print(
+        f"trained      {diagnosis.trainable_parameters - head:,} parameters of LoRA on {targets}; {head:,} of the head"
+    )
+    console.print(f"\nmemory of a training step: {_in_words(diagnosis.shape)}")
+    console.print(memory_table(diagnosis.memory_gb))
+
+
+def _in_words(shape: StepShape) -> str:
+    precision = "float32" if shape.autocast is None else str(shape.autocast).removeprefix("torch.")
+    four_bit = ", backbone in 4 bits" if shape.four_bit else ""
+    return f"{shape.batch_size} rows of {shape.length:,} tokens, {shape.masked_share:.0%} masked, {precision}{four_bit}"
+
+
+def _targets(model: PrismModel) -> list[str]:
+    return getattr(getattr(model.backbone, "base_model", None), "targeted_module_names", [])
+
+
+_MASKS = {
+    "2d": "hidden by a mask of [batch, length]",
+    "4d": "hidden by a mask of [batch, 1, length, length]",
+    "none": "cannot be hidden: rows are equally long, or padding is seen as in pretraining",
+}
