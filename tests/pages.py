@@ -1,7 +1,9 @@
-"""Reads the project's Markdown pages: fenced blocks and tables."""
+"""Reads pages: the project's in Markdown, and those that it writes in HTML."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,3 +32,9 @@ def tables(text: str) -> list[list[list[str]]]:
         rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
         found.append([[re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row] for row in rows[2:]])
     return found
+
+
+def data_of(page: Path) -> Any:
+    """What a page of `prism_plugin.report` holds for its script."""
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(encoding="utf-8"))
+    return json.loads(text)

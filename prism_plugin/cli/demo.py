@@ -22,9 +22,13 @@ from prism_plugin.cli.train import train_by_recipe
 from prism_plugin.errors import StoredStateError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
+from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
 from prism_plugin.report.tables import sudoku_table
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.types import TokenIds
 
 FOLDER = "sudoku-9x9"
+PAGE = "prism-demo.html"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("--quick", action="store_true", help="the same path in under a minute; its figures mean nothing")
     parser.add_argument("--output", type=Path, help="keep the trained adapter in this folder (default: a temporary one)")
+    parser.add_argument(
+        "--report", type=Path, default=Path(PAGE), metavar="FILE.html",
+        help="where a page goes that replays how each sampler solves one puzzle (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
@@ -55,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, load, solve, print. Returns the exit code."""
     folder = find_folder(FOLDER)
     size = QUICK if args.quick else FULL
+    require_page_path(args.report)
     log = Console(stderr=True)
     # the bars that matter are the trainer's and the samplers'
     datasets.disable_progress_bars()
@@ -66,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         log.print(f"1/2  Fine-tuning a quality head and LoRA for {size.train_steps} steps on {folder / 'backbone'}")
         training = _train(folder, output, size, args.seed)
         log.print(f"2/2  Loading what was saved, and solving {size.puzzles} held-out puzzles with each preset")
-        results = _solve(folder, output, size, args.seed)
+        results = _solve(folder, output, size, args)
     if args.json:
         report = sudoku_eval.to_json(results, puzzles=size.puzzles, num_steps=size.num_steps)
-        print(json.dumps({**report, "training": training}))
+        print(json.dumps({**report, "training": training, "page": str(args.report)}))
         return 0
     console = Console()
     console.print(sudoku_table(results, puzzles=size.puzzles, num_steps=size.num_steps))
@@ -78,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         f"on, the head tells right from wrong tokens with AUROC {training['quality_auroc']:.3f} and ECE "
         f"{training['quality_ece']:.3f}."
     )
+    console.print(f"How each sampler went about one of the puzzles, look by look: {args.report.absolute()}", soft_wrap=True)
     return 0
 
 
@@ -120,13 +130,26 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
     }
 
 
-def _solve(folder: Path, output: Path, size: _Size, seed: int) -> list[sudoku_eval.PresetResult]:
+def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> list[sudoku_eval.PresetResult]:
+    """Solve the puzzles with each preset, and write the page about the first of them."""
     model = PrismModel.from_pretrained(output)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])
     presets = sudoku_eval.PRESETS
     with sampling_progress(presets, size.puzzles, size.num_steps) as on_step:
-        return sudoku_eval.evaluate_presets(
-            model, puzzles, presets, num_steps=size.num_steps, seed=seed, settings=settings, on_step=on_step
+        results = sudoku_eval.evaluate_presets(
+            model, puzzles, presets, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )
+    samplers = sudoku_eval.make_samplers(model, presets, size.num_steps, settings)
+    generations = [_replay(sampler, preset, puzzles.puzzles[:1], args.seed) for preset, (sampler, _) in samplers.items()]
+    # those that take tokens back come first: there is more to see
+    generations.sort(key=lambda generation: -generation.figures()["num_remasked"])
+    write_trace_page(args.report, generations, title="One held-out puzzle, look by look")
+    return results
+
+
+def _replay(sampler: RemaskingSampler, preset: str, puzzle: TokenIds, seed: int) -> Generation:
+    output = sampler.infill(puzzle, generator=sudoku_eval.generators(seed, 0, 1), return_trace=True)
+    verdict = "solved" if sudoku.is_solved(output.sequences.cpu(), puzzle).item() else "not solved"
+    return trace_generation(output, 0, sampler, columns=sudoku.SIDE, name=f"{preset}: {verdict}")

@@ -116,17 +116,16 @@ class Show:
             return
         generations = [
             trace_generation(
-                output.trace,
+                output,
                 row,
-                mask_token_id=self._sampler.model.mask_token_id,
-                tokenizer=self._sampler.model.tokenizer,
+                self._sampler,
                 attention_mask=self._mask,
                 columns=self._columns[row],
                 name=f"{row + 1}: {text[:60]}",
             )
             for row, text in enumerate(self._texts)
         ]
-        write_trace_page(self._args.report, generations, self._sampler)
+        write_trace_page(self._args.report, generations)
         print(f"The looks can be replayed in {self._args.report}", file=sys.stderr)
 
 

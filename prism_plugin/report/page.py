@@ -1,6 +1,5 @@
 """The page that replays generations: one HTML file that asks for nothing outside itself."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,38 +9,33 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.staging import write_text
 from prism_plugin.report.pieces import printable
-from prism_plugin.report.trace import Generation, doubt_below
-from prism_plugin.sampling import SamplerSettings
+from prism_plugin.report.trace import Generation
 
 _SUFFIXES = {".html", ".htm"}
 
 
-def trace_page(generations: Sequence[Generation], settings: SamplerSettings, *, title: str = "Trace of a generation") -> str:
+def trace_page(generations: Sequence[Generation], *, title: str = "Trace of a generation") -> str:
     """Lay generations out as a page with a slider over the looks. It needs no network; see docs/sampling.md.
 
     Args:
         generations: At least one; of several, one is shown at a time.
-        settings: Of the sampler that made them, or of the first; shown, and the source of what counts as doubted.
         title: Heading of the page.
     """
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     environment.filters["printable"] = printable
     # compact, and in ASCII: also what fits into no encoding (half a surrogate pair) can then be written
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
-    data = {"doubt_below": round(doubt_below(settings) * 1000), "generations": [one.to_dict() for one in generations]}
-    sampler = json.dumps(settings.to_dict(), indent=2)
-    return environment.get_template("trace.html.j2").render(title=title, data=data, sampler=sampler) + "\n"
+    data = [one.to_dict() for one in generations]
+    return environment.get_template("trace.html.j2").render(title=title, generations=data) + "\n"
 
 
-def write_trace_page(
-    path: str | Path, generations: Sequence[Generation], settings: SamplerSettings, *, title: str = "Trace of a generation"
-) -> None:
+def write_trace_page(path: str | Path, generations: Sequence[Generation], *, title: str = "Trace of a generation") -> None:
     """Write `trace_page` to a file: beside an old one, then renamed.
 
     Raises:
         SavingError: If it cannot be written; what stood there is unchanged.
     """
-    write_text(Path(path), trace_page(generations, settings, title=title))
+    write_text(Path(path), trace_page(generations, title=title))
 
 
 def require_page_path(path: Path) -> None:

@@ -1,7 +1,6 @@
 """One row's generation as data: what was filled, taken back and judged at each look, for a page that replays it."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.report.pieces import token_pieces
-from prism_plugin.sampling import SamplerSettings, StepRecord
+from prism_plugin.sampling import RemaskingSampler, SamplerOutput, SamplerSettings, StepRecord
 
 # Below this quality a token is shown as doubted, unless the sampler's rule has a threshold of its own.
 DOUBT_BELOW = 0.5
@@ -44,6 +43,8 @@ class Generation:
         editable: Positions that were generated.
         looks: In order; as many as the row's forward passes.
         columns: Positions in a line of a grid; None for text.
+        doubt_below: Quality per mille below which a token counts as doubted.
+        settings: Of the sampler, by name.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Generation:
     editable: list[int]
     looks: list[Look]
     columns: int | None
+    doubt_below: int
+    settings: dict[str, str]
 
     def figures(self) -> dict[str, int]:
         """Sum the generation up.
@@ -89,37 +92,40 @@ class Generation:
 
 
 def trace_generation(
-    trace: Sequence[StepRecord],
+    output: SamplerOutput,
     row: int,
+    sampler: RemaskingSampler,
     *,
-    mask_token_id: int,
-    tokenizer: Any = None,
     attention_mask: Tensor | None = None,
     columns: int | None = None,
     name: str = "",
 ) -> Generation:
-    """Follow one row through `SamplerOutput.trace`.
+    """Follow one row through the trace of a request.
 
     Args:
-        trace: Of `return_trace=True`, at least one record.
+        output: Of a request with `return_trace=True`.
         row: Number of the row in the batch.
-        mask_token_id: Of the model.
-        tokenizer: For the tokens' texts; None shows their numbers.
+        sampler: Which gave it. Without a tokenizer of its model, tokens are shown by their numbers.
         attention_mask: As it was passed to the sampler, padded with ones over the new tokens; None without padding.
         columns: Positions in a line of a grid, >= 1; None for text.
         name: Shown where a page holds several.
 
     Raises:
-        ConfigurationError: If the row does not fill whole lines of `columns`.
+        ConfigurationError: If the output has no trace, or the row does not fill whole lines of `columns`.
     """
+    if not output.trace:
+        raise ConfigurationError(
+            "a page needs the looks of the request, found no trace; pass `return_trace=True` to the sampler."
+        )
+    trace, model = output.trace, sampler.model
     own = slice(None) if attention_mask is None else attention_mask[row].cpu().bool()
     start = trace[0].tokens_before[row][own]
     require_lines(len(start), columns)
     records = [record for record in trace if record.looked[row]]
     seen = torch.stack([start, *(record.tokens_after[row][own] for record in records)])
-    texts = token_pieces(tokenizer, seen.unique().tolist())
+    texts = token_pieces(model.tokenizer, seen.unique().tolist())
     number = {token: index for index, token in enumerate(texts)}
-    editable = (start == mask_token_id).nonzero().squeeze(-1)
+    editable = (start == model.mask_token_id).nonzero().squeeze(-1)
     return Generation(
         name=name,
         pieces=list(texts.values()),
@@ -127,6 +133,9 @@ def trace_generation(
         editable=editable.tolist(),
         looks=[_look(record, row, own, editable, number) for record in records],
         columns=columns,
+        doubt_below=round(doubt_below(sampler) * 1000),
+        # as Python writes them: a rule without a name, such as a lambda, can be shown though it cannot be saved
+        settings={field.name: repr(getattr(sampler, field.name)) for field in fields(SamplerSettings)},
     )
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pages import data_of
 
 from prism_plugin.cli import main as cli
 from prism_plugin.modeling import PrismModel
@@ -12,11 +13,6 @@ from prism_plugin.modeling import PrismModel
 SUDOKU = Path(__file__).parents[2] / "adapters" / "sudoku-9x9"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SOLVE = ["sample", PUZZLE, "--adapter", str(SUDOKU / "weights"), "--preset", "prism", "--num-steps", "9"]
-
-
-def data_of(page):
-    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(encoding="utf-8"))
-    return json.loads(text)["generations"]
 
 
 def test_a_report_of_a_puzzle_is_a_grid(tmp_path, capsys):

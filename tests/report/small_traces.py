@@ -15,10 +15,15 @@ IDS = torch.tensor([[5, 6, MASK, MASK, 7, MASK, MASK, MASK, 8], [0, 0, 0, 9, MAS
 ATTENTION_MASK = torch.tensor([[1] * 9, [0, 0, 0] + [1] * 6])
 
 
+def sampler_of(model, **settings):
+    return RemaskingSampler(model, num_steps=6, temperature=1.0, **RULES | settings)
+
+
 def sample_two(model, **settings):
     """Fill `IDS`, taking tokens back on the way."""
-    sampler = RemaskingSampler(model, num_steps=6, temperature=1.0, **RULES | settings)
-    return sampler.infill(IDS, ATTENTION_MASK, generator=torch.Generator().manual_seed(1), return_trace=True)
+    return sampler_of(model, **settings).infill(
+        IDS, ATTENTION_MASK, generator=torch.Generator().manual_seed(1), return_trace=True
+    )
 
 
 def tokenizer_of(vocabulary, decoder):

@@ -9,15 +9,14 @@ import pytest
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.report import Generation, Look, require_page_path, trace_page, write_trace_page
 from prism_plugin.report.page import _SUFFIXES
-from prism_plugin.sampling import SamplerSettings
 
-SETTINGS = SamplerSettings(num_steps=2)
 NASTY = ["</script><script>alert(1)</script>", "<!--", "]]>", "&amp;", "\u2028", "\ud800", "'\"`${x}{{ 7 }}", "<img src=//x>"]
 
 
 def generation_of(pieces):
     looks = [Look(filled=[[0, 1, 500]], taken_back=[], padded=[], quality=[-1])]
-    return Generation(name=pieces[-1], pieces=pieces, start=[0] * 2, editable=[0], looks=looks, columns=None)
+    shown = {"name": pieces[-1], "columns": None, "doubt_below": 500, "settings": {"unmasking": pieces[-1]}}
+    return Generation(pieces=pieces, start=[0] * 2, editable=[0], looks=looks, **shown)
 
 
 class Elements(HTMLParser):
@@ -42,22 +41,21 @@ def data_of(page):
 
 @pytest.mark.parametrize("piece", NASTY)
 def test_no_token_breaks_the_page(tmp_path, piece):
-    write_trace_page(tmp_path / "page.html", [generation_of(["[MASK]", piece])], SETTINGS, title=piece)
+    write_trace_page(tmp_path / "page.html", [generation_of(["[MASK]", piece])], title=piece)
     elements = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
-    plain = Elements(trace_page([generation_of(["[MASK]", "x"])], SETTINGS))
+    plain = Elements(trace_page([generation_of(["[MASK]", "x"])]))
     assert elements.tags == plain.tags
-    assert data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["generations"][0]["pieces"][1] == piece
+    assert data_of((tmp_path / "page.html").read_text(encoding="utf-8"))[0]["pieces"][1] == piece
 
 
 def test_the_data_are_those_that_were_given():
     one = generation_of(["[MASK]", "x"])
-    data = data_of(trace_page([one, one], SETTINGS))
-    assert data["doubt_below"] == 500
-    assert data["generations"] == [json.loads(json.dumps(one.to_dict()))] * 2
+    data = data_of(trace_page([one, one]))
+    assert data == [json.loads(json.dumps(one.to_dict()))] * 2
 
 
 def test_nothing_outside_is_asked_for():
-    page = trace_page([generation_of(["[MASK]", "x"])], SETTINGS)
+    page = trace_page([generation_of(["[MASK]", "x"])])
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", page)
     assert not [
         tag for tag, attributes in Elements(page).tags if {"src", "href"} & set(attributes) or tag in ("link", "iframe")
@@ -74,7 +72,7 @@ def luminance(color):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_either_scheme(scheme):
-    page = trace_page([generation_of(["[MASK]", "x"])], SETTINGS)
+    page = trace_page([generation_of(["[MASK]", "x"])])
     light, dark = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
     colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light if scheme == "light" else dark))
     assert len(colors) >= 11
@@ -93,7 +91,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(SavingError, match=r"page.html could not be written .*No space left.*what stood there is unchanged"):
-        write_trace_page(page, [generation_of(["[MASK]", "x"])], SETTINGS)
+        write_trace_page(page, [generation_of(["[MASK]", "x"])])
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert page.read_text() == "old"
 

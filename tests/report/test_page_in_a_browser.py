@@ -28,12 +28,12 @@ def long_text(model, tmp_path_factory):
     """512 new tokens: the records, and the page."""
     sampler = RemaskingSampler(model, num_steps=24, temperature=1.0, **RULES | {"schedule": EvenSchedule(num_remask=9)})
     ids = torch.randint(3, MASK, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    trace = sampler.sample(ids, max_new_tokens=NEW, generator=torch.Generator().manual_seed(0), return_trace=True).trace
+    output = sampler.sample(ids, max_new_tokens=NEW, generator=torch.Generator().manual_seed(0), return_trace=True)
     page = tmp_path_factory.mktemp("page") / "trace.html"
-    generation = trace_generation(trace, 0, mask_token_id=MASK, tokenizer=model.tokenizer)
-    square = trace_generation(trace, 0, mask_token_id=MASK, tokenizer=model.tokenizer, columns=19)
-    write_trace_page(page, [generation, square], sampler)
-    return trace, page.as_uri()
+    generation = trace_generation(output, 0, sampler)
+    square = trace_generation(output, 0, sampler, columns=19)
+    write_trace_page(page, [generation, square])
+    return output.trace, page.as_uri()
 
 
 def state_after(trace, look, at):

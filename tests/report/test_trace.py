@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_traces import ATTENTION_MASK, IDS, MASK, RULES, sample_two, tokenizer_of
+from small_traces import ATTENTION_MASK, IDS, MASK, sample_two, sampler_of, tokenizer_of
 from tokenizers import decoders
 
 from prism_plugin.core import QualityThresholdRemasking
@@ -19,9 +19,7 @@ from prism_plugin.sampling import RemaskingSampler
 @pytest.mark.parametrize("settings", [{}, {"block_length": 2}, {"remasking": QualityThresholdRemasking(0.4)}])
 def test_looks_say_what_the_records_say(model, row, settings):
     output = sample_two(model, **settings)
-    generation = trace_generation(
-        output.trace, row, mask_token_id=MASK, tokenizer=model.tokenizer, attention_mask=ATTENTION_MASK
-    )
+    generation = trace_generation(output, row, sampler_of(model, **settings), attention_mask=ATTENTION_MASK)
     own = ATTENTION_MASK[row].nonzero().squeeze(-1).tolist()
     records = [record for record in output.trace if record.looked[row]]
     texts = {token: model.tokenizer.decode([token]) for token in range(32)}
@@ -58,7 +56,7 @@ def test_figures_count_positions_and_changes(model):
     for record in output.trace:
         for at in record.unmasked[0].nonzero().squeeze(-1).tolist():
             first.setdefault(at, int(record.tokens_after[0, at]))
-    figures = trace_generation(output.trace, 0, mask_token_id=MASK).figures()
+    figures = trace_generation(output, 0, sampler_of(model)).figures()
     assert figures["num_positions_remasked"] == int((remasked > 0).sum())
     assert figures["num_changed"] == sum(int(output.sequences[0, at]) != token for at, token in first.items())
 
@@ -72,7 +70,7 @@ def test_padding_after_the_end_is_told_apart(model):
         bias.copy_(torch.full_like(bias, -1e4).index_fill(0, torch.tensor([1]), 0.0))
         output = sampler.infill(torch.tensor([[5, MASK, MASK, MASK]]), return_trace=True)
         bias.copy_(before)
-    (look,) = trace_generation(output.trace, 0, mask_token_id=MASK, tokenizer=model.tokenizer).looks
+    (look,) = trace_generation(output, 0, sampler).looks
     assert [position for position, *_ in look.filled] == [1]
     assert [position for position, _ in look.padded] == [2, 3]
     assert look.quality is None  # no rule reads it
@@ -80,13 +78,22 @@ def test_padding_after_the_end_is_told_apart(model):
 
 def test_a_grid_needs_whole_lines(model):
     output = sample_two(model)
-    assert trace_generation(output.trace, 0, mask_token_id=MASK, columns=3).columns == 3
+    assert trace_generation(output, 0, sampler_of(model), columns=3).columns == 3
     with pytest.raises(ConfigurationError, match="a grid of 4 columns needs rows of a multiple of as many tokens, found 9"):
-        trace_generation(output.trace, 0, mask_token_id=MASK, columns=4)
+        trace_generation(output, 0, sampler_of(model), columns=4)
+
+
+def test_a_rule_without_a_name_is_shown_and_a_request_without_a_trace_is_refused(model):
+    sampler = sampler_of(model, unmasking=lambda view, budget: view.masked)
+    generation = trace_generation(sampler.infill(IDS, ATTENTION_MASK, return_trace=True), 0, sampler)
+    assert "lambda" in generation.settings["unmasking"]
+    assert generation.settings["schedule"].startswith("EvenSchedule(num_remask=2")
+    with pytest.raises(ConfigurationError, match="found no trace; pass `return_trace=True` to the sampler"):
+        trace_generation(sampler.infill(IDS, ATTENTION_MASK), 0, sampler)
 
 
 def test_doubt_begins_where_the_rule_takes_back(model):
-    sampler = RemaskingSampler(model, num_steps=2, **RULES)
+    sampler = sampler_of(model)
     assert doubt_below(sampler) == 0.5
     assert doubt_below(replace(sampler, remasking=QualityThresholdRemasking(0.8))) == 0.8
     assert doubt_below(RemaskingSampler(model, num_steps=2)) == 0.5

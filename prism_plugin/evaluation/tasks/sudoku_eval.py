@@ -162,11 +162,16 @@ def solve_with(sampler: RemaskingSampler, puzzles: TokenIds, seed: int, **reques
     grids, passes = [], []
     for start in range(0, len(puzzles), BATCH_SIZE):
         batch = puzzles[start : start + BATCH_SIZE]
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + start + row) for row in range(len(batch))]
-        output = sampler.infill(batch.to(sampler.model.device), generator=generators, **request)
+        rows = generators(seed, start, len(batch))
+        output = sampler.infill(batch.to(sampler.model.device), generator=rows, **request)
         grids.append(output.sequences.cpu())
         passes.append(output.num_forward_passes.cpu())
     return torch.cat(grids), torch.cat(passes)
+
+
+def generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """Make a generator for each of `count` puzzles from number `first` on; each depends on (`seed`, its number) alone."""
+    return [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(first, first + count)]
 
 
 def evaluate_presets(

@@ -1,11 +1,12 @@
 // Replays the looks. What a token says is written as text content only, so no token can become markup.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const generations = JSON.parse(document.getElementById("data").textContent);
 const at = { generation: 0, look: 0, position: null, pinned: false, timer: null };
 const PLAY_MILLISECONDS = 450;
 
 const byId = (id) => document.getElementById(id);
 const perMille = (value) => (value < 0 ? "not judged" : (value / 1000).toFixed(3));
+const named = (name, value) => [element("dt", {}, name), element("dd", {}, value)];
 const times = (count) => (count === 1 ? "once" : count === 2 ? "twice" : `${count} times`);
 
 function element(name, attributes = {}, ...children) {
@@ -21,7 +22,7 @@ function element(name, attributes = {}, ...children) {
 let view;
 
 function show(number) {
-  const generation = data.generations[number];
+  const generation = generations[number];
   const column = new Map(generation.editable.map((position, index) => [position, index]));
   view = { generation, column, events: eventsOf(generation), tokens: [] };
   at.generation = number;
@@ -31,6 +32,8 @@ function show(number) {
   document.body.classList.toggle("unjudged", !judged);
   document.body.classList.toggle("unpadded", !generation.looks.some((look) => look.padded.length));
   byId("look").max = generation.looks.length;
+  byId("doubt").value = generation.doubt_below / 1000;
+  byId("settings").replaceChildren(...Object.entries(generation.settings).flatMap(([name, value]) => named(name, value)));
   layCanvas(generation);
   drawFigures(generation);
 }
@@ -80,7 +83,7 @@ function drawFigures(generation) {
     ["tokens taken back", figures.num_positions_remasked],
     ["became another token", figures.num_changed],
   ];
-  const cells = rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+  const cells = rows.map(([name, value]) => element("div", {}, ...named(name, String(value))));
   byId("figures").replaceChildren(...cells);
 }
 
@@ -192,7 +195,7 @@ function drawDetail() {
   const title = state.kind === "masked" ? "masked" : view.generation.pieces[state.piece].trim() || "\u2423";
   const list = element("dl");
   for (const [name, value] of facts(state).filter(([name]) => !["token", "masked"].includes(name))) {
-    list.append(element("dt", {}, name), element("dd", {}, value));
+    list.append(...named(name, value));
   }
   const children = [element("h2", {}, title), element("p", { class: "where" }, place(state.position)), list];
   if (!state.given && !document.body.classList.contains("unjudged")) children.push(drawQuality(state.position));
@@ -285,7 +288,7 @@ function move(event) {
 /** The address says what is shown, so that it can be passed on: #generation=1&look=12&token=40, counted as the page counts. */
 function remember() {
   const parts = [`look=${at.look}`];
-  if (data.generations.length > 1) parts.unshift(`generation=${at.generation + 1}`);
+  if (generations.length > 1) parts.unshift(`generation=${at.generation + 1}`);
   if (at.pinned) parts.push(`token=${at.position + 1}`);
   window.history.replaceState(null, "", `#${parts.join("&")}`);
 }
@@ -296,7 +299,7 @@ function recall() {
     const value = Number.parseInt(wanted.get(name), 10);
     return value >= least && value <= most ? value : otherwise;
   };
-  show(number("generation", 1, data.generations.length, at.generation + 1) - 1);
+  show(number("generation", 1, generations.length, at.generation + 1) - 1);
   byId("which").value = at.generation;
   at.look = number("look", 0, view.generation.looks.length, view.generation.looks.length);
   const token = number("token", 1, view.tokens.length, 0);
@@ -355,8 +358,7 @@ function listen() {
 }
 
 byId("replay").hidden = false;
-byId("choice").hidden = data.generations.length === 1;
-byId("which").append(...data.generations.map((one, index) => element("option", { value: index }, one.name)));
-byId("doubt").value = data.doubt_below / 1000;
+byId("choice").hidden = generations.length === 1;
+byId("which").append(...generations.map((one, index) => element("option", { value: index }, one.name)));
 listen();
 recall();
