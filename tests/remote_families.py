@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from prism_plugin.backbones import get_spec_by_model_type
+from prism_plugin.backbones import spec as known_specs
 from prism_plugin.backbones.compat import patch_model_class, transformers_4_names
 
 STANDINS = Path(__file__).parent / "standins"
@@ -59,6 +63,14 @@ class RemoteFamily:
                    if unique[id(tensor)] == name}  # fmt: skip
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return model.eval()
+
+    @contextmanager
+    def described(self) -> Iterator[None]:
+        """While open, the family's spec says what has to be said of this code of it."""
+        spec = get_spec_by_model_type(self.config["model_type"], self.config["architectures"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(known_specs._SPECS, spec.model_type, replace(spec, **self.spec_changes))
+            yield
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from prism_plugin.backbones import (
     lm_head_of,
     load_backbone,
 )
-from prism_plugin.backbones import spec as known_specs
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.core import ConfidenceUnmasking, EvenSchedule, QualityRemasking
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, SamplingError
@@ -71,15 +70,9 @@ def folders(tmp_path_factory):
     return folder_of
 
 
-@contextmanager
 def described(name):
     """While open, the family's spec says what has to be said of this code of it."""
-    remote = REMOTE.get(name)
-    with pytest.MonkeyPatch.context() as patch:
-        if remote is not None and remote.spec_changes:
-            spec = get_spec_by_model_type(remote.config["model_type"], remote.config["architectures"])
-            patch.setitem(known_specs._SPECS, spec.model_type, replace(spec, **remote.spec_changes))
-        yield
+    return REMOTE[name].described() if name in REMOTE and REMOTE[name].spec_changes else nullcontext()
 
 
 @pytest.fixture(params=[*TINY_FAMILIES, *REMOTE])

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from remote_families import STANDIN_FAMILIES
+from remote_families import STANDIN_FAMILIES, checked_out_families
 from small_samplers import MASK, generators, prompts
 
 from prism_plugin.backbones import load_backbone
@@ -124,6 +125,7 @@ class Cases:
         return json.loads((self.folder / "answers.json").read_text())
 
 
+REMOTE = {**STANDIN_FAMILIES, **checked_out_families()}
 REQUESTS = [{**PROMPTS, "max_new_tokens": NEW}, HOLES]
 
 
@@ -143,14 +145,8 @@ def cases(tmp_path_factory):
         ]  # fmt: skip
         cases.add(kind, folder / family, samplers, REQUESTS, auto_class=auto_class)
     add_sudoku(cases, folder / "sudoku")
-    for name in ("llada", "dream"):
-        STANDIN_FAMILIES[name].save(folder / f"{name}-base")
-        backbone = load_backbone(folder / f"{name}-base", trust_remote_code=True)
-        model = listening(attach_quality_head(backbone, PrismConfig(), lora=LoraConfig(r=2)))
-        sampler = RemaskingSampler.from_preset("prism", model, num_steps=6)
-        export_sampler(sampler, folder / name)
-        model.merge_and_unload()
-        cases.add("remote", folder / name, [sampler], REQUESTS)
+    for name, family in REMOTE.items():
+        add_remote(cases, family, folder / name)
     add_unmerged(cases, folder / "unmerged")  # the last: no other may need peft
     return cases, cases.answers()
 
@@ -163,6 +159,21 @@ def add_sudoku(cases, folder):
     puzzles = sudoku.read_puzzles(ROOT / "adapters" / "sudoku-9x9" / "data" / "test.txt")[:4]
     sampled = RemaskingSampler.from_preset("prism", model, num_steps=17)
     cases.add("call", folder, [sampler, sampled], [{"input_ids": puzzles}], auto_class="AutoModelForMaskedLM")
+
+
+def add_remote(cases, family, folder):
+    base = folder.with_name(f"{folder.name}-base")
+    family.save(base)
+    with family.described() if family.spec_changes else nullcontext():
+        backbone = load_backbone(base, trust_remote_code=True)
+        model = listening(attach_quality_head(backbone, PrismConfig(mask_token_id=MASK), lora=LoraConfig(r=2)))
+        sampler = RemaskingSampler.from_preset("prism", model, num_steps=6)
+        export_sampler(sampler, folder)
+        model.merge_and_unload()
+        # Some take no mask, so their rows are whole; the others are asked ragged ones too.
+        ragged = {**PROMPTS, "max_new_tokens": NEW}
+        whole = {"input_ids": PROMPTS["input_ids"], "max_new_tokens": NEW}
+        cases.add("remote", folder, [sampler], [whole if model.spec.attention_mask == "none" else ragged, HOLES])
 
 
 def add_unmerged(cases, folder):
@@ -178,7 +189,10 @@ def add_unmerged(cases, folder):
     cases.add("adapter", folder, [sampler], REQUESTS, auto_class="AutoModelForMaskedLM", base=str(base))
 
 
-@pytest.mark.parametrize("place", range(6), ids=["bert", "llama", "sudoku", "llada", "dream", "unmerged"])
+NAMES = ["bert", "llama", "sudoku", *REMOTE, "unmerged"]
+
+
+@pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)
 def test_the_same_tokens_without_us(cases, place):
     asked, found = cases
     assert found[place] == asked.expected[place]
