@@ -81,6 +81,9 @@ def generate(
         StoredStateError: If the folder is not whole, or the model is not the one that the head was trained on.
         SamplingError: If the request cannot be met.
     """
+    # A model loaded with `trust_remote_code=True` has this function for its `generate`, and is called as if it had its own.
+    others.pop("trust_remote_code", None)
+    code = others.pop("custom_generate", None)
     unknown = sorted(name for name, value in others.items() if value is not None)
     if unknown:
         raise ConfigurationError(
@@ -94,7 +97,7 @@ def generate(
     if token_type_ids is not None and token_type_ids.any():
         raise ConfigurationError("`token_type_ids` must be zeros, which is how the model was trained; leave them out.")
     tokens = inputs if input_ids is None else input_ids
-    with load_sampler(model, _folder(sampler_path or model.name_or_path, revision)) as sampler:
+    with load_sampler(model, _folder(sampler_path or code or model.name_or_path, revision)) as sampler:
         options = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
         if max_new_tokens is None:
             output = sampler.infill(tokens, attention_mask, **options)

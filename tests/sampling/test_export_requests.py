@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from small_samplers import MASK, build_model, generators, prompts
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, LlamaForCausalLM
 
 from prism_plugin.core import EvenSchedule, QualityRemasking, select_top
 from prism_plugin.errors import (
@@ -159,6 +159,19 @@ def test_calling_leaves_no_trace_on_the_model(tmp_path):
     with pytest.raises(SamplingError, match="must be an integer of at least 1"):
         generate(plain, prompts(1, 3), max_new_tokens=0, sampler_path=tmp_path / "out")
     assert not has_row_gathering(plain.lm_head)
+
+
+def test_a_model_that_is_loaded_with_its_code_generates_by_itself(tmp_path):
+    model = attach_quality_head(tiny_backbone("llama"), PrismConfig(mask_token_id=MASK))
+    sampler = RemaskingSampler.from_preset("prism", model, num_steps=5)
+    export_sampler(sampler, tmp_path / "out")
+    expected = sampler.sample(prompts(1, 3), max_new_tokens=4, generator=generators(1)).sequences
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    alone = loaded.generate(input_ids=prompts(1, 3), max_new_tokens=4, generator=generators(1))
+    named = {"custom_generate": tmp_path / "out", "trust_remote_code": True, "sampler_path": tmp_path / "out"}
+    asked = loaded.generate(input_ids=prompts(1, 3), max_new_tokens=4, generator=generators(1), **named)
+    assert torch.equal(alone, expected)
+    assert torch.equal(asked, expected)
 
 
 def test_the_folder_is_found_where_the_model_came_from(sampler, folder, loaded):

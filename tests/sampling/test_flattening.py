@@ -60,6 +60,9 @@ UNITS = """
 
 
     class Base:
+        def __call__(self):
+            return SCALE
+
         def inherited(self):
             return 0.0
 
@@ -93,6 +96,7 @@ def test_what_is_reached_is_copied_and_nothing_else(package):
     exec(text, flat)
     assert flat["measure"](flat["Shape"]()) == shapes.measure(shapes.Shape())
     assert len(flat["Shape"]()) == 6, "Python calls it, so it comes along"
+    assert flat["Shape"]()() == 3
     assert flat["Shape"]().keys() == ["a"], "a class from elsewhere has it, and may call it"
     assert "# Doubled,\n# as agreed.\nFACTOR = 2 * SCALE" in text
     assert "# Goes with it.\n    def width" in text
