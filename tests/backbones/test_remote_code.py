@@ -185,3 +185,11 @@ def test_dropout_off_finds_every_dropout(tmp_path, name):
         assert torch.equal(model(IDS, output_hidden_states=True).hidden_states, quiet)
     assert not torch.allclose(model(IDS, output_hidden_states=True).hidden_states, quiet, atol=1e-3)
     assert model.config.to_dict() == config
+
+
+def test_dreams_logits_are_about_the_next_token(tmp_path):
+    STANDIN_FAMILIES["dream"].save(tmp_path)
+    model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True), prism.PrismConfig(mask_token_id=MASK))
+    own = model.backbone(input_ids=IDS, use_cache=False).logits
+    about = model(IDS, logits_at=torch.tensor([0, 5, 8])).logits  # row 0: positions 0 and 5, row 1: position 1
+    torch.testing.assert_close(about, torch.stack([own[0, 0], own[0, 4], own[1, 0]]), atol=1e-5, rtol=0)
