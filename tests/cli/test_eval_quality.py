@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from prism_plugin.training import get_objective
 
 DRAFTS = ["--drafts", "{num_drafted: 3}"]
 PRISM = ["--preset", "prism", "--num-steps", "5"]
+SHIPPED = Path(__file__).parents[2] / "adapters" / "sudoku-9x9" / "weights"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 
 
@@ -133,7 +135,7 @@ def test_tables_and_a_picture(writer, rows, tmp_path, capsys):
 def test_a_loud_head_is_scaled_and_saved(writer, rows, capsys):
     many = ["--on", "drafts", "--drafts", "{num_drafted: 9}"]
     loud = shutil.copytree(writer, writer.parent / "loud")  # beside it, where its backbone is found
-    save_scaling(loud, temperature=0.2, bias=0.0)
+    save_scaling(loud, temperature=0.2, bias=0.5)
     before = report_of(capsys, loud, rows, *many, "--fit-temperature")
     assert not before["scaling"]["saved"]
     scaling = report_of(capsys, loud, rows, *many, "--fit-temperature", "--save")["scaling"]
@@ -141,12 +143,30 @@ def test_a_loud_head_is_scaled_and_saved(writer, rows, capsys):
     assert scaling["stored"]["temperature"] == pytest.approx(0.2 * scaling["temperature"])
     assert scaling["after"]["ece"] < scaling["before"]["ece"] - 0.1
     assert scaling["after"]["cross_entropy"] < scaling["before"]["cross_entropy"] - 0.1
-    after = report_of(capsys, loud, rows, *many)["drafts"]
+    assert scaling["stored"]["bias"] == pytest.approx(0.5 / scaling["temperature"] + scaling["bias"])
+    again = report_of(capsys, loud, rows, *many, "--fit-temperature")
+    assert (again["scaling"]["temperature"], again["scaling"]["bias"]) == (
+        pytest.approx(1, abs=0.02),
+        pytest.approx(0, abs=0.02),
+    )
+    after = again["drafts"]
     stored = json.loads((loud / "prism_config.json").read_text())
     assert stored["quality_temperature"] == pytest.approx(scaling["stored"]["temperature"])
     assert stored.get("quality_bias", 0.0) == pytest.approx(scaling["stored"]["bias"])
     assert after["scores"]["quality"]["ece"] < before["drafts"]["scores"]["quality"]["ece"] - 0.1
     assert after["scores"]["quality"]["auroc"] == pytest.approx(before["drafts"]["scores"]["quality"]["auroc"], abs=1e-3)
+
+
+def test_the_recorded_drafts_are_those_of_training(tmp_path, capsys):
+    (tmp_path / "puzzles.txt").write_text(f"{PUZZLE}\n")
+    recorded = json.loads((SHIPPED / "prism_config.json").read_text())["objective"]
+    report = report_of(capsys, SHIPPED, tmp_path / "puzzles.txt", "--on", "drafts")
+    assert report["objective"] | recorded == report["objective"]  # what was added to objectives since is at its default
+    other = report_of(capsys, SHIPPED, tmp_path / "puzzles.txt", "--on", "drafts", "--drafts", "[{num_drafted: 5}]")[
+        "objective"
+    ]
+    assert [rule["num_drafted"] for rule in other.pop("drafts")] == [5]
+    assert other == {name: value for name, value in report["objective"].items() if name != "drafts"}
 
 
 def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):

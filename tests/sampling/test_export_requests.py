@@ -201,6 +201,22 @@ def test_everything_is_returned_on_request(sampler, folder, loaded):
     assert streamer.ended == 1
 
 
+def test_an_export_scales_the_quality_too(sampler, tmp_path):
+    model = build_model(tiny_tokenizer())
+    model.quality_head.temperature, model.quality_head.bias = 3.0, 1.0
+    model.prism_config = replace(model.prism_config, quality_temperature=3.0, quality_bias=1.0)
+    scaled = RemaskingSampler.from_preset("prism", model, num_steps=5)
+    export_sampler(scaled, tmp_path / "out")
+    request = {"max_new_tokens": 4, "generator": generators(1)}
+    plain = BertForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    quality = generate(plain, prompts(1, 3), return_dict_in_generate=True, **request).quality
+    request["generator"] = generators(1)
+    assert torch.equal(quality.nan_to_num(), scaled.sample(prompts(1, 3), **request).quality.nan_to_num())
+    request["generator"] = generators(1)
+    unscaled = sampler.sample(prompts(1, 3), **request).quality.logit() / 3 + 1
+    torch.testing.assert_close(quality.logit(), unscaled, equal_nan=True, atol=1e-4, rtol=1e-4)
+
+
 REFUSED: dict[str, tuple[dict, str]] = {
     "unknown": (
         {"do_sample": True, "top_k": None},
