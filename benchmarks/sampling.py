@@ -7,16 +7,15 @@ head's matrix product on the rows that have to be read, those of the masks in th
 it is. `reference`: the field's way (`benchmarks/field.py`). `ours`: `RemaskingSampler`. The last two take back a token a step.
 """
 
-import argparse
-import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from rich.console import Console
 
 from benchmarks import field
-from benchmarks.contest import Machine, Prepare, add_machine_arguments, compete, machine_from, result_dict, result_table
-from benchmarks.shapes import SHAPES, Shape, blocks, build_model, request
+from benchmarks.contest import Machine, Prepare
+from benchmarks.report import run, sweep_of
+from benchmarks.shapes import Shape, blocks, build_model, request
 from prism_plugin.core import ConfidenceUnmasking, EvenSchedule, QualityRemasking
 from prism_plugin.sampling import RemaskingSampler
 
@@ -102,17 +101,19 @@ def _forwards(shape: Shape, look: Callable[[int], object]) -> Callable[[], objec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llada", help="model and request (default: %(default)s)")
-    add_machine_arguments(parser)
-    args = parser.parse_args()
-    machine, shape = machine_from(args), SHAPES[args.shape]
-    results = compete(CONTESTANTS, shape, machine, args.rounds)
-    if args.json:
-        print(json.dumps({"shape": shape.name, "machine": vars(machine), "results": result_dict(results)}))
-        return
-    title = f"Sampling, {shape.name}: {shape.num_steps} forward passes, batch {shape.batch}, {machine.device} {machine.dtype}"
-    Console().print(result_table(title, results, floor="floor", reference="reference"))
+    axes = {
+        "batch": sweep_of((1, 2, 4, 8), lambda shape, size: replace(shape, batch=size)),
+        "new tokens": sweep_of(
+            (64, 128, 256, 512), lambda shape, size: replace(shape, max_new_tokens=size, num_steps=size // 4)
+        ),
+        "vocabulary": sweep_of((8_192, 32_768, 131_072), lambda shape, size: replace(shape, vocab_size=size)),
+        "block": sweep_of((16, 32, 64, 128), lambda shape, size: replace(shape, block_length=size)),
+    }
+
+    def title(shape: Shape) -> str:
+        return f"Sampling, {shape.name}: batch {shape.batch}, {shape.num_steps} forward passes"
+
+    run(__doc__, CONTESTANTS, axes, title)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Models and requests of the sizes that are measured; random weights, or the shipped Sudoku model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def build_backbone(shape: Shape, machine: Machine) -> PreTrainedModel:
         num_attention_heads=shape.num_attention_heads,
         num_key_value_heads=shape.num_attention_heads,
         intermediate_size=shape.intermediate_size,
-        max_position_embeddings=max(512, shape.length, shape.training_length),
+        max_position_embeddings=max(1024, shape.length, shape.training_length),
         tie_word_embeddings=shape.model_type == "bert",
         is_causal=False,
         pad_token_id=0,
@@ -128,12 +128,6 @@ def blocks(shape: Shape, tokens: Tensor, mask_token_id: int) -> list[Tensor]:
 def training_tokens(shape: Shape, machine: Machine) -> Tensor:
     """Clean tokens of a training batch, [batch, length]."""
     return _random_tokens(shape, shape.training_length, machine)
-
-
-def with_sizes(shape: Shape, **sizes: int | None) -> Shape:
-    """The same shape with other sizes; forward passes follow the new tokens, four tokens each."""
-    changed = replace(shape, **sizes)
-    return replace(changed, num_steps=changed.max_new_tokens // 4) if "max_new_tokens" in sizes else changed
 
 
 def _random_tokens(shape: Shape, length: int, machine: Machine) -> Tensor:

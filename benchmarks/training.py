@@ -8,18 +8,17 @@ and for the gradient of its input, on the masked rows. `full logits`: the backbo
 (`benchmarks/field.py`). `ours`: `PrismObjective`. The last two fill the surest 8 masks of each row.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks import field
-from benchmarks.contest import Machine, Prepare, add_machine_arguments, compete, machine_from, result_dict, result_table
-from benchmarks.shapes import SHAPES, Shape, build_model, training_tokens
+from benchmarks.contest import Machine, Prepare
+from benchmarks.report import run, sweep_of
+from benchmarks.shapes import Shape, build_model, training_tokens
 from prism_plugin.core import DraftRule, mask_tokens, uniforms
 from prism_plugin.modeling import PrismModel
 from prism_plugin.training import PrismObjective
@@ -138,18 +137,16 @@ def _from_zero(parameters: list[torch.nn.Parameter], step: Callable[[], object])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llada", help="model and batch (default: %(default)s)")
-    add_machine_arguments(parser)
-    args = parser.parse_args()
-    machine, shape = machine_from(args), SHAPES[args.shape]
-    results = compete(CONTESTANTS, shape, machine, args.rounds)
-    if args.json:
-        print(json.dumps({"shape": shape.name, "machine": vars(machine), "results": result_dict(results)}))
-        return
-    size = f"batch {shape.batch}, length {shape.training_length}"
-    title = f"Training step, {shape.name}: {size}, {machine.device} {machine.dtype}"
-    Console().print(result_table(title, results, floor="floor", reference="reference"))
+    axes = {
+        "batch": sweep_of((1, 2, 4, 8), lambda shape, size: replace(shape, batch=size)),
+        "length": sweep_of((64, 128, 256, 512), lambda shape, size: replace(shape, training_length=size)),
+        "vocabulary": sweep_of((8_192, 32_768, 131_072), lambda shape, size: replace(shape, vocab_size=size)),
+    }
+
+    def title(shape: Shape) -> str:
+        return f"Training step, {shape.name}: batch {shape.batch}, length {shape.training_length}"
+
+    run(__doc__, CONTESTANTS, axes, title)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """What the benchmarks compare does the same work: the field's way gives our tokens and our loss."""
 
+import json
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import sampler as reference
 
-from benchmarks import contest, field, sampling, shapes, training
+from benchmarks import contest, field, report, sampling, shapes, training
 from prism_plugin.sampling import RemaskingSampler
 
 CPU = contest.Machine()
@@ -12,6 +16,8 @@ SMALL = shapes.Shape(
     "small", "llama", vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
     batch=3, prompt_length=4, max_new_tokens=12, block_length=4, num_steps=12, training_length=20,
 )  # fmt: skip
+
+LONGER = replace(SMALL, max_new_tokens=24, num_steps=24)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +37,7 @@ def _sensitive(monkeypatch):
 
 @pytest.mark.parametrize("block_length", [4, None])
 def test_the_fields_sampler_gives_our_tokens_and_those_of_the_literal_walk(block_length):
-    shape = shapes.replace(SMALL, block_length=block_length)
+    shape = replace(SMALL, block_length=block_length)
     ours = sampling.prepare_ours(shape, CPU)()
     fields = sampling.prepare_reference(shape, CPU)()
     assert torch.equal(fields, ours.sequences)
@@ -68,14 +74,58 @@ def test_the_floor_reads_the_rows_that_ours_reads():
 
 @pytest.mark.multiprocess
 def test_contestants_run_in_processes_of_their_own():
-    results = contest.compete({"body": sampling.prepare_body}, SMALL, CPU, rounds=2)
-    assert len(results["body"].seconds) == 2
-    assert results["body"].peak >= results["body"].before > 0
-    table = contest.result_table("title", results, floor="body", reference="body")
-    assert table.row_count == 1
+    results = contest.compete({"body": sampling.prepare_body}, [SMALL, LONGER], CPU, rounds=2)
+    assert len(results) == 2
+    for result in (one["body"] for one in results):
+        assert len(result.seconds) == len(result.cpu_seconds) == 2
+        assert result.peak >= result.before > 0
     with pytest.raises(RuntimeError, match="the contestant 'broken' failed"):
-        contest.compete({"broken": _broken}, SMALL, CPU, rounds=1)
+        contest.compete({"broken": _broken}, [SMALL], CPU, rounds=1)
 
 
 def _broken(shape, machine):
     raise ValueError("on purpose")
+
+
+@pytest.mark.parametrize("benchmark", [sampling, training])
+@pytest.mark.parametrize(
+    "options", [[], ["--sweep", "batch", "vocabulary"], ["--json"], ["--sweep", "batch", "--json"]], ids=str
+)
+def test_the_command_line(benchmark, options, monkeypatch, capsys):
+    asked = []
+
+    def measured(contestants, cases, machine, rounds):
+        asked.extend(cases)
+        one = {name: contest.Result(name, (2.0,) * rounds, (1.0,) * rounds, before=1e6, peak=3e6) for name in contestants}
+        return [one] * len(cases)
+
+    monkeypatch.setattr(report, "compete", measured)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--rounds", "3", *options])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    if "--json" in options:
+        found = json.loads(printed)
+        results = found["batch"]["4"] if "--sweep" in options else found["results"]
+        assert results["ours"]["median"] == 2.0
+        assert results["ours"]["above"] == 2e6
+    elif options:
+        assert [(shape.batch, shape.vocab_size) for shape in asked][2:5] == [(4, 32_768), (8, 32_768), (2, 8_192)]
+        assert len([line for line in printed.splitlines() if "1.00 x" in line]) == 7
+    else:
+        assert {line.split("|")[1].strip() for line in printed.splitlines() if "1.00 x" in line} == set(benchmark.CONTESTANTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rounds", "0"], "`--rounds` and `--threads` must be at least 1, got 0 and 1"),
+        (["--dtype", "float"], None),
+        (["--dtype", "floaty"], "`--dtype` must be a dtype of torch such as float32, got 'floaty'"),
+        (["--picture", "x.png"], "`--picture` draws a sweep; add `--sweep`"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, words, monkeypatch):
+    monkeypatch.setattr(report, "compete", lambda contestants, cases, machine, rounds: sys.exit("asked to run"))
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+    with pytest.raises(SystemExit, match=words or "asked to run"):
+        sampling.main()

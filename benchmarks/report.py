@@ -1,0 +1,144 @@
+"""The command line of the two benchmarks: one shape or a sweep, as a table, as JSON, and as a picture."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contest import Machine, Prepare, Result, compete
+from benchmarks.shapes import SHAPES, Shape
+
+MB = 1e6
+FLOOR, REFERENCE, OURS = "floor", "reference", "ours"
+# What a sweep varies, one axis at a time, and the shape that it starts from.
+Axes = dict[str, tuple[tuple[int, Shape], ...]]
+SWEPT = replace(SHAPES["llada"], name="swept", vocab_size=32_768, hidden_size=128, num_hidden_layers=4, intermediate_size=384)
+
+
+def sweep_of(values: tuple[int, ...], change: Callable[[Shape, int], Shape]) -> tuple[tuple[int, Shape], ...]:
+    """The shapes of one axis, by value."""
+    return tuple((value, change(SWEPT, value)) for value in values)
+
+
+def run(description: str, contestants: dict[str, Prepare], axes: Axes, title: Callable[[Shape], str]) -> None:
+    """Read the command line, let the contestants compete, and print.
+
+    Args:
+        description: Of the command.
+        contestants: All of them; a sweep takes the floor, the reference and ours.
+        axes: What a sweep varies.
+        title: Says what a shape measures.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llada", help="model and sizes (default: %(default)s)")
+    parser.add_argument("--sweep", nargs="*", metavar="SIZE", choices=[[], *axes], help=f"vary sizes instead: {', '.join(axes)}, or all")
+    parser.add_argument("--picture", type=Path, help="draw the sweep into this file, .png or .svg; needs matplotlib")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds after one to warm up (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to run, such as cuda (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="of the backbone, such as bfloat16 (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
+    args = parser.parse_args()
+    machine = _machine(args)
+    if args.sweep is None:
+        shape = SHAPES[args.shape]
+        (results,) = compete(contestants, [shape], machine, args.rounds)
+        written = {"shape": asdict(shape), "results": _written(results)}
+        table = result_table(f"{title(shape)}, {machine.device}, {machine.dtype}", results)
+    else:
+        chosen = {axis: axes[axis] for axis in (args.sweep or axes)}
+        cases = [shape for points in chosen.values() for _, shape in points]
+        some = {name: contestants[name] for name in (FLOOR, REFERENCE, OURS)}
+        results = iter(compete(some, cases, machine, args.rounds))
+        swept = {axis: {value: next(results) for value, _ in points} for axis, points in chosen.items()}
+        written = {axis: {value: _written(one) for value, one in points.items()} for axis, points in swept.items()}
+        table = sweep_table(f"{title(SWEPT)}, swept, {machine.device}, {machine.dtype}", swept)
+        if args.picture is not None:
+            draw(swept, args.picture)
+    if args.json:
+        print(json.dumps({"machine": vars(machine), **written}))
+    else:
+        Console(width=140).print(table)
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    if args.rounds < 1 or args.threads < 1:
+        sys.exit(f"`--rounds` and `--threads` must be at least 1, got {args.rounds} and {args.threads}.")
+    if not isinstance(getattr(torch, args.dtype, None), torch.dtype):
+        sys.exit(f"`--dtype` must be a dtype of torch such as float32, got {args.dtype!r}.")
+    if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        sys.exit("peak memory on the CPU is read from /proc, which is not here; run on Linux, or give another `--device`.")
+    if args.picture is not None and args.sweep is None:
+        sys.exit("`--picture` draws a sweep; add `--sweep`.")
+    return Machine(device=args.device, dtype=args.dtype, threads=args.threads)
+
+
+def result_table(title: str, results: dict[str, Result]) -> Table:
+    """Seconds, ratios and memory of each contestant, as Markdown that can be pasted."""
+    table = Table(title=title, box=box.MARKDOWN, title_justify="left")
+    table.add_column("contestant")
+    for heading in ("seconds", f"of {FLOOR}", f"{REFERENCE} takes", "CPU s", f"of {FLOOR}", "peak MB", "above MB"):
+        table.add_column(heading, justify="right")
+    floor, reference = results[FLOOR], results[REFERENCE]
+    for name, result in results.items():
+        table.add_row(
+            name,
+            f"{result.median:.3f}",
+            f"{result.median / floor.median:.2f} x",
+            f"{reference.median / result.median:.1f} x",
+            f"{result.cpu_median:.3f}",
+            f"{result.cpu_median / floor.cpu_median:.2f} x",
+            f"{result.peak / MB:.0f}",
+            f"{result.above / MB:.0f}",
+        )
+    return table
+
+
+def sweep_table(title: str, swept: dict[str, dict[int, dict[str, Result]]]) -> Table:
+    """How time and memory grow with each size, as Markdown."""
+    table = Table(title=title, box=box.MARKDOWN, title_justify="left")
+    for heading in ("size", FLOOR, OURS, f"of {FLOOR}", REFERENCE, "of ours", f"{FLOOR} MB", f"{OURS} MB", f"{REFERENCE} MB"):
+        table.add_column(heading, justify="left" if heading == "size" else "right")
+    for axis, points in swept.items():
+        for value, results in points.items():
+            floor, ours, reference = (results[name] for name in (FLOOR, OURS, REFERENCE))
+            table.add_row(
+                f"{axis} {value:,}",
+                f"{floor.median:.3f}",
+                f"{ours.median:.3f}",
+                f"{ours.median / floor.median:.2f} x",
+                f"{reference.median:.3f}",
+                f"{reference.median / ours.median:.1f} x",
+                *(f"{one.above / MB:.0f}" for one in (floor, ours, reference)),
+            )
+    return table
+
+
+def draw(swept: dict[str, dict[int, dict[str, Result]]], path: Path) -> None:
+    """Seconds against each size, both on logarithmic scales, one panel an axis."""
+    import matplotlib.pyplot as plt  # not needed without a picture
+
+    figure, panels = plt.subplots(1, len(swept), figsize=(3.2 * len(swept), 3.2), squeeze=False, layout="constrained")
+    for panel, (axis, points) in zip(panels[0], swept.items(), strict=True):
+        for name, style in ((REFERENCE, "o-"), (OURS, "s-"), (FLOOR, "k--")):
+            panel.plot(list(points), [results[name].median for results in points.values()], style, label=name)
+        panel.set(xscale="log", yscale="log", xlabel=axis)
+    panels[0][0].set_ylabel("seconds")
+    panels[0][-1].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _written(results: dict[str, Result]) -> dict[str, Any]:
+    """All rounds, their medians, and the memory beyond what stood before."""
+    return {
+        name: asdict(result) | {"median": result.median, "cpu_median": result.cpu_median, "above": result.above}
+        for name, result in results.items()
+    }
