@@ -15,6 +15,8 @@ from rich.table import Table
 
 from benchmarks.contest import Machine, Prepare, Result, compete
 from benchmarks.shapes import SHAPES, Shape
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.report.calibration_plot import check_plot_file
 
 MB = 1e6
 FLOOR, REFERENCE, OURS = "floor", "reference", "ours"
@@ -39,7 +41,9 @@ def run(description: str, contestants: dict[str, Prepare], axes: Axes, title: Ca
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llada", help="model and sizes (default: %(default)s)")
-    parser.add_argument("--sweep", nargs="*", metavar="SIZE", choices=[[], *axes], help=f"vary sizes instead: {', '.join(axes)}, or all")
+    parser.add_argument(
+        "--sweep", nargs="*", metavar="SIZE", choices=[[], *axes], help=f"vary sizes instead: {', '.join(axes)}, or all"
+    )
     parser.add_argument("--picture", type=Path, help="draw the sweep into this file, .png or .svg; needs matplotlib")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after one to warm up (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to run, such as cuda (default: %(default)s)")
@@ -78,6 +82,11 @@ def _machine(args: argparse.Namespace) -> Machine:
         sys.exit("peak memory on the CPU is read from /proc, which is not here; run on Linux, or give another `--device`.")
     if args.picture is not None and args.sweep is None:
         sys.exit("`--picture` draws a sweep; add `--sweep`.")
+    if args.picture is not None:
+        try:
+            check_plot_file(args.picture)
+        except ConfigurationError as error:
+            sys.exit(str(error))
     return Machine(device=args.device, dtype=args.dtype, threads=args.threads)
 
 
@@ -124,15 +133,16 @@ def sweep_table(title: str, swept: dict[str, dict[int, dict[str, Result]]]) -> T
 
 def draw(swept: dict[str, dict[int, dict[str, Result]]], path: Path) -> None:
     """Seconds against each size, both on logarithmic scales, one panel an axis."""
-    import matplotlib.pyplot as plt  # not needed without a picture
+    from matplotlib.figure import Figure  # not needed without a picture
 
-    figure, panels = plt.subplots(1, len(swept), figsize=(3.2 * len(swept), 3.2), squeeze=False, layout="constrained")
-    for panel, (axis, points) in zip(panels[0], swept.items(), strict=True):
+    figure = Figure(figsize=(3.2 * len(swept), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(swept), squeeze=False)[0]
+    for panel, (axis, points) in zip(panels, swept.items(), strict=True):
         for name, style in ((REFERENCE, "o-"), (OURS, "s-"), (FLOOR, "k--")):
             panel.plot(list(points), [results[name].median for results in points.values()], style, label=name)
         panel.set(xscale="log", yscale="log", xlabel=axis)
-    panels[0][0].set_ylabel("seconds")
-    panels[0][-1].legend(frameon=False)
+    panels[0].set_ylabel("seconds")
+    panels[-1].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 

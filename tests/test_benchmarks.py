@@ -17,6 +17,7 @@ SMALL = shapes.Shape(
     batch=3, prompt_length=4, max_new_tokens=12, block_length=4, num_steps=12, training_length=20,
 )  # fmt: skip
 
+PLACES = {"floor": 1.0, "ours": 1.2, "reference": 5.0}
 LONGER = replace(SMALL, max_new_tokens=24, num_steps=24)
 
 
@@ -122,6 +123,7 @@ def test_the_command_line(benchmark, options, monkeypatch, capsys):
         (["--dtype", "float"], None),
         (["--dtype", "floaty"], "`--dtype` must be a dtype of torch such as float32, got 'floaty'"),
         (["--picture", "x.png"], "`--picture` draws a sweep; add `--sweep`"),
+        (["--sweep", "--picture", "x.gif"], r"must end in \.png or \.svg, found 'x\.gif'"),
     ],
 )
 def test_bad_options_are_one_sentence(options, words, monkeypatch):
@@ -129,3 +131,11 @@ def test_bad_options_are_one_sentence(options, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", *options])
     with pytest.raises(SystemExit, match=words or "asked to run"):
         sampling.main()
+
+
+def test_a_sweep_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    results = {name: contest.Result(name, (seconds,), (seconds,), 0, 0) for name, seconds in PLACES.items()}
+    report.draw({"batch": {1: results, 2: results}, "length": {64: results}}, tmp_path / "sweep.svg")
+    drawn = (tmp_path / "sweep.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {word} -->" in drawn for word in ("batch", "length", "seconds", *PLACES))
