@@ -8,8 +8,8 @@ def token_pieces(tokenizer: Any, token_ids: Iterable[int]) -> dict[int, str]:
     """Find the text that each token adds behind another one, spaces included; its number where there is no tokenizer.
 
     Decoding a token by itself loses the space before a word (SentencePiece) or adds none (WordPiece), so it is decoded
-    behind an anchor, a token that is a word, and the anchor's own text is cut off. What cannot be shown is replaced: see
-    `printable`.
+    behind an anchor, a token that is a word, and the anchor's own text is cut off. A token that adds nothing is shown by its
+    name in the vocabulary. What cannot be shown is replaced: see `printable`.
 
     Args:
         tokenizer: A transformers tokenizer, or None.
@@ -26,7 +26,7 @@ def token_pieces(tokenizer: Any, token_ids: Iterable[int]) -> dict[int, str]:
     for token in wanted:
         text = tokenizer.decode([*before, token], **options)
         text = text.removeprefix(prefix) if text.startswith(prefix) else tokenizer.decode([token], **options)
-        pieces[token] = printable(text)
+        pieces[token] = printable(text or tokenizer.convert_ids_to_tokens(token))
     return pieces
 
 

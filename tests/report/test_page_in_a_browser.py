@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from browser import CHROMIUM, browser
-from small_traces import MASK, NEW, PROMPT, RULES
+from small_traces import MASK, NEW, PROMPT, RULES, sampler_of
 
 from prism_plugin.core import EvenSchedule
 from prism_plugin.report import trace_generation, write_trace_page
@@ -135,10 +135,22 @@ def test_play_ends_at_the_last_look(tab, long_text):
     assert tab.text("#play") == "Play"
 
 
+def test_a_row_without_masks_has_a_page_too(model, tab, tmp_path):
+    sampler = sampler_of(model)
+    output = sampler.infill(torch.tensor([[5, 6, 7, 8], [5, MASK, 7, 8]]), return_trace=True)
+    write_trace_page(tmp_path / "page.html", [trace_generation(output, row, sampler, name=f"row {row}") for row in (0, 1)])
+    tab.open((tmp_path / "page.html").as_uri())
+    assert tab.text("#status") == "Before the first look: 0 masked"
+    tab.run("(() => { const w = document.getElementById('which'); w.value = 1; w.dispatchEvent(new Event('change')) })()")
+    assert tab.text("#status").startswith("Look 1 of 1: 1 filled")
+    assert tab.problems == []
+
+
 @pytest.mark.parametrize("pixels", [360, 1200])
 def test_512_tokens_fit_the_width_and_nothing_was_asked_for_or_went_wrong(tab, long_text, pixels):
     _, url = long_text
     tab.width(pixels)
+    tab.requests.clear()
     tab.open(url + "#look=12")
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")
     assert {request.split("#")[0] for request in tab.requests} == {url}

@@ -113,6 +113,11 @@ def test_pieces_keep_the_spaces_of_every_kind_of_tokenizer(vocabulary, decoder, 
     assert [pieces[token] for token in (1, 2, 3, 4)] == expected
 
 
+def test_a_token_that_adds_no_text_is_shown_by_its_name():
+    tokenizer = tokenizer_of(("[UNK]", "cat", "</w>", "[MASK]"), decoders.BPEDecoder(suffix="</w>"))
+    assert token_pieces(tokenizer, [2]) == {2: "</w>"}
+
+
 def test_pieces_without_a_tokenizer_are_numbers():
     assert token_pieces(None, [7, 31, 7]) == {7: " 7", 31: " 31"}
 
