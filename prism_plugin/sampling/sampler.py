@@ -228,7 +228,7 @@ class RemaskingSampler(SamplerSettings):
 
     @property
     def _vocab_size(self) -> int:
-        return self.model.config.get_text_config().vocab_size
+        return self.model.get_output_embeddings().weight.shape[0]  # rows that a token may be drawn from
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:

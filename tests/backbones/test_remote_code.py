@@ -193,3 +193,13 @@ def test_dreams_logits_are_about_the_next_token(tmp_path):
     own = model.backbone(input_ids=IDS, use_cache=False).logits
     about = model(IDS, logits_at=torch.tensor([0, 5, 8])).logits  # row 0: positions 0 and 5, row 1: position 1
     torch.testing.assert_close(about, torch.stack([own[0, 0], own[0, 4], own[1, 0]]), atol=1e-5, rtol=0)
+
+
+def test_a_vocabulary_that_is_padded_may_be_drawn_from(tmp_path):
+    """LLaDA's `embedding_size` may be above `vocab_size`; what was drawn can be given back to the sampler."""
+    STANDIN_FAMILIES["llada"].save(tmp_path, embedding_size=64)
+    model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True))
+    sampler = prism.RemaskingSampler.from_preset("prism", model, num_steps=2)
+    drawn = sampler.sample(IDS, max_new_tokens=8, generator=torch.Generator().manual_seed(0)).sequences
+    assert drawn.max() >= 32
+    assert sampler.sample(drawn, max_new_tokens=2).sequences.shape == (2, 17)

@@ -22,6 +22,7 @@ class ModelConfig:
     n_layers: int = 2
     mlp_hidden_size: int = 32
     vocab_size: int = 32
+    embedding_size: int | None = None
     max_sequence_length: int = 64
     rope_theta: float = 10000.0
     weight_tying: bool = False

@@ -50,11 +50,12 @@ class LLaDAModel(nn.Module):
         inv_freq = config.rope_theta ** -(torch.arange(0, width, 2, device=device).float() / width)
         angles = torch.arange(config.max_sequence_length, device=device)[:, None] * inv_freq
         self.cache["rope"] = (angles.cos(), angles.sin())
-        wte = nn.Embedding(config.vocab_size, config.d_model, device=config.init_device)
+        rows = config.embedding_size or config.vocab_size
+        wte = nn.Embedding(rows, config.d_model, device=config.init_device)
         self.transformer = nn.ModuleDict({"wte": wte, "emb_drop": nn.Dropout(0.0), "ln_f": RMSNorm(config.d_model)})
         self.transformer["blocks"] = nn.ModuleList(LLaDALlamaBlock(config, self.cache) for _ in range(config.n_layers))
         if not config.weight_tying:
-            head = nn.Linear(config.d_model, config.vocab_size, bias=False, device=config.init_device)
+            head = nn.Linear(config.d_model, rows, bias=False, device=config.init_device)
             self.transformer["ff_out"] = head
 
     def set_activation_checkpointing(self, strategy):
