@@ -5,7 +5,7 @@ truth; in free text another token may do as well, and "right" means "what the da
 predict. Only tokens that the model wrote are judged.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -240,6 +240,7 @@ def judge_states(
     if not 0 < masked <= 1:
         raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
     model, gathered = sampler.model, _Gathered()
+    # all of them, so that a row that cannot be judged is found before any work
     requests = [_request(model, batch, masked, seed) for batch in _batches(model, rows, batch_size)]
     for batch, input_ids in requests:
         watch = _Watch(sampler.unmasking)
@@ -263,7 +264,7 @@ def judge_states(
     return judged
 
 
-def _batches(model: PrismModel, rows: Sequence[Mapping], batch_size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(model: PrismModel, rows: datasets.Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Batches of rows, shortest first; of one length each where the family takes no attention mask."""
     collate = PrismCollator(pad_token_id=_harmless_pad(model))
     lengths = [len(ids) for ids in rows["input_ids"]]
