@@ -217,17 +217,24 @@ class _LiveBytes(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.num_experts and func is torch.ops.aten.nonzero.default:
-            result = args[0].new_empty((args[0].numel() // self.num_experts, args[0].ndim), dtype=torch.int64)
-        elif self.num_experts and func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
-            mask = args[1][0]
-            result = args[0].new_empty((mask.numel() // self.num_experts, *args[0].shape[mask.ndim :]))
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = self._routed(func, args) if self.num_experts else None
+        result = func(*args, **(kwargs or {})) if result is None else result
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         return result
+
+    def _routed(self, func: Any, args: Any) -> Tensor | None:
+        """What an operator that picks the tokens of one expert gives; None for other operators."""
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((args[0].numel() // self.num_experts, args[0].ndim), dtype=torch.int64)
+        if func is torch.ops.aten.index.Tensor:
+            source, indices = args
+            at = next((i for i, index in enumerate(indices) if index is not None), None)
+            if at is not None and indices[at].dtype == torch.bool and not any(one is not None for one in indices[at + 1 :]):
+                mask, shape = indices[at], source.shape
+                return source.new_empty((*shape[:at], mask.numel() // self.num_experts, *shape[at + mask.ndim :]))
+        return None
 
     @staticmethod
     def _key(tensor: Tensor) -> int:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from remote_families import MASK, STANDIN_FAMILIES
 from torch import nn
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from transformers import LlamaConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from benchmarks.memory import ALLOCATOR, BERT, SHAPES
-from prism_plugin.backbones import BackboneSpec, register_backbone
+from prism_plugin.backbones import BackboneSpec, build_backbone, register_backbone
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.modeling.memory import StepShape, estimate_memory
+from prism_plugin.modeling.memory import StepShape, _LiveBytes, estimate_memory
 from prism_plugin.testing import tiny_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +135,28 @@ def experts(monkeypatch):
     monkeypatch.setattr("prism_plugin.backbones.spec._SPECS", {})
     register_backbone(BackboneSpec("qwen3_moe", "lm_head", ("q_proj",), settings_while_attached=(("config.use_cache", False),)))
     return build
+
+
+def test_tokens_are_spread_evenly_over_experts():
+    with FakeTensorMode():
+        states, mine = torch.empty(8, 3), torch.empty(8, dtype=torch.bool)
+        with _LiveBytes(nn.Linear(1, 1), Qwen3MoeConfig(num_experts=4)):
+            assert states[mine].shape == (2, 3)
+            assert states.T[:, mine].shape == (3, 2)
+            assert torch.where(mine)[0].shape == (2,)
+            assert states[..., [1]].shape == (8, 1), "only masks pick tokens"
+        with _LiveBytes(nn.Linear(1, 1), LlamaConfig()), pytest.raises(DynamicOutputShapeException):
+            states[mine]
+
+
+@pytest.mark.parametrize("family", STANDIN_FAMILIES)
+def test_code_of_repositories_runs_without_data(family, tmp_path):
+    STANDIN_FAMILIES[family].save(tmp_path)
+    backbone = build_backbone(tmp_path, trust_remote_code=True)
+    estimate = estimate_memory(attach_quality_head(backbone, PrismConfig(mask_token_id=MASK), lora=LoraConfig(r=2)), SHAPE)
+    assert estimate.not_estimated == ""
+    assert estimate.total > 0
+    assert (estimate.total_checkpointed is None) == (family in ("mdlm", "proseco"))
 
 
 def test_experts_that_need_no_values(experts):
