@@ -33,7 +33,7 @@ from prism_plugin.backbones.probe import require_ok
 from prism_plugin.backbones.rotary import check_rotary_tables
 from prism_plugin.errors import BackboneError
 
-_PATCHED = "_prism_plugin_patched"
+_PATCHED, _TIED = "_prism_plugin_patched", "_prism_plugin_tied"
 
 
 @contextmanager
@@ -133,8 +133,9 @@ def _map_tied_weights(model_class: type[PreTrainedModel]) -> None:
     tied: list[str] = []
     for ancestor in model_class.__mro__:
         if isinstance(vars(ancestor).get("_tied_weights_keys"), list):
-            tied += ancestor._tied_weights_keys
+            setattr(ancestor, _TIED, ancestor._tied_weights_keys)  # for other classes that inherit from it
             ancestor._tied_weights_keys = {}
+        tied += vars(ancestor).get(_TIED, [])
     if not tied:
         return
     original = model_class.post_init

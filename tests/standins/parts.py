@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
@@ -96,3 +98,81 @@ def key_mask(attention_mask, dtype):
         return None
     hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
     return hidden.masked_fill(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class DecoderLayer(nn.Module):
+    """A Llama layer; a family gives it its name, and its own attention or MLP."""
+
+    def __init__(self, config, attention=SelfAttention, mlp=None):
+        super().__init__()
+        size = config.hidden_size
+        self.self_attn = attention(config)
+        self.mlp = GatedMLP(size, config.intermediate_size) if mlp is None else mlp(config)
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(size), RMSNorm(size)
+
+    def forward(self, x, table, mask):
+        x = x + self.self_attn(self.input_layernorm(x), table, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DecoderPreTrained(PreTrainedModel):
+    """What the models with and without LM head share."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(std=0.02)
+
+
+class DecoderModel(DecoderPreTrained):
+    """Without LM head; a family gives `layer_class`."""
+
+    layer_class, rotary_class = None, Rotary
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_hidden_layers))
+        self.norm, self.rotary_emb = RMSNorm(config.hidden_size), self.rotary_class(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def prepare(self, attention_mask, x):
+        """Mask of the call -> mask of the layers."""
+        return key_mask(attention_mask, x.dtype)
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        assert not (self.config.use_cache if use_cache is None else use_cache), "a cache would be made"
+        x, table = self.embed_tokens(input_ids), self.rotary_emb(input_ids.shape[1])
+        mask = self.prepare(attention_mask, x)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(layer.__call__, x, table, mask)
+            else:
+                x = layer(x, table, mask)
+        return self.norm(x)
+
+
+class DecoderLM(DecoderPreTrained):
+    """With LM head; a family gives `model_class`. The tied weights are a list, as in transformers 4."""
+
+    model_class = None
+    _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None, num_logits_to_keep=0, **kwargs):
+        x = self.model(input_ids, attention_mask, use_cache)
+        return CausalLMOutput(logits=self.lm_head(x[:, -num_logits_to_keep:, :]))
