@@ -99,7 +99,7 @@ def _look_at_data(recipe: Recipe, model: PrismModel) -> tuple[dict[str, Any], in
         rows, eval_rows = raw_rows(recipe.data)
     except UnreachableDataError as error:
         return {"path": recipe.data.path, "rows": None}, None, [f"data and steps: {error}"]
-    found = {"path": recipe.data.path, "rows": len(rows), "eval_rows": eval_rows and len(eval_rows)}
+    found = {"path": recipe.data.path, "rows": len(rows), "eval_rows": 0 if eval_rows is None else len(eval_rows)}
     found["columns"] = rows.column_names
     if model.tokenizer is None and "input_ids" not in {*rows.column_names, *recipe.data.columns}:
         return found, None, [f"tokens of the data: {recipe.backbone.path} holds no tokenizer"]

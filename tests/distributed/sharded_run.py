@@ -41,6 +41,7 @@ def make_trainer(output_dir, *, train_backbone=False):
         save_steps=2,
         per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
         learning_rate=1e-2,
+        activation_checkpointing=not train_backbone,
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
