@@ -1,15 +1,20 @@
 """Asks the Hub and gives to it: the licence of a base model, and a folder of ours."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.model_card import CardFacts, read_metadata
+from prism_plugin.modeling.model_card import CardFacts, Figure, read_metadata
+from prism_plugin.modeling.persistence import save_model
+
+if TYPE_CHECKING:
+    from prism_plugin.modeling.model import PrismModel
 
 
 def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str) -> str:
@@ -44,15 +49,25 @@ def require_shareable(config: PrismConfig) -> None:
         )
 
 
-def with_base_license(facts: CardFacts, config: PrismConfig, *, ask_hub: bool, token: str | None = None) -> CardFacts:
-    """Add the licence that the backbone's own card states, where it can be found.
+def facts_to_share(
+    known: CardFacts | None,
+    config: PrismConfig,
+    figures: Mapping[str, Figure] | None,
+    *,
+    ask_hub: bool,
+    token: str | None = None,
+) -> CardFacts:
+    """Gather what the model card tells, with the licence that the backbone's own card states, where it can be found.
 
     Args:
-        facts: What is known already; a licence in it stays.
+        known: What is known already.
         config: Names the backbone.
+        figures: Take the place of the known ones; None: those stay.
         ask_hub: Ask the Hub about an id; otherwise only a folder is looked into.
         token: Of the Hub.
     """
+    facts = known or CardFacts()
+    facts = facts if figures is None else replace(facts, figures=figures)
     name = config.backbone_name
     if facts.base_license is not None or name is None:
         return facts
@@ -67,3 +82,42 @@ def with_base_license(facts: CardFacts, config: PrismConfig, *, ask_hub: bool, t
             return facts
         found = None if card is None else card.license
     return replace(facts, base_license=found) if isinstance(found, str) else facts
+
+
+def push_model(
+    model: "PrismModel",
+    repo_id: str,
+    *,
+    figures: Mapping[str, Figure] | None,
+    private: bool | None,
+    token: str | None,
+    commit_message: str,
+    sampler: Mapping[str, Any] | None = None,
+    also: Callable[[Path], object] | None = None,
+) -> str:
+    """Upload what `save_model` writes. Returns the address of the commit.
+
+    Args:
+        model: The model.
+        repo_id: As for `upload`.
+        figures: Measured figures for the model card; None: those that are known.
+        private: As for `upload`.
+        token: As for `upload`.
+        commit_message: As for `upload`.
+        sampler: Settings of a sampler for the model card.
+        also: Writes more files into the folder.
+
+    Raises:
+        ConfigurationError: If the backbone is known only as a folder of this machine.
+        SavingError: If the files cannot be written.
+    """
+    if not model.holds_own_backbone:
+        require_shareable(model.prism_config)
+    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=True, token=token)
+
+    def write(folder: Path) -> None:
+        save_model(model, folder, facts=replace(facts, sampler=sampler))
+        if also is not None:
+            also(folder)
+
+    return upload(write, repo_id, private=private, token=token, commit_message=commit_message)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from prism_plugin.backbones import (
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
-from prism_plugin.modeling.hub import require_shareable, upload, with_base_license
+from prism_plugin.modeling.hub import facts_to_share, push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
@@ -278,7 +277,7 @@ class PrismModel(BackbonePassthrough):
         Raises:
             SavingError: If the files cannot be written.
         """
-        facts = with_base_license(self._facts(figures), self.prism_config, ask_hub=False)
+        facts = facts_to_share(self.card_facts, self.prism_config, figures, ask_hub=False)
         save_model(self, directory, state_dict=state_dict, facts=facts)
 
     def push_to_hub(
@@ -295,15 +294,8 @@ class PrismModel(BackbonePassthrough):
         Raises:
             ConfigurationError: If the backbone is known only as a local folder.
         """
-        if not self.holds_own_backbone:
-            require_shareable(self.prism_config)
-        facts = with_base_license(self._facts(figures), self.prism_config, ask_hub=True, token=token)
-        write = partial(save_model, self, facts=facts)
-        return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
-
-    def _facts(self, figures: Mapping[str, Figure] | None) -> CardFacts:
-        facts = self.card_facts or CardFacts()
-        return facts if figures is None else replace(facts, figures=figures)
+        options = {"private": private, "token": token, "commit_message": commit_message}
+        return push_model(self, repo_id, figures=figures, **options)
 
 
 def attach_quality_head(

@@ -25,11 +25,13 @@ class CardFacts:
         figures: What was measured, by name.
         data: What the head was trained on, in words.
         base_license: Licence of the backbone, as its own card states it.
+        sampler: Settings of the sampler that lies beside, as sampler_config.json holds them.
     """
 
     figures: Mapping[str, Figure] = field(default_factory=dict)
     data: str | None = None
     base_license: str | None = None
+    sampler: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class ExportFacts:
     Attributes:
         auto_class: Name of the transformers class that loads the backbone.
         merged: The backbone lies in the folder; otherwise it is loaded by its id.
-        sampler: Settings of the sampler, as sampler_config.json holds them.
         with_loader: The backbone's own code is for transformers 4, and the folder holds what makes it run.
+        has_tokenizer: The tokenizer lies in the folder too.
     """
 
     auto_class: str
     merged: bool
-    sampler: Mapping[str, Any]
     with_loader: bool
+    has_tokenizer: bool
 
 
 _TEMPLATE = """\
@@ -88,7 +90,10 @@ read both, then allow them with `trust_remote_code=True`.
 import sys
 
 {% endif -%}
-from transformers import {{ "" if export.with_loader else export.auto_class ~ ", " }}AutoTokenizer, GenerationMixin
+{% if not export.has_tokenizer -%}
+import torch
+{% endif -%}
+from transformers import {{ imported }}
 
 folder = "path {{ "" if export.with_loader else "or id " }}of this folder"
 {% if export.with_loader -%}
@@ -108,10 +113,27 @@ model.load_adapter(folder)
 {% endif -%}
 {% endif -%}
 generate = GenerationMixin.load_custom_generate(model, folder, trust_remote_code=True)
+{% if export.has_tokenizer -%}
 tokens = AutoTokenizer.from_pretrained(folder)(["a text with mask tokens"], return_tensors="pt")
 print(generate(model, **tokens, sampler_path=folder))  # or continue the text: max_new_tokens=32
+{% else -%}
+prompts = torch.tensor([[1, 2, 3]])  # token ids
+print(generate(model, prompts, max_new_tokens=32, sampler_path=folder))  # without a length, masks are filled
+{% endif -%}
 ```
+{% else %}
+```python
+import prism_plugin as prism
 
+model = prism.PrismModel.from_pretrained("path or id of this folder")
+{% if facts.sampler -%}
+sampler = prism.RemaskingSampler.from_pretrained("path or id of this folder", model)
+{% else -%}
+sampler = prism.RemaskingSampler.from_preset("prism-confidence", model, num_steps=32)
+{% endif -%}
+```
+{% endif %}
+{%- if facts.sampler %}
 ## Sampler
 
 | setting | value |
@@ -119,13 +141,6 @@ print(generate(model, **tokens, sampler_path=folder))  # or continue the text: m
 {%- for name, value in sampler_rows %}
 | {{ name }} | {{ value }} |
 {%- endfor %}
-{% else %}
-```python
-import prism_plugin as prism
-
-model = prism.PrismModel.from_pretrained("path or id of this folder")
-sampler = prism.RemaskingSampler.from_preset("prism-confidence", model, num_steps=32)
-```
 {% endif %}
 ## Figures
 {% if facts.figures %}
@@ -160,7 +175,8 @@ def render_model_card(
         backbone_title=_title(config.backbone_name, config.backbone_model_type),
         metadata=_metadata(config, has_adapter, facts, export).to_yaml(),
         revision=f', revision="{config.backbone_revision}"' if config.backbone_revision else "",
-        sampler_rows=[] if export is None else _sampler_rows(export.sampler),
+        sampler_rows=_sampler_rows(facts.sampler or {}),
+        imported=None if export is None else _imported(export),
     )
 
 
@@ -203,6 +219,12 @@ def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: 
         prism_figures=dict(facts.figures) or None,
         prism_data=facts.data,
     )
+
+
+def _imported(export: ExportFacts) -> str:
+    """What the lines that load an export import from transformers."""
+    names = [(export.auto_class, not export.with_loader), ("AutoTokenizer", export.has_tokenizer), ("GenerationMixin", True)]
+    return ", ".join(name for name, needed in names if needed)
 
 
 def _sampler_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

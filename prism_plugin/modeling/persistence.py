@@ -190,7 +190,7 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
     Raises:
         StoredStateError: If it cannot be found, or its prism_config.json or adapter_config.json is not what we write.
     """
-    folder = _located(path_or_id, revision)
+    folder = locate(path_or_id, revision=revision)
     config, has_adapter = read_config(folder)
     return StoredModel(folder, config, _read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
 
@@ -219,7 +219,12 @@ def read_config(folder: Path) -> tuple[PrismConfig, bool]:
         raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
-def _located(path_or_id: str | Path, revision: str | None) -> Path:
+def locate(path_or_id: str | Path, *, revision: str | None = None) -> Path:
+    """Find a folder: itself, or where the Hub's copy of a repository lies.
+
+    Raises:
+        StoredStateError: If it is neither.
+    """
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder

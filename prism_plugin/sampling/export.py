@@ -25,7 +25,7 @@ from prism_plugin.core.remasking import REMASKING
 from prism_plugin.core.schedules import SCHEDULES
 from prism_plugin.core.unmasking import UNMASKING
 from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling.hub import require_shareable, upload, with_base_license
+from prism_plugin.modeling.hub import facts_to_share, require_shareable, upload
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import CONFIG_FILE, IN_THIS_FOLDER, write_files
@@ -83,7 +83,8 @@ def export_sampler(
         raise SavingError(
             f"An export needs a folder that is empty or not there, but {str(directory)!r} is not; choose another."
         )
-    facts = with_base_license(_facts(sampler.model, figures), sampler.model.prism_config, ask_hub=False)
+    model = sampler.model
+    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=False)
     _write(sampler, directory, merge=merge, facts=facts)
 
 
@@ -112,7 +113,8 @@ def push_export_to_hub(
         PrismError: As for `export_sampler`.
     """
     _require_exportable(sampler, merge)
-    facts = with_base_license(_facts(sampler.model, figures), sampler.model.prism_config, ask_hub=True, token=token)
+    model = sampler.model
+    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=True, token=token)
     write = partial(_write, sampler, merge=merge, facts=facts)
     return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
 
@@ -170,11 +172,6 @@ def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
     require_shareable(model.prism_config)
 
 
-def _facts(model: PrismModel, figures: Mapping[str, Figure] | None) -> CardFacts:
-    facts = model.card_facts or CardFacts()
-    return facts if figures is None else replace(facts, figures=figures)
-
-
 def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: CardFacts) -> None:
     model = sampler.model
     has_adapter = isinstance(model.backbone, PeftModel)
@@ -195,8 +192,17 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
         original = model.prism_config.backbone_name
         if config.backbone_name == IN_THIS_FOLDER and original is not None and not Path(original).is_dir():
             config = replace(config, backbone_name=original)
-        export = ExportFacts(model.spec.auto_class, merged=merge, with_loader=LOADER_FILE in texts, sampler=sampler.to_dict())
-        card = render_model_card(config, has_adapter=has_adapter or model.has_merged_weights, facts=facts, export=export)
+        card = render_model_card(
+            config,
+            has_adapter=has_adapter or model.has_merged_weights,
+            facts=replace(facts, sampler=sampler.to_dict()),
+            export=ExportFacts(
+                model.spec.auto_class,
+                merged=merge,
+                with_loader=LOADER_FILE in texts,
+                has_tokenizer=model.tokenizer is not None,
+            ),
+        )
         (stage / CARD_FILE).write_text(card, encoding="utf-8")
 
 

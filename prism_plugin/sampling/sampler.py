@@ -1,7 +1,8 @@
 """`RemaskingSampler`: settings and a model, and the three ways to ask for tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode, max_row_length
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.model_card import Figure
+from prism_plugin.modeling.persistence import locate
 from prism_plugin.sampling.canvas import check_request, lay_canvas
 from prism_plugin.sampling.chance import Generators
 from prism_plugin.sampling.loop import Decoder, StepRecord, needs_of
@@ -214,16 +218,39 @@ class RemaskingSampler(SamplerSettings):
         """
         write_settings(self, directory)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a PRISM sampler",
+        figures: Mapping[str, Figure] | None = None,
+    ) -> str:
+        """Upload the model, as its own `push_to_hub` does, with `sampler_config.json` beside. Returns the commit's address.
+
+        Raises:
+            ConfigurationError: If the backbone is known only as a local folder.
+            UnknownNameError: If a rule is not registered.
+        """
+        beside = {"sampler": self.to_dict(), "also": partial(write_settings, self)}
+        options = {"private": private, "token": token, "commit_message": commit_message}
+        return push_model(self.model, repo_id, figures=figures, **beside, **options)
+
     @classmethod
     def from_pretrained(cls, directory: str | Path, model: PrismModel | None = None) -> "RemaskingSampler":
         """Read a sampler from a folder with `sampler_config.json`, and its model too when `model` is None.
+
+        Args:
+            directory: The folder, or the id of a repository on the Hub.
+            model: The model to sample from; None: the one in the folder.
 
         Raises:
             StoredStateError: If the file is missing or of another format.
             UnknownKeyError: If it holds a key that nothing would read.
             UnknownNameError: If it names a rule that is not registered; import the module that registers it.
         """
-        settings = read_settings(directory)
+        settings = read_settings(directory if Path(directory).exists() else locate(directory))
         return cls(PrismModel.from_pretrained(directory) if model is None else model, **vars(settings))
 
     @property

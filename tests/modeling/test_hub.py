@@ -1,5 +1,6 @@
 """What goes to the Hub and what is asked of it, told by a stand-in for the calls of huggingface_hub; no network."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from saved_folders import ADAPTER, BACKBONE, OURS, TOKENIZER, names
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.model_card import CardFacts, read_facts
-from prism_plugin.sampling import RemaskingSampler, push_export_to_hub
+from prism_plugin.sampling import RemaskingSampler, export_sampler, push_export_to_hub
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 COMMIT = "https://huggingface.co/me/head/commit/1"
@@ -145,3 +146,30 @@ def test_the_front_matter_is_yaml_whatever_the_names(tmp_path, lora_model):
     head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
     assert yaml.safe_load(head)["prism_figures"] == {"AUROC: within, 'a' draft": 0.5, "note": "yes: no"}
     assert names(tmp_path) == {"out"}
+
+
+def test_a_sampler_goes_up_with_its_model(hub, from_hub, tmp_path):
+    sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
+    assert sampler.push_to_hub("me/sampler", private=True) == COMMIT
+    assert hub.calls == [("create", "me/sampler", True, None), ("upload", "me/sampler", "Upload a PRISM sampler")]
+    assert hub.files["me/sampler"] == OURS | TOKENIZER | {"sampler_config.json"}
+    assert "| schedule | even (num_remask 4, remask_from 0.0, remask_until 1.0) |" in hub.cards["me/sampler"].text
+    assert "RemaskingSampler.from_pretrained(" in hub.cards["me/sampler"].text
+
+
+def test_a_sampler_comes_down_with_its_model(from_hub, tmp_path, monkeypatch):
+    from_hub.save_pretrained(tmp_path / "copy")
+    sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
+    sampler.save_pretrained(tmp_path / "copy")
+    monkeypatch.setattr("prism_plugin.modeling.persistence.snapshot_download", lambda name, revision: str(tmp_path / "copy"))
+    model = PrismModel.from_pretrained("me/sampler", tiny_backbone())
+    assert RemaskingSampler.from_pretrained("me/sampler", model).to_dict() == sampler.to_dict()
+
+
+def test_without_a_tokenizer_the_card_speaks_of_ids(tmp_path):
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31))
+    sampler = RemaskingSampler.from_preset("prism", model, num_steps=5)
+    export_sampler(sampler, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(code.replace("path or id of this folder", str(tmp_path / "out")), {})
