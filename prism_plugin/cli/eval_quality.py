@@ -72,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
     settings = chosen_settings(args)
     if args.plot is not None:
         check_plot_file(args.plot)
+    datasets.disable_progress_bars()  # the bars that matter are those of the looks
+    raw = read_rows(args.data)  # before a large model is loaded in vain
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     objective = None if args.on == "states" else _objective(args, model)
     sampler = None if args.on == "drafts" else build_sampler(args, model, settings)
-    datasets.disable_progress_bars()  # the bars that matter are those of the looks
-    rows = _rows(args, model)
+    rows = _rows(args, model, raw)
     judged = _judge(args, model, objective, sampler, rows)
     found = _measured(args, judged)
     if args.plot is not None:
@@ -177,13 +178,12 @@ def _objective(args: argparse.Namespace, model: PrismModel) -> Objective:
     return get_objective(**{"name": "prism", **(recorded or {}), "drafts": rules}, source="--drafts")
 
 
-def _rows(args: argparse.Namespace, model: PrismModel) -> datasets.Dataset:
-    """Read the rows, and what they should say: puzzles are solved, all else says it itself."""
+def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
+    """Prepare the rows, with what they should say: puzzles are solved, all else says it itself."""
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
     if path.suffix == ".txt" and sudoku_eval.is_sudoku_model(model):
-        raw: Any = sudoku_eval.rows_with_solutions(sudoku.read_puzzles(path)[: args.limit])
+        raw = sudoku_eval.rows_with_solutions(sudoku.read_puzzles(path)[: args.limit])
     else:
-        raw = read_rows(args.data)
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
     prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings)
     return as_prepared(prepared, model, "--data")
