@@ -1,6 +1,7 @@
 """`prism-plugin train --dry-run`: all of a recipe that can be checked without the backbone's weights."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 
 from prism_plugin.backbones import build_backbone
 from prism_plugin.backbones.quantization import can_quantize, check_kind
@@ -26,6 +28,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.memory import StepShape, estimate_memory
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
 from prism_plugin.training.checks import check_together, rows_per_step
+from prism_plugin.training.sharding import check_sharding
 
 SAMPLE_ROWS = 100
 
@@ -48,6 +51,9 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
     training, not_checked = _arguments_on_any_machine(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # how `accelerate launch` passes its config file on
+        precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
+        check_sharding(FullyShardedDataParallelPlugin(), precision, is_quantized=recipe.backbone.quantization is not None)
     if recipe.backbone.quantization is not None:
         check_kind(recipe.backbone.quantization)
         not_checked += [] if can_quantize() else ["4-bit weights: bitsandbytes is not installed here"]

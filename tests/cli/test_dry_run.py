@@ -123,3 +123,16 @@ def test_what_training_would_refuse_is_one_sentence(folder, capsys, options, wor
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prism-plugin train: ")]
     assert len(message) == 1
     assert words in message[0]
+
+
+def test_what_fsdp_would_spoil_is_refused_before_anything_is_loaded(folder, capsys, monkeypatch):
+    for name, value in (("USE_FSDP", "true"), ("MIXED_PRECISION", "no")):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
+    assert run(write(folder)) == 0
+    assert run(write(folder), "--bf16") == 2
+    assert "would cast the float32 head and LoRA to it; set `bf16: false`" in capsys.readouterr().err
+    assert run(write(folder), "--quantization", "nf4") == 2
+    assert "FSDP leaves 4-bit weights whole on every process" in capsys.readouterr().err
