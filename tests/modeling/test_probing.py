@@ -37,6 +37,14 @@ class CausalUnderAMask(LlamaForCausalLM):
         return super().forward(input_ids, attention_mask=attention_mask)
 
 
+class Draws(BertForMaskedLM):
+    """Draws a number in evaluation too, as routers with jitter do."""
+
+    def forward(self, input_ids, attention_mask=None):
+        torch.rand(1)
+        return super().forward(input_ids, attention_mask=attention_mask)
+
+
 class MixesPositions(BertOnlyMLMHead):
     """An LM head that reads the neighbour too, so that rows cannot be taken in front of it."""
 
@@ -92,6 +100,13 @@ def test_the_model_is_left_as_it_was(monkeypatch):
     assert all(torch.equal(state[key], value) for key, value in [*backbone.named_parameters(), *backbone.named_buffers()])
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not [module for module in backbone.modules() if module._forward_pre_hooks and module is not backbone.lm_head]
+
+
+def test_chance_inside_the_model_leaves_the_random_state():
+    model = attach_quality_head(as_class(Draws, "bert"), MASK)
+    random_state = torch.get_rng_state()
+    probe_model(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_a_model_that_ignores_its_mask(specs):
