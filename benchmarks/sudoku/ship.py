@@ -25,6 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     model = PrismModel.from_pretrained(args.run)
     model.prism_config = replace(model.prism_config, backbone_name="../backbone")
+    model.card_facts = replace(model.card_facts, base_license="apache-2.0")  # the backbone is ours
     figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures else None
     model.save_pretrained(FOLDER / "weights", figures=figures)
     settings = settings_for(read_settings(FOLDER / "sampler.yaml"), PRESET, NUM_STEPS)

@@ -204,7 +204,7 @@ def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: 
     numbers = {key: value for key, value in facts.figures.items() if isinstance(value, int | float)}
     results = [
         EvalResult(
-            task_type="fill-mask", dataset_type="held-out", dataset_name=facts.data or "held-out rows",
+            task_type="fill-mask", dataset_type="held-out", dataset_name="held-out rows",
             metric_type=key, metric_value=value, metric_name=key,
         )
         for key, value in numbers.items()
