@@ -124,9 +124,10 @@ class DraftMaker:
         row_of[row_index] = torch.arange(row_index.shape[0], device=rows.device)
         for rule, reach, budget in _reaches(self._rules, look, state, position_noise):
             where = reach.flatten().nonzero().squeeze(-1)
+            all_in_order = looked_at == reach.numel() and where.shape == row_index.shape  # then rows need not be copied
             drawn = draw_rows(
                 rows,
-                at=row_of[where % looked_at],
+                at=None if all_in_order else row_of[where % looked_at],
                 temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
                 top_p=rule.top_p,
                 forbidden_ids=(self._mask_token_id,),
