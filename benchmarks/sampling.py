@@ -3,8 +3,9 @@
     python -m benchmarks.sampling [--shape llada] [--sweep] [--device cuda --dtype bfloat16]
 
 All make the same forward passes at temperature 0. `body`: the transformer without its LM head. `floor`: the body and the LM
-head's matrix product on the rows that have to be read, those of the masks in the active block. `full logits`: the backbone as
-it is. `reference`: the field's way (`benchmarks/field.py`). `ours`: `RemaskingSampler`. The last two take back a token a step.
+head's matrix product on the rows that have to be read, those of the masks in the active block. `head`: the quality head alone.
+`full logits`: the backbone as it is. `reference`: the field's way (`benchmarks/field.py`). `ours`: `RemaskingSampler`. The last
+two take back a token a step.
 """
 
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def prepare_floor(shape: Shape, machine: Machine) -> Callable[[], object]:
     return _forwards(shape, look)
 
 
+def prepare_head(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """The quality head alone, at every position of every look."""
+    model = build_model(shape, machine)
+    batch, length = request(shape, machine, model.mask_token_id).shape
+    width = model.prism_config.backbone_hidden_size
+    hidden_states = torch.randn(batch, length, width, device=machine.device).to(getattr(torch, machine.dtype))
+    return _forwards(shape, lambda _: model.quality_head(hidden_states))
+
+
 def prepare_full(shape: Shape, machine: Machine) -> Callable[[], object]:
     """The backbone as it is: logits of every position."""
     model = build_model(shape, machine)
@@ -85,6 +95,7 @@ def prepare_ours(shape: Shape, machine: Machine) -> Callable[[], object]:
 CONTESTANTS: dict[str, Prepare] = {
     "body": prepare_body,
     "floor": prepare_floor,
+    "head": prepare_head,
     "full logits": prepare_full,
     "reference": prepare_reference,
     "ours": prepare_ours,
