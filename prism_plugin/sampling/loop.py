@@ -33,6 +33,8 @@ _FAULTS = {
     2: "a remasking rule may choose only among `view.revealed`, but {remasking} chose other positions; pass that mask as "
     "`eligible` to `select_top`.",
     3: "a remasking rule must stay within its budget, but {remasking} took back more; choose with `select_top`.",
+    4: "the model's logits must be numbers, but NaN or infinity came at a masked position; look at its weights, and load a "
+    "model in bfloat16 or float32 if float16 is too narrow for it.",
 }
 
 
@@ -73,7 +75,7 @@ class Progress:
     step: PerRow  # within the block; equal to its number of steps when nothing is left to do
     num_forward_passes: PerRow
     num_remasked: PerRow
-    fault: PerRow  # 0, or the number of the sentence in `_FAULTS` that says what a rule did wrong
+    fault: PerRow  # 0, or the number of the sentence in `_FAULTS` that says what a rule or the model did wrong
 
     def take(self, rows: Tensor) -> "Progress":
         """A copy of some rows."""
@@ -250,6 +252,7 @@ class Decoder:
         fault = torch.zeros_like(masked_count)
         fault = fault.masked_fill(remask.sum(-1) > budget.remask, 3)
         fault = fault.masked_fill((remask & ~view.revealed).any(-1), 2)
+        fault = fault.masked_fill(view.confidence.isnan().any(-1), 4)
         return reveal, remask, fault.masked_fill((reveal & ~view.masked).any(-1), 1)
 
     def _write(self, canvas: Canvas, at: Progress, view: StepView, reveal: TokenMask, remask: TokenMask) -> Progress:

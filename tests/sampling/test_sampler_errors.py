@@ -1,5 +1,6 @@
 """Everything that a caller can get wrong: one sentence, and before any forward where it can be known."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -137,6 +138,17 @@ def test_a_fault_stops_the_batch_at_once(counted):
     with pytest.raises(SamplingError, match="too_many took back more"):
         sampler.sample(prompts(2, 3), max_new_tokens=6)
     assert calls["batch"] == [2] * 3  # one position is revealed after the first look, two after the second
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(model, temperature, value):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.get_output_embeddings().bias[5] = value
+    sampler = RemaskingSampler(model, num_steps=6, temperature=temperature)
+    with pytest.raises(SamplingError, match="logits must be numbers, but NaN or infinity came at a masked position"):
+        sampler.sample(prompts(2, 3), max_new_tokens=6)
 
 
 @pytest.mark.parametrize(
