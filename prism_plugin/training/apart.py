@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -60,8 +61,8 @@ def keep_output_dtype(accelerator: Accelerator, prism_model: PrismModel) -> None
     forward = type(prism_model).forward
 
     @wraps(forward)
-    def under_autocast(*args: Any, **kwargs: Any) -> Any:
+    def under_autocast(model: PrismModel, *args: Any, **kwargs: Any) -> Any:
         with accelerator.autocast():
-            return forward(prism_model, *args, **kwargs)
+            return forward(model, *args, **kwargs)
 
-    prism_model.forward = under_autocast
+    prism_model.forward = MethodType(under_autocast, prism_model)  # a copy of the model has to call itself

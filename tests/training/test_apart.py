@@ -1,5 +1,6 @@
 """The first look goes backward before the second is made: the same gradients, and never two graphs."""
 
+import copy
 import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -52,6 +53,20 @@ def test_the_first_graph_is_gone_when_another_look_begins(lab):
     gradients(model, lab, lambda: nullcontext(torch.Tensor.backward))
     assert len(graphs) == 1
     assert alive == [0, 0, 0, 0]  # the first look, two that roll the draft out, and the last
+
+
+def test_a_batch_without_masks_still_goes_backward_twice(lab):
+    model, went = lab.build_model(), []
+
+    def backward(loss):
+        went.append(loss.item())
+        loss.backward()
+
+    objective, batch = PrismObjective(t_min=1e-9, t_max=1e-9), lab.collate(lab.make_rows(2))
+    losses = objective.step(model, batch, epoch=0, seed=0, unwrapped=model, apart=lambda: nullcontext(backward)).losses
+    losses.loss.backward()
+    assert went == [0.0], "every process has to send as many gradients as the others"
+    assert all(not one.grad.any() for one in model.parameters() if one.requires_grad)
 
 
 @pytest.fixture
@@ -116,3 +131,5 @@ def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
     trainer.objective = Listening(t_min=0.5)
     trainer.train()
     assert seen == [torch.bfloat16, None] * 2
+    copied = copy.deepcopy(trainer.prism_model)
+    assert copied.forward.__self__ is copied, "a copy calls itself"
