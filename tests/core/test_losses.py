@@ -196,6 +196,14 @@ def test_logits_are_overwritten_only_when_asked_and_only_where_nothing_needs_the
             assert torch.equal(rows, before) != (asked and overwrite)
 
 
+def test_going_backward_twice_through_overwritten_logits_is_an_error():
+    hidden = torch.randn(5, 4, requires_grad=True)
+    loss = cross_entropy(F.linear(hidden, torch.randn(9, 4)), torch.arange(5), overwrite_rows=True).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_cross_entropy_of_no_rows():
     rows = torch.zeros(0, 9, requires_grad=True)
     loss = cross_entropy(rows, torch.zeros(0, dtype=torch.long))
