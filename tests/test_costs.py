@@ -219,12 +219,21 @@ def test_the_head_is_a_hundredth_of_a_forward_of_llada_8b():
     assert 0 < of_head.get_total_flops() < 0.01 * of_body.get_total_flops()
 
 
-def test_a_forward_compiles():
-    model = build().eval()
-    tokens, index = canvas(), torch.tensor([8, 9, 40])
-    compiled = torch.compile(copy.deepcopy(model), backend="eager")
-    for inputs in (tokens, tokens.flip(0)):
+def test_a_forward_compiles_and_other_numbers_of_rows_need_no_new_graph():
+    model, tokens, graphs = build().eval(), canvas(), []
+
+    def eager(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, seen = torch.compile(copy.deepcopy(model), backend=eager), []
+    for count in (3, 5, 7, 9):
+        index = torch.arange(count) + 8
         with torch.no_grad():
-            expected, found = model(inputs, logits_at=index), compiled(inputs, logits_at=index)
+            expected, found = model(tokens, logits_at=index), compiled(tokens, logits_at=index)
         torch.testing.assert_close(found.logits, expected.logits)
         torch.testing.assert_close(found.quality_logits, expected.quality_logits)
+        seen.append(len(graphs))
+    products = [sum("linear" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert max(products) == 7 * LAYERS, "the transformer is one graph; the LM head and the quality head have theirs"
+    assert seen[1] == seen[3], "from the second number on, rows are a dynamic size"
