@@ -150,7 +150,7 @@ class PrismTrainer(Trainer):
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return state if state.global_step >= max_steps else None
 
-    # ---- stations 7 to 11: two looks, one backward ----
+    # ---- stations 7 to 11: two looks ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward."""
