@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedConfig
 
+from prism_plugin.core.categorical import chunk_slices, draw_rows
 from prism_plugin.core.labels import QualityLabels
 from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss
 from prism_plugin.core.validation import require_int, require_number
@@ -306,10 +307,7 @@ def _without_data(model: PrismModel, mode: FakeTensorMode) -> PrismModel:
 
 
 def _step(model: PrismModel, shape: StepShape) -> None:
-    """One micro-batch forward and backward, in the order of `PrismObjective.step`, with the functions that it calls.
-
-    The draft is left out: it is made from a few of the first look's rows before the second look, below the largest moment.
-    """
+    """One micro-batch forward and backward, in the order of `PrismObjective.step`, with the functions that it calls."""
     tokens = torch.zeros(shape.batch_size, shape.length, dtype=torch.int64)
     drafts = tokens.repeat(shape.num_drafts, 1)
     labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=torch.ones_like(drafts).bool())
@@ -327,5 +325,8 @@ def _first_look(model: PrismModel, shape: StepShape, tokens: Tensor) -> Tensor:
     row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
     with nullcontext() if shape.diffusion_weight else torch.no_grad():
         rows = model(tokens, logits_at=row_index, with_quality=False).logits
+    with torch.no_grad():  # the draft goes through the rows a chunk at a time, so one chunk is all that it takes
+        chunk = rows.detach()[next(chunk_slices(rows))]
+        draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
     maskable, times = torch.ones_like(tokens).bool(), torch.ones(shape.batch_size)
     return shape.diffusion_weight * diffusion_loss_per_row(rows, row_index, tokens, maskable, times, overwrite_rows=True).mean()
