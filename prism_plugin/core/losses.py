@@ -142,9 +142,9 @@ def diffusion_loss_per_row(
     per_position = cross_entropy(rows, clean_ids.flatten()[row_index], overwrite_rows=overwrite_rows)
     if scale is not None:
         per_position = per_position * scale.flatten()[row_index]
-    of_row = row_index // clean_ids.shape[1]
-    weight = 1 / (t.float() * maskable.sum(-1))
-    return torch.zeros_like(t, dtype=torch.float32).index_add(0, of_row, per_position * weight[of_row])
+    # laid out by position and not added up by row number: accelerators do that in any order, and no run would repeat exactly
+    laid = torch.zeros(clean_ids.numel(), device=rows.device).index_copy(0, row_index, per_position).view(clean_ids.shape)
+    return laid.sum(-1) / (t.float() * maskable.sum(-1).clamp(min=1))
 
 
 def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
