@@ -54,18 +54,19 @@ def test_what_stays_is_counted_tensor_by_tensor(family, lora):
 
 
 def test_every_number_grows_where_it_must():
-    model = attached(vocab_size=512)
+    model = attached(vocab_size=128)
     base = estimate_memory(model, SHAPE)
     larger = estimate_memory(model, StepShape(8, 32))
     half = estimate_memory(model, StepShape(4, 32, masked_share=0.5))
     drafts = estimate_memory(model, StepShape(4, 32, num_drafts=3))
     together = estimate_memory(model, StepShape(4, 32, looks_apart=False))
     assert larger.activations == pytest.approx(2 * base.activations, rel=0.02)
-    assert larger.logits == pytest.approx(2 * base.logits, rel=0.01)
-    assert half.logits == pytest.approx(base.logits / 2, rel=0.01)
-    assert half.logits_full == pytest.approx(base.logits_full, rel=0.01)
-    assert base.logits == 2 * 4 * 32 * 512 * 4, "the rows, where their gradient is written too, and what passes between"
-    assert base.logits_full == base.logits + 4 * 32 * 512 * 4
+    assert larger.logits == pytest.approx(2 * base.logits, rel=0.02)
+    assert half.logits == pytest.approx(base.logits / 2, rel=0.02)
+    assert half.logits_full == pytest.approx(base.logits_full, rel=0.02)
+    rows = 4 * 32 * 128 * 4  # all of them are one chunk, which is copied, and held in float64 and in int64, to draw from it
+    assert base.logits == pytest.approx(7 * rows, rel=0.02)
+    assert base.logits_full == base.logits + rows
     assert together.activations == pytest.approx(2 * base.activations, rel=0.1)
     assert drafts.activations > 1.5 * base.activations
     assert base.activations_checkpointed < 0.8 * base.activations
