@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.probe import check_backbone
+from prism_plugin.backbones.probe import check_backbone, evaluation_mode
 from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import CONFIG_FILE, HEAD_FILE, read_config, require_same_backbone
-from prism_plugin.modeling.strict_files import read_json, read_tensors
+from prism_plugin.modeling.strict_files import read_json, read_tensors, require_keys
 from prism_plugin.modeling.wrapping import settings_while_attached
 from prism_plugin.sampling.loop import Generators
 from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
@@ -97,7 +97,13 @@ def generate(
     if token_type_ids is not None and token_type_ids.any():
         raise ConfigurationError("`token_type_ids` must be zeros, which is how the model was trained; leave them out.")
     tokens = inputs if input_ids is None else input_ids
-    with load_sampler(model, _folder(sampler_path or code or model.name_or_path, revision)) as sampler:
+    where = sampler_path or code or model.name_or_path
+    if not where:
+        raise ConfigurationError(
+            "`sampler_path` must be given, since the model does not say where it was loaded from; give the exported folder, or "
+            "its id on the Hub."
+        )
+    with load_sampler(model, _folder(where, revision)) as sampler:
         options = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
         if max_new_tokens is None:
             output = sampler.infill(tokens, attention_mask, **options)
@@ -136,16 +142,15 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSamp
             f"The quality head in {folder} was trained with the adapter that lies beside it, but {type(model).__name__} has "
             f"none; call `model.load_adapter({str(folder)!r})` first, which needs peft."
         )
-    spec = read_spec(folder)
+    spec, tokenizer = read_about_backbone(folder)
     require_same_backbone(config, folder, plain, spec)
     check_backbone(plain, spec)
     head = QualityHead.from_config(config)
     head.load_state_dict(read_tensors(folder / HEAD_FILE, head.state_dict()))
     head.to(lm_head_of(plain, spec).weight.device)
     settings = read_settings(folder)
-    ids = read_json(folder / BACKBONE_FILE)["tokenizer"]
-    tokenizer = None if ids is None else SpecialTokens(**ids)
-    with settings_while_attached(plain, spec):
+    # The modes too: making a PrismModel puts every module into the one of the whole.
+    with evaluation_mode(model), settings_while_attached(plain, spec):
         attached = PrismModel(model, head, spec=spec, prism_config=config, snapshot=None, tokenizer=tokenizer)
         try:
             yield RemaskingSampler(attached, **vars(settings))
@@ -153,13 +158,21 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSamp
             attached.remove_hook()
 
 
-def read_spec(folder: Path) -> BackboneSpec:
-    """Read what has to be known about the family of a folder's backbone.
+def read_about_backbone(folder: Path) -> tuple[BackboneSpec, SpecialTokens | None]:
+    """Read what has to be known about a folder's backbone: its family, and what the sampler asks of its tokenizer, if any.
 
     Raises:
-        StoredStateError: If the file is missing or damaged.
+        StoredStateError: If the file is missing, damaged, or of another version of this code.
     """
-    return BackboneSpec(**{name: _as_tuples(value) for name, value in read_json(folder / BACKBONE_FILE)["spec"].items()})
+    path = folder / BACKBONE_FILE
+    values = read_json(path)
+    require_keys(path, values, {"spec", "tokenizer"})
+    spec, ids = values["spec"], values["tokenizer"]
+    require_keys(path, spec, {one.name for one in fields(BackboneSpec)})
+    if ids is not None:
+        require_keys(path, ids, {one.name for one in fields(SpecialTokens)})
+    tokenizer = None if ids is None else SpecialTokens(**ids)
+    return BackboneSpec(**{name: _as_tuples(value) for name, value in spec.items()}), tokenizer
 
 
 def _as_tuples(value: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prism_plugin.backbones.loading import load_backbone
 from prism_plugin.backbones.spec import register_backbone
 from prism_plugin.modeling.persistence import IN_THIS_FOLDER, read_config
-from prism_plugin.sampling.exported import read_spec
+from prism_plugin.sampling.exported import read_about_backbone
 
 
 def load(folder: str | Path, *, trust_remote_code: bool = False, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
@@ -28,7 +28,8 @@ def load(folder: str | Path, *, trust_remote_code: bool = False, dtype: torch.dt
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    register_backbone(read_spec(folder), replace=True)
+    spec, _ = read_about_backbone(folder)
+    register_backbone(spec, replace=True)
     in_folder = config.backbone_name == IN_THIS_FOLDER
     return load_backbone(
         folder if in_folder else config.backbone_name,

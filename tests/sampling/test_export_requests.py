@@ -161,6 +161,26 @@ def test_calling_leaves_no_trace_on_the_model(tmp_path):
     assert not has_row_gathering(plain.lm_head)
 
 
+def test_calling_gives_every_module_its_own_mode_back(folder, loaded):
+    loaded.train()
+    loaded.bert.encoder.layer[0].eval()  # a layer that its user keeps still
+    modes = [module.training for module in loaded.modules()]
+    generate(loaded, prompts(1, 3), max_new_tokens=4, sampler_path=folder)
+    assert len(set(modes)) == 2
+    assert [module.training for module in loaded.modules()] == modes
+
+
+def test_half_precision_stays_what_it_is(tmp_path):
+    model = attach_quality_head(tiny_backbone().to(torch.bfloat16), PrismConfig(mask_token_id=MASK))
+    torch.nn.init.normal_(next(model.quality_head.parameters()))
+    sampler = RemaskingSampler.from_preset("prism", model, num_steps=5)
+    export_sampler(sampler, tmp_path / "out")
+    loaded = BertForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    assert loaded.dtype == torch.bfloat16
+    tokens = generate(loaded, prompts(2, 3), max_new_tokens=6, generator=generators(1, 2))
+    assert torch.equal(tokens, sampler.sample(prompts(2, 3), max_new_tokens=6, generator=generators(1, 2)).sequences)
+
+
 def test_a_model_that_is_loaded_with_its_code_generates_by_itself(tmp_path):
     model = attach_quality_head(tiny_backbone("llama"), PrismConfig(mask_token_id=MASK))
     sampler = RemaskingSampler.from_preset("prism", model, num_steps=5)
@@ -255,6 +275,11 @@ DAMAGED = {
         r"custom_generate/backbone\.json is missing",
     ),
     "no head": (lambda folder: (folder / "quality_head.safetensors").unlink(), r"quality_head\.safetensors is missing"),
+    "other code": (
+        change("custom_generate/backbone.json", spce={}),
+        r"backbone\.json: `spce` is not a key that anything reads",
+    ),
+    "half a family": (change("custom_generate/backbone.json", spec={}), r"backbone\.json: `\w+` must be there, found nothing"),
     "other model": (change("prism_config.json", backbone_vocab_size=99), r"`backbone_vocab_size` must be 32 .* found 99"),
     "other rule": (change("sampler_config.json", remasking={"name": "foreign"}), r"No remasking rule is called 'foreign'"),
     "no sampler": (lambda folder: (folder / "sampler_config.json").unlink(), r"must hold sampler_config\.json, found none"),
@@ -293,6 +318,11 @@ def test_a_causal_model_is_refused(tmp_path):
     plain.config.is_causal = True
     with pytest.raises(BackboneError, match=r"set `backbone\.config\.is_causal = False`"):
         generate(plain, prompts(1, 3), max_new_tokens=4, sampler_path=tmp_path / "out")
+
+
+def test_a_model_that_does_not_say_where_it_came_from(sampler):
+    with pytest.raises(ConfigurationError, match=r"`sampler_path` must be given, since the model does not say where"):
+        generate(sampler.model.plain_backbone, prompts(1, 3), max_new_tokens=4)
 
 
 def test_the_card_tells_how_to_load_it(folder):
