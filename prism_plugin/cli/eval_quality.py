@@ -28,7 +28,8 @@ from prism_plugin.evaluation.calibration import (
 from prism_plugin.evaluation.quality import JudgedTokens, judge_drafts, judge_states
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
-from prism_plugin.modeling.persistence import save_scaling
+from prism_plugin.modeling.persistence import CONFIG_FILE, save_scaling
+from prism_plugin.modeling.staging import require_place
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
@@ -156,6 +157,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigurationError("`--save` writes what `--fit-temperature` fits; give both, or neither.")
     if args.save and not Path(args.adapter).is_dir():
         raise ConfigurationError(f"`--save` needs an adapter in a folder of this machine, found no folder {args.adapter}.")
+    if args.save:
+        require_place(Path(args.adapter) / CONFIG_FILE, "scaling")
 
 
 def _masked(args: argparse.Namespace) -> float:

@@ -8,6 +8,7 @@ from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler,
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import export_sampler, push_export_to_hub
+from prism_plugin.sampling.export import require_free_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.private and args.push_to_hub is None:
         raise ConfigurationError("`--private` would be ignored without `--push-to-hub`; leave it out.")
     settings = chosen_settings(args)
+    if args.output is not None:
+        require_free_folder(args.output)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
     if args.push_to_hub is not None:

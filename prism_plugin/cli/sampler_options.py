@@ -41,6 +41,8 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any] | None:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigurationError(f"`--set` takes NAME=VALUE, found {pair!r}.")
+        if name in settings:
+            raise ConfigurationError(f"`--set` takes each setting once, found {name!r} twice; leave one of them out.")
         settings[name] = parse_yaml(value, f"--set {name}")
     return preset_settings(args.preset, settings)
 

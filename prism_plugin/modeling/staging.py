@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +64,28 @@ def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> No
         for source, target in reversed(done):
             target.replace(source)
         raise
+
+
+def require_place(path: Path, what: str) -> None:
+    """Check, before the work whose result it is to hold, that a file can be written.
+
+    Args:
+        path: The file. Folders above it that are not there yet are made when it is written.
+        what: What the file is called in the error.
+
+    Raises:
+        SavingError: If a folder is in the way, or the folder that it belongs to is none or cannot be written.
+    """
+    if path.is_dir():
+        raise SavingError(f"{path} is a folder and cannot be overwritten by a {what}; choose another name.")
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SavingError(f"no {what} can be written to {path} ({error}); choose a folder that can be written.") from error
 
 
 def write_text(path: Path, text: str) -> None:

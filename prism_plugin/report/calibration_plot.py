@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.calibration import Bin, Group, QualityFigures
-from prism_plugin.modeling.staging import staged_files
+from prism_plugin.modeling.staging import require_place, staged_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ def check_plot_file(path: Path) -> None:
 
     Raises:
         ConfigurationError: If the ending is not one of `ENDINGS`, or matplotlib is not installed.
+        SavingError: If a folder is in the way, or the folder that it belongs to is none or cannot be written.
     """
     if path.suffix.lower() not in ENDINGS:
         raise ConfigurationError(f"A picture's file must end in {' or '.join(ENDINGS)}, found {str(path)!r}.")
@@ -38,6 +39,7 @@ def check_plot_file(path: Path) -> None:
         raise ConfigurationError(
             "Pictures need matplotlib, which is not installed; install it with `pip install 'prism-plugin[plot]'`."
         )
+    require_place(path, "picture")
 
 
 def plot_quality(figures: Mapping[str, QualityFigures], path: Path, *, title: str) -> None:

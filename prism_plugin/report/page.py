@@ -1,13 +1,12 @@
 """The page that replays generations: one HTML file that asks for nothing outside itself."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling.staging import write_text
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.staging import require_place, write_text
 from prism_plugin.report.pieces import printable
 from prism_plugin.report.trace import Generation
 
@@ -47,13 +46,4 @@ def require_page_path(path: Path) -> None:
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigurationError(f"a page is an HTML file and must be named so, found {path}; write {path}.html, for example.")
-    if path.is_dir():
-        raise SavingError(f"{path} is a folder and cannot be overwritten by a page; choose another name.")
-    folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent  # what is not there yet is made when the page is written
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SavingError(f"no page can be written to {path} ({error}); choose a folder that can be written.") from error
+    require_place(path, "page")

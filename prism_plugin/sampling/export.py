@@ -29,7 +29,7 @@ from prism_plugin.modeling.hub import facts_to_share, require_shareable, upload
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import CONFIG_FILE, IN_THIS_FOLDER, write_files
-from prism_plugin.modeling.staging import staged_files
+from prism_plugin.modeling.staging import require_place, staged_files
 from prism_plugin.sampling.exported import BACKBONE_FILE, generate
 from prism_plugin.sampling.exported_loading import load
 from prism_plugin.sampling.flattening import Flattening
@@ -79,13 +79,23 @@ def export_sampler(
     """
     _require_exportable(sampler, merge)
     directory = Path(directory)
+    require_free_folder(directory)
+    model = sampler.model
+    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=False)
+    _write(sampler, directory, merge=merge, facts=facts)
+
+
+def require_free_folder(directory: Path) -> None:
+    """Check, before a model is loaded for it, that an export can be written.
+
+    Raises:
+        SavingError: If the folder is not empty, or cannot be written.
+    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise SavingError(
             f"An export needs a folder that is empty or not there, but {str(directory)!r} is not; choose another."
         )
-    model = sampler.model
-    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=False)
-    _write(sampler, directory, merge=merge, facts=facts)
+    require_place(directory / CONFIG_FILE, "export")
 
 
 def push_export_to_hub(

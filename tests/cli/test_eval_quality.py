@@ -194,6 +194,7 @@ def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
         (["--on", "drafts", "--num-steps", "4"], "`--num-steps` and `--set` go with `--preset`"),
         (["--save"], "`--save` writes what `--fit-temperature` fits; give both, or neither"),
         (["--fit-temperature", "--save", "--adapter", "someone/head"], "`--save` needs an adapter in a folder of this machine"),
+        (["--plot", "folder.svg"], "folder.svg is a folder and cannot be overwritten by a picture; choose another name"),
         (["--plot", "quality.pdf"], "A picture's file must end in .png or .svg, found 'quality.pdf'"),
         (["--drafts", "4"], "`--drafts` takes a draft rule as YAML, such as '{num_drafted: 4}', found '4'"),
         (["--drafts", "{num_draftd: 4}"], "num_draftd"),
@@ -217,12 +218,23 @@ def test_mistakes_are_one_sentence(writer, rows, tmp_path, monkeypatch, capsys, 
     for name, row in wrong.items():
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "headless").mkdir()
+    (tmp_path / "folder.svg").mkdir()
     assert judge(writer, rows, *arguments) == 2
     printed = capsys.readouterr()
     assert words in printed.err
     assert printed.out == ""
     last = printed.err.splitlines()[-1]
     assert last.startswith("prism-plugin eval: ")
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_anything_is_judged(writer, rows, monkeypatch, capsys):
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)  # tests may run as root, who may write everywhere
+    monkeypatch.setattr("prism_plugin.modeling.PrismModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert judge(writer, rows, "--fit-temperature", "--save") == 2
+    assert "no scaling can be written to" in capsys.readouterr().err
 
 
 def test_several_solutions_are_refused(player, tmp_path, capsys):

@@ -62,6 +62,11 @@ def test_the_same_figures_give_the_same_file(figures, tmp_path):
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(figures, tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match=r"A picture's file must end in .png or .svg, found '.*quality.jpg'"):
         check_plot_file(tmp_path / "quality.jpg")
+    (tmp_path / "mine.svg").mkdir()
+    with pytest.raises(SavingError, match=r"mine\.svg is a folder and cannot be overwritten by a picture; choose another name"):
+        plot_quality(figures, tmp_path / "mine.svg", title="none")
+    assert (tmp_path / "mine.svg").is_dir()
+    (tmp_path / "mine.svg").rmdir()
     monkeypatch.setattr(calibration_plot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"not installed; install it with `pip install 'prism-plugin\[plot\]'`"):
         plot_quality(figures, tmp_path / "quality.svg", title="none")
