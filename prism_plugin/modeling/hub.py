@@ -22,7 +22,7 @@ def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None,
 
     Args:
         write: Writes into the folder that it is given, which is not there yet.
-        repo_id: Repository, made if needed.
+        repo_id: Repository, made if needed; without an owner, one of who is logged in.
         private: Whether a new repository is private; None: as the account has it.
         token: Of the Hub; None: the one that is logged in.
         commit_message: Of the upload.
@@ -31,7 +31,8 @@ def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None,
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write(folder)
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        # A name without an owner is put under who is logged in, and an upload has to name both.
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
 
 
@@ -44,8 +45,9 @@ def require_shareable(config: PrismConfig) -> None:
     name = config.backbone_name
     if name is not None and Path(name).is_dir():
         raise ConfigurationError(
-            f"A head on the Hub needs a backbone that others can load, but this one is the local folder {name!r}; attach with "
-            "`PrismConfig(backbone_name=<Hub id>)`, or call `merge_and_unload()` so that the backbone is uploaded too."
+            f"A head for others needs a backbone that others can load, but this one is the local folder {name!r}; attach with "
+            "`PrismConfig(backbone_name=<Hub id>)`, or let its weights go along: `merge_and_unload()`, or an export with "
+            "`merge=True`."
         )
 
 

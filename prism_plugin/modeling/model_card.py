@@ -1,6 +1,8 @@
 """The README.md of a saved quality head or of an exported sampler: what it is, how to load it, and what was measured."""
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from jinja2 import Environment, StrictUndefined
 
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 
 Figure = int | float | str
@@ -22,16 +25,22 @@ class CardFacts:
     """What a model card tells that no other file of a folder knows.
 
     Attributes:
-        figures: What was measured, by name.
+        figures: What was measured, by name. Scalars of NumPy and torch become Python's, which YAML can hold.
         data: What the head was trained on, in words.
         base_license: Licence of the backbone, as its own card states it.
         sampler: Settings of the sampler that lies beside, as sampler_config.json holds them.
+
+    Raises:
+        ConfigurationError: If a figure is neither a number nor a text.
     """
 
     figures: Mapping[str, Figure] = field(default_factory=dict)
     data: str | None = None
     base_license: str | None = None
     sampler: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "figures", {name: _plain_figure(name, value) for name, value in self.figures.items()})
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ token the probability that it is right, which remasking samplers use to take tok
 | objective | {{ config.objective.name }}; its settings are in prism_config.json |
 {%- endif %}
 {%- if facts.data %}
-| data | {{ facts.data }} |
+| data | {{ facts.data | cell }} |
 {%- endif %}
 {% if export %}
 ## Use
@@ -147,7 +156,7 @@ sampler = prism.RemaskingSampler.from_preset("prism-confidence", model, num_step
 | figure | measured |
 | --- | --- |
 {%- for name, value in facts.figures.items() %}
-| {{ name }} | {{ "%.4g" | format(value) if value is float else value }} |
+| {{ name | cell }} | {{ "%.4g" | format(value) if value is float else value | cell }} |
 {%- endfor %}
 {% else %}
 None were measured when this was saved.
@@ -167,6 +176,7 @@ def render_model_card(
     """
     facts = facts or CardFacts()
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")  # one cell of a table stays one
     return environment.from_string(_TEMPLATE).render(
         config=config,
         has_adapter=has_adapter,
@@ -183,11 +193,11 @@ def render_model_card(
 def read_facts(folder: Path) -> CardFacts:
     """Read from a folder's card what `render_model_card` wrote; nothing where there is no card of ours."""
     values = read_metadata(folder)
-    results = values.get("prism_figures")
+    found = values.get("prism_figures")
+    texts = {name: values.get(key) for name, key in (("data", "prism_data"), ("base_license", "license"))}
     return CardFacts(
-        figures=results if isinstance(results, dict) else {},
-        data=values.get("prism_data"),
-        base_license=values.get("license"),
+        figures={name: one for name, one in found.items() if isinstance(one, Figure)} if isinstance(found, dict) else {},
+        **{name: text if isinstance(text, str) else None for name, text in texts.items()},
     )
 
 
@@ -201,7 +211,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: ExportFacts | None) -> ModelCardData:
     name = config.backbone_name
-    numbers = {key: value for key, value in facts.figures.items() if isinstance(value, int | float)}
+    # the Hub shows results that are numbers, and JSON has no NaN
+    numbers = {key: value for key, value in facts.figures.items() if isinstance(value, int | float) and math.isfinite(value)}
     results = [
         EvalResult(
             task_type="fill-mask", dataset_type="held-out", dataset_name="held-out rows",
@@ -219,6 +230,17 @@ def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: 
         prism_figures=dict(facts.figures) or None,
         prism_data=facts.data,
     )
+
+
+def _plain_figure(name: str, value: Any) -> Figure:
+    with suppress(AttributeError, ValueError, RuntimeError):  # no scalar of NumPy or torch
+        value = value.item()
+    if not isinstance(value, Figure):
+        raise ConfigurationError(
+            f"A figure of a model card must be a number or a text, but {name!r} is of type {type(value).__name__}; give one "
+            "figure for each name."
+        )
+    return value
 
 
 def _imported(export: ExportFacts) -> str:

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
-from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
@@ -54,7 +54,12 @@ def test_export_says_where_to_read_on(adapter, tmp_path, capsys):
 
 def test_export_uploads(adapter, tmp_path, capsys, monkeypatch):
     made = []
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **options: made.append((repo_id, options)))
+
+    def create_repo(self, repo_id, **options):
+        made.append((repo_id, options))
+        return SimpleNamespace(repo_id=repo_id)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
     uploaded = SimpleNamespace(commit_url="https://huggingface.co/me/sampler/commit/1")
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: uploaded)
     arguments = ["export", "--adapter", str(adapter), "--push-to-hub", "me/sampler", "--private", *PRESET]
@@ -72,7 +77,12 @@ MISTAKES = {
     "no sampler": (["--output", "out"], "has no sampler_config.json, as fresh from training"),
     "preset": (["--output", "out", "--preset", "prims", "--num-steps", "3"], "Did you mean 'prism'?"),
     "local": (["--output", "out", "--no-merge", *PRESET], "this one is the local folder"),
+    "twice": (
+        ["--output", "out", *PRESET, "--set", "num_remask=2"],
+        "`--set` takes each setting once, found 'num_remask' twice",
+    ),
     "full": (["--output", ".", *PRESET], "needs a folder that is empty or not there"),
+    "in the way": (["--output", "notes.txt/out", *PRESET], "no export can be written to notes.txt/out/prism_config.json"),
 }
 
 
@@ -88,6 +98,14 @@ def test_mistakes_are_one_sentence(adapter, tmp_path, capsys, monkeypatch, mista
     assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("mistake", ["full", "in the way"])
+def test_where_nothing_can_be_written_no_model_is_loaded(adapter, tmp_path, monkeypatch, mistake):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(PrismModel, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert cli.main(["export", "--adapter", str(adapter), *MISTAKES[mistake][0]]) == 2
 
 
 def test_a_backbone_with_its_own_code_needs_consent(tmp_path, capsys):

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from moved_weights import trained
@@ -27,6 +29,7 @@ def hub(monkeypatch):
     def create_repo(self, repo_id, *, private, exist_ok):
         assert exist_ok
         seen.calls.append(("create", repo_id, private, self.token))
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
         folder = Path(folder_path)
@@ -58,6 +61,11 @@ def test_an_adapter_goes_up_whole(hub, lora_model):
     assert hub.calls == [("create", "me/head", True, "secret"), ("upload", "me/head", "Upload a PRISM quality head")]
     assert hub.files["me/head"] == OURS | ADAPTER | TOKENIZER
     assert hub.asked == [], "this backbone has no name to ask about"
+
+
+def test_a_name_without_an_owner_is_uploaded_to_where_it_was_made(hub, lora_model):
+    lora_model.push_to_hub("head")
+    assert [call[:2] for call in hub.calls] == [("create", "head"), ("upload", "me/head")]
 
 
 def test_the_card_of_an_adapter_tells_everything(hub, from_hub):
@@ -134,11 +142,46 @@ def test_figures_of_other_weights_do_not_go_along(project):
     assert "None were measured when this was saved." in (project / "again" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("card", ["no front matter", "---\n{broken: [\n---\n", "---\nprism_figures: many\n---\n", None])
+REWRITTEN = [
+    "no front matter",
+    "---\n{broken: [\n---\n",
+    "---\nprism_figures: many\n---\n",
+    "---\nprism_figures: {a: [1]}\n---\n",
+]
+
+
+@pytest.mark.parametrize("card", [*REWRITTEN, None])
 def test_a_card_that_someone_rewrote_is_no_error(project, card):
     path = project / "weights" / "README.md"
     path.unlink() if card is None else path.write_text(card)
     assert PrismModel.from_pretrained(project / "weights").card_facts.figures == {}
+
+
+def test_figures_of_other_libraries_are_numbers(tmp_path, lora_model):
+    given = {"numpy": np.float64(0.5), "single": np.float32(0.25), "torch": torch.tensor(3), "nothing": float("nan")}
+    lora_model.save_pretrained(tmp_path / "out", figures=given)
+    figures = read_facts(tmp_path / "out").figures
+    assert {name: type(value) for name, value in figures.items()} == {
+        "numpy": float, "single": float, "torch": int, "nothing": float,
+    }  # fmt: skip
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {one.metric_name: one.metric_value for one in card.data.eval_results} == {"numpy": 0.5, "single": 0.25, "torch": 3}
+
+
+@pytest.mark.parametrize("value", [None, [0.5], torch.zeros(2)])
+def test_what_is_no_figure_is_refused(tmp_path, lora_model, value):
+    with pytest.raises(
+        ConfigurationError, match=r"must be a number or a text, but 'AUROC' is of type \w+; give one figure for"
+    ):
+        lora_model.save_pretrained(tmp_path / "out", figures={"AUROC": value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_told_stays_in_its_cell(tmp_path, lora_model):
+    lora_model.card_facts = CardFacts(figures={"a | b": 1}, data="two\nlines | bars")
+    lora_model.save_pretrained(tmp_path / "out")
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert {r"| a \| b | 1 |", r"| data | two lines \| bars |"} <= set(lines)
 
 
 def test_the_front_matter_is_yaml_whatever_the_names(tmp_path, lora_model):
