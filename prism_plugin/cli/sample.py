@@ -11,7 +11,7 @@ from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.sampling.prompts import lay_prompts, read_text
+from prism_plugin.sampling.prompts import lay_prompts, pad_rows, read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +44,11 @@ def run(args: argparse.Namespace) -> int:
         output = sampler.infill(
             input_ids, attention_mask, generator=generators, on_step=on_step, return_trace=args.report is not None
         )
-    new = output.sequences.tolist()
-    if starts is not None:
-        new = [row[start : start + args.max_new_tokens] for row, start in zip(new, starts, strict=True)]
+    if starts is None:
+        new = [row[own].tolist() for row, own in zip(output.sequences.cpu(), attention_mask, strict=True)]
+    else:
+        placed = zip(output.sequences.tolist(), starts, strict=True)
+        new = [row[start : start + args.max_new_tokens] for row, start in placed]
     answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
     figures = zip(texts, answers, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
     rows = [
@@ -87,7 +89,4 @@ def _lay(
             pad_token_id=sampler.fill_id,
         )
         return laid.input_ids, laid.attention_mask, laid.starts
-    for text in texts:
-        read_text(tokenizer, text)  # one by one, so that the error names the text
-    encoded = tokenizer(texts, return_tensors="pt", padding=True)
-    return encoded["input_ids"], encoded["attention_mask"], None
+    return *pad_rows([read_text(tokenizer, text) for text in texts], sampler.fill_id), None

@@ -51,15 +51,21 @@ def lay_prompts(
     encoded = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
     if any(mask_token_id in before for before, _ in encoded):
         raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
-    rows = [torch.tensor(before + [mask_token_id] * max_new_tokens + after) for before, after in encoded]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+    rows = [before + [mask_token_id] * max_new_tokens + after for before, after in encoded]
+    input_ids, attention_mask = pad_rows(rows, pad_token_id)
+    return LaidPrompts(input_ids, attention_mask, starts=[len(before) for before, _ in encoded])
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[TokenIds, TokenMask]:
+    """Pad rows of token ids on the right; unlike a tokenizer's own padding, for tokenizers without a padding token too.
+
+    Returns:
+        Token ids, and which of them are the rows' own; both [rows, longest].
+    """
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    input_ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
-    attention_mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
-    return LaidPrompts(
-        input_ids=input_ids.masked_fill(~attention_mask, pad_token_id),
-        attention_mask=attention_mask,
-        starts=[len(before) for before, _ in encoded],
-    )
+    return input_ids, torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
 
 
 def require_new_tokens(max_new_tokens: int) -> None:

@@ -18,7 +18,7 @@ from prism_plugin.cli import sample
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import SAMPLER_CONFIG_NAME
-from prism_plugin.testing import tiny_backbone
+from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 PRESET = ["--preset", "prism", "--num-steps", "3"]
@@ -112,6 +112,17 @@ def test_sample_fills_masks_and_continues_prompts(writer, capsys):
     continued = ["sample", "the ", "--adapter", str(writer), "--max-new-tokens", "3", "--preset", "prism", "--num-steps", "3"]
     assert cli.main([*continued, "--set", "num_remask=1"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_sample_needs_no_padding_token(writer, capsys):
+    folder = shutil.copytree(writer, writer.parent / "unpadded")  # beside it, where its backbone is found
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None  # as Llama's has none
+    tokenizer.save_pretrained(folder)
+    assert cli.main(["sample", "the [MASK][MASK]t", "a dog", "--adapter", str(folder), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[0]["answer"].startswith("the ")
+    assert rows[1]["answer"] == "a dog"
 
 
 @pytest.mark.parametrize(
