@@ -257,7 +257,8 @@ def choose_threshold(judged: JudgedTokens, precision: float) -> ChosenThreshold:
 
 
 def _halves(judged: JudgedTokens, what: str) -> tuple[JudgedTokens, JudgedTokens]:
-    halves = judged.where(judged.row % 2 == 0), judged.where(judged.row % 2 == 1)
+    place = judged.row.unique(return_inverse=True)[1]  # ids of rows may be any numbers
+    halves = judged.where(place % 2 == 0), judged.where(place % 2 == 1)
     if not all(half.correct.numel() for half in halves):
         raise ConfigurationError(
             f"{what} needs at least two rows with judged tokens, one half to fit and one to measure, found "

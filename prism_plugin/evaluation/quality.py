@@ -12,6 +12,7 @@ import datasets
 import torch
 from torch import Tensor
 
+from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.categorical import token_confidence
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.selection import select_top
@@ -20,7 +21,6 @@ from prism_plugin.core.view import StepView
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.modeling.probing import evaluation_mode
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.sampling.loop import needs_of
 from prism_plugin.training import Objective

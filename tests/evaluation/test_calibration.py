@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,11 @@ def test_the_odd_rows_are_not_fitted_on():
     assert one.before != other.before
     candidates = {(one.temperature, one.bias), (other.temperature, other.bias)}
     assert all(temperature == pytest.approx(1, abs=0.15) for temperature, _ in candidates)
+
+
+def test_halves_do_not_depend_on_how_rows_are_numbered():
+    judged = judged_tokens()
+    assert fit_head_scaling(replace(judged, row=2 * judged.row + 6)) == fit_head_scaling(judged)
 
 
 def test_the_threshold_keeps_its_precision_on_rows_that_it_has_not_seen():
