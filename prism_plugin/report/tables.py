@@ -74,7 +74,7 @@ def scaling_table(fitted: FittedScaling) -> Table:
 
 
 def threshold_sentence(chosen: ChosenThreshold) -> str:
-    """Say what a threshold does on the rows that it was not chosen on."""
+    """Say what a threshold does on the rows that it was not chosen on; in nine digits, which tell float32 numbers apart."""
     if chosen.threshold is None:
         return f"No threshold has {chosen.wanted_precision:.0%} wrong tokens below it; ask for less, or train the head further."
     if not chosen.doubted:
@@ -84,7 +84,7 @@ def threshold_sentence(chosen: ChosenThreshold) -> str:
             f"{chosen.doubted:.2%} of their tokens are below it, {chosen.precision:.1%} of these are wrong, and they are "
             f"{chosen.recall:.1%} of all wrong ones"
         )
-    return f"quality_threshold={chosen.threshold:.6g}: chosen on every second row; on the others {below}."
+    return f"quality_threshold={chosen.threshold:.9g}: chosen on every second row; on the others {below}."
 
 
 def _words(name: str) -> str:
