@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.") from error
+        raise _missing(path) from error
     except (OSError, ValueError) as error:
         raise StoredStateError(f"{path} must be a JSON file, but it cannot be read: {error}.") from error
     if not isinstance(values, dict):
@@ -49,7 +49,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         StoredStateError: If it does not; the sentence names the file, the key, what was expected and what was found.
     """
     if not path.is_file():
-        raise StoredStateError(f"{path} is missing; a folder written by `PrismModel.save_pretrained` has it.")
+        raise _missing(path)
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -59,3 +59,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         if found != wanted:
             raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
     return stored
+
+
+def _missing(path: Path) -> StoredStateError:
+    return StoredStateError(f"{path} is missing; a folder written by `save_pretrained` or `export_sampler` has it.")

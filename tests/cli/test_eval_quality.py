@@ -209,7 +209,7 @@ def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
             "The sampler showed no revealed token in any of its",
         ),
         ([*DRAFTS, "--limit", "1", "--fit-temperature"], "Fitting a temperature needs at least two rows with judged tokens"),
-        (["--adapter", "headless"], "headless/prism_config.json is missing; a folder written by `PrismModel.save_pretrained`"),
+        (["--adapter", "headless"], "headless/prism_config.json is missing; a folder written by `save_pretrained` or"),
     ],
 )
 def test_mistakes_are_one_sentence(writer, rows, tmp_path, monkeypatch, capsys, arguments, words):

@@ -272,7 +272,7 @@ def change(name: str, **values) -> Callable[[Path], None]:
 DAMAGED = {
     "no code": (
         lambda folder: (folder / "custom_generate/backbone.json").unlink(),
-        r"custom_generate/backbone\.json is missing",
+        r"custom_generate/backbone\.json is missing; a folder written by .* or `export_sampler` has it",
     ),
     "no head": (lambda folder: (folder / "quality_head.safetensors").unlink(), r"quality_head\.safetensors is missing"),
     "other code": (
