@@ -11,6 +11,7 @@ Four kinds of row, told apart by their columns:
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 import datasets
@@ -166,6 +167,30 @@ def fingerprint(prepared: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
+def _unasked_header(tokenizer: Any) -> list[int]:
+    """The beginning of one more reply, where a chat template writes it after the last message though nobody asked for it.
+
+    LLaDA's does, as Llama 3's did (https://github.com/NVIDIA-NeMo/Automodel/pull/3228), and a model must not learn to write it.
+    It follows the first special token after a message, which ends that, and holds a special token itself.
+    """
+
+    def write(*contents: str, asked: bool) -> list[int]:
+        chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), contents, strict=False)]
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=asked, tokenize=True, return_dict=False)
+
+    prompt, whole = write("a", asked=False), write("a", "b", asked=False)
+    if prompt != write("a", asked=True):
+        return []
+    # Behind contents that differ, a prompt and a whole chat end alike: with the end of a message, and that beginning.
+    backwards = zip(reversed(prompt), reversed(whole), strict=False)
+    ending = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], backwards)][::-1]
+    if len(whole) != len(prompt) + 1 + len(ending):  # the prompt is not followed by the reply's one letter: it has no beginning
+        return []
+    special = set(tokenizer.all_special_ids) | {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+    places = [index for index, token in enumerate(ending) if token in special]
+    return ending[places[0] + 1 :] if len(places) > 1 else []
+
+
 def _renamed(rows: datasets.Dataset, settings: DataSettings) -> dict[str, str]:
     if missing := sorted(set(settings.columns.values()) - set(rows.column_names)):
         raise DataFormatError(f"The data has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
@@ -205,6 +230,7 @@ class _Encoder:
         if is_chat and tokenizer.chat_template is None:
             asked = "Rows with `as_chat`" if settings.as_chat else "Rows with `messages`"
             raise ConfigurationError(f"{asked} need a tokenizer with a chat template, found none; set one.")
+        self.unasked = _unasked_header(tokenizer) if is_chat else []
         self.leading, self.trailing = ([], []) if is_chat or kind == "input_ids" else self._added_specials(sample)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -280,6 +306,8 @@ class _Encoder:
                 f"Row {index}: the chat template must write the conversation as the prompt followed by the reply, and does "
                 "not; give `prompt` and `completion` instead."
             )
+        if self.unasked and ids[-len(self.unasked) :] == self.unasked:
+            ids = ids[: -len(self.unasked)]
         if self.settings.append_eos:
             ids = [*ids, self.eos_token_id]
         return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))

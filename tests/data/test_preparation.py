@@ -66,6 +66,18 @@ def test_only_the_last_message_is_maskable(tokenizer):
     assert row["maskable"][-3:] == [True, True, True]
 
 
+@pytest.mark.parametrize("added", ["[UNK]a.", "{% if add_generation_prompt %}[UNK]a.{% endif %}", ""])
+def test_a_reply_that_nobody_asked_for_is_not_begun(tokenizer, added):
+    """LLaDA's template ends with the beginning of another reply, whatever it is told; the model shall not learn that."""
+    tokenizer.chat_template = "{% for m in messages %}[UNK]{{ m.role[0] }}.{{ m.content }}[EOS]{% endfor %}" + added
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yz"}]
+    (row,) = prepare([{"messages": chat}], tokenizer)
+    begun = ids(tokenizer, "[UNK]a.")
+    reply = [*([] if added else begun), *ids(tokenizer, "yz"), EOS]
+    assert row["input_ids"] == [*ids(tokenizer, "[UNK]u.hi"), EOS, *(begun if added else []), *reply]
+    assert row["maskable"] == [False] * (len(row["input_ids"]) - len(reply)) + [True] * len(reply)
+
+
 def test_tokenised_rows_take_labels_or_maskable_or_neither():
     rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}]
     assert prepare(rows)[0]["maskable"] == [False, True, True]
