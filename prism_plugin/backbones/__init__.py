@@ -3,7 +3,7 @@
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pairwise_mask
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
-from prism_plugin.backbones.loading import build_backbone, has_weights, load_backbone, load_tokenizer
+from prism_plugin.backbones.loading import build_backbone, has_weights, load_backbone, load_tokenizer, read_weights
 from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
@@ -11,6 +11,7 @@ from prism_plugin.backbones.spec import (
     hidden_size_of,
     input_embeddings_of,
     is_registered,
+    lm_head_device,
     lm_head_of,
     register_backbone,
     resolve_mask_token_id,
@@ -34,11 +35,13 @@ __all__ = [
     "infer_spec",
     "input_embeddings_of",
     "is_registered",
+    "lm_head_device",
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",
     "max_row_length",
     "pairwise_mask",
+    "read_weights",
     "register_backbone",
     "require_ok",
     "resolve_mask_token_id",

@@ -1,7 +1,9 @@
 """The only `from_pretrained` of a backbone and of its tokenizer."""
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -96,11 +99,33 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
         )
     options = {**options, "trust_remote_code": runs_remote_code}
     auto_class = _auto_class(where, stated, spec, runs_remote_code)
-    try:
+    with _one_sentence(where, model_type):
         if not runs_remote_code:
             config = _adapted(where, stated, spec) if adapted else AutoConfig.from_pretrained(where, **options)
             return make(where, getattr(transformers, auto_class), config, options)
         return _with_remote_code(where, auto_class, auto_map, options, make)
+
+
+def read_weights(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
+    """Read the weights of a folder that a backbone was saved in. No code out of the folder runs: the class is the backbone's.
+
+    Args:
+        folder: Where the backbone was saved after it was trained.
+        backbone: The one that shall take them. It is not changed; two copies are in memory for a moment.
+
+    Raises:
+        BackboneError: If they cannot be read, or one is missing.
+    """
+    with _one_sentence(str(folder), backbone.config.model_type):
+        as_auto_class, config = _AsAutoClass(type(backbone)), copy.deepcopy(backbone.config)
+        return _load_weights(str(folder), as_auto_class, config, {}, tensors={"dtype": backbone.dtype}).state_dict()
+
+
+@contextmanager
+def _one_sentence(where: str, model_type: str) -> Iterator[None]:
+    """What transformers, and code of a repository, raise while a model is loaded becomes a BackboneError."""
+    try:
+        yield
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
@@ -250,7 +275,8 @@ def load_tokenizer(
         if not any(_has_file(where, name, revision) for name in TOKENIZER_FILES):
             return None
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    # The last three: code that a repository brings along for its tokenizer.
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise BackboneError(f"The tokenizer in {where!r} could not be read ({_first_line(error)}).") from error
 
 

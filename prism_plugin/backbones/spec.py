@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -114,6 +115,13 @@ def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module | Non
     if spec.lm_head_at is None:
         return backbone.get_output_embeddings()
     return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
+
+
+def lm_head_device(backbone: PreTrainedModel, spec: BackboneSpec) -> torch.device:
+    """Where the LM head computes: where its weight lies, or where accelerate takes it for each call if it is offloaded."""
+    lm_head = lm_head_of(backbone, spec)
+    offloaded_to = getattr(getattr(lm_head, "_hf_hook", None), "execution_device", None)
+    return torch.device(offloaded_to) if lm_head.weight.is_meta and offloaded_to is not None else lm_head.weight.device
 
 
 def input_embeddings_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module:

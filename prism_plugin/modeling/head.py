@@ -58,9 +58,10 @@ class QualityHead(nn.Module):
         )
 
     def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
-        """Return one logit per position, float32, scaled."""
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.layers(hidden_states.float()).squeeze(-1) / self.temperature + self.bias
+        """Return one logit per position, float32, scaled, on the head's device."""
+        device = self.layers[0].weight.device
+        with torch.autocast(device.type, enabled=False):
+            return self.layers(hidden_states.to(device, torch.float32)).squeeze(-1) / self.temperature + self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QualityHead":
         """Let `to`, `half` and the like move the head to another device, never to another dtype."""

@@ -18,7 +18,7 @@ from prism_plugin.backbones import (
     evaluation_mode,
     get_backbone_spec,
     hidden_size_of,
-    lm_head_of,
+    lm_head_device,
     require_ok,
     resolve_mask_token_id,
 )
@@ -115,7 +115,8 @@ class PrismModel(BackbonePassthrough):
 
         Args:
             input_ids: Tokens; the mask token where nothing is revealed.
-            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding.
+            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding. A family that takes
+                no mask is called without it.
             logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
                 the flattened canvas (an index spares the device a synchronisation); None: none.
             with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
@@ -135,7 +136,8 @@ class PrismModel(BackbonePassthrough):
             )
         return PrismModelOutput(
             logits=None if logits_at is None else logits.squeeze(0),
-            quality_logits=self.quality_head(request.hidden_states) if with_quality else None,
+            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+            quality_logits=self.quality_head(request.hidden_states).to(input_ids.device) if with_quality else None,
             hidden_states=request.hidden_states if output_hidden_states else None,
         )
 
@@ -159,7 +161,7 @@ class PrismModel(BackbonePassthrough):
 
         Raises:
             ConfigurationError: If there is nothing to rate, texts are given but the model has no tokenizer, or with a mask,
-                or `batch_size` is below 1.
+                `batch_size` is below 1, or there is padding and the family takes no attention mask.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -179,6 +181,11 @@ class PrismModel(BackbonePassthrough):
                 )
             encoded = self.tokenizer(list(texts_or_ids), padding=True, return_tensors="pt")
             input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+        if self.spec.attention_mask == "none" and attention_mask is not None and not attention_mask.all():
+            raise ConfigurationError(
+                f"{self.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found padding; "
+                "score rows of one length together."
+            )
         masks = [None] * len(input_ids) if attention_mask is None else attention_mask.to(self.device)
         batches = []
         with evaluation_mode(self):
@@ -343,7 +350,7 @@ def attach_quality_head(
     except BaseException:
         snapshot.restore(backbone)
         raise
-    head = QualityHead.from_config(config).to(lm_head_of(backbone, spec).weight.device)
+    head = QualityHead.from_config(config).to(lm_head_device(backbone, spec))
     model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
         require_ok(probe_model(model) if probe else [])

@@ -25,7 +25,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones import BackboneSpec, get_backbone_spec, hidden_size_of, load_backbone, load_tokenizer
+from prism_plugin.backbones import (
+    BackboneSpec,
+    get_backbone_spec,
+    hidden_size_of,
+    load_backbone,
+    load_tokenizer,
+    read_weights,
+)
 from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
@@ -348,8 +355,7 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
         expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
         adapter = read_tensors(stored.folder / ADAPTER_FILE, expected)
     if model.prism_config.train_backbone:
-        # transformers' own loader knows about shards and tied weights; two copies are in memory for a moment.
-        trained = load_backbone(stored.folder, dtype=model.backbone.dtype).state_dict()
+        trained = read_weights(stored.folder, model.plain_backbone)
         model.backbone.load_state_dict(_sharded_like(model.backbone.state_dict(), trained))
     if has_adapter:
         set_peft_model_state_dict(model.backbone, _sharded_like(expected, adapter))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -119,9 +119,12 @@ def wrap_with_adapter(
     rewriting = isinstance(getattr(adapter, "init_lora_weights", None), str)
     before = {name: parameter.detach().clone() for name, parameter in own.items()} if rewriting else {}
     try:
-        wrapped = _get_peft_model(backbone, adapter)
+        wrapped = _with_peft(backbone, adapter)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigurationError(f"PEFT cannot put `lora` on {type(backbone).__name__}: {error}") from error
+        raise ConfigurationError(
+            f"PEFT cannot put `lora` on {type(backbone).__name__}, where the layers for it are called "
+            f"{', '.join(spec.lora_target_modules)}: {error}"
+        ) from error
     finally:
         snapshot.kept.update((name, data) for name, data in before.items() if not torch.equal(data, own[name]))
     in_training = {name: parameter.detach().clone() for name, parameter in own.items() if parameter.requires_grad}
@@ -138,18 +141,21 @@ def wrap_with_adapter(
         if idle and adapter.target_modules != {"all-linear"}:
             raise ConfigurationError(
                 f"Every entry of `target_modules` must match a module of {type(backbone).__name__}, "
-                f"but nothing is called {', '.join(idle)}."
+                f"but nothing is called {', '.join(idle)}; leave that out, or name layers such as "
+                f"{', '.join(spec.lora_target_modules)}."
             )
     return wrapped
 
 
-def _get_peft_model(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
+def _with_peft(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
     with warnings.catch_warnings():
         # PEFT 0.21 reads a name that transformers 5.23 deprecated. Goes when it asks for `is_activation_checkpointing`.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         # Its warning of adapters on tied weights: the check below refuses those.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
-        return get_peft_model(backbone, adapter)
+        # Not `get_peft_model`, which takes a class by `task_type`: those pass on arguments that not every family has, such as
+        # an attention mask to MDLM.
+        return PeftModel(backbone, adapter)
 
 
 def _matches(module_name: str, target: str) -> bool:

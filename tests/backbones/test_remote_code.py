@@ -9,9 +9,10 @@ from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES
 
 import prism_plugin as prism
-from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, pairwise_mask
+from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, load_tokenizer, pairwise_mask
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import dropout_off
+from prism_plugin.modeling.persistence import load_weights
 
 IDS = torch.arange(2, 16).view(2, 7)
 
@@ -203,3 +204,61 @@ def test_a_vocabulary_that_is_padded_may_be_drawn_from(tmp_path):
     drawn = sampler.sample(IDS, max_new_tokens=8, generator=torch.Generator().manual_seed(0)).sequences
     assert drawn.max() >= 32
     assert sampler.sample(drawn, max_new_tokens=2).sequences.shape == (2, 17)
+
+
+@pytest.mark.parametrize("name", ["llada", "mdlm"])
+def test_a_trained_backbone_is_loaded_again_with_consent_and_resumed_without(tmp_path, name):
+    """To resume, the class in memory takes the weights: the code that was saved beside them is not run once more."""
+    STANDIN_FAMILIES[name].save(tmp_path / "backbone")
+
+    def attach():
+        config = prism.PrismConfig(mask_token_id=MASK, train_backbone=True)
+        return prism.attach_quality_head(load_backbone(tmp_path / "backbone", trust_remote_code=True), config)
+
+    trained, saved = attach(), tmp_path / "trained"
+    for parameter in trained.parameters():
+        parameter.data.mul_(1.1)
+    trained.save_pretrained(saved)
+    looked = trained(IDS, logits_at=IDS > 4)
+    with pytest.raises(BackboneError, match="brings its own Python code"):
+        prism.PrismModel.from_pretrained(saved)
+    again = prism.PrismModel.from_pretrained(saved, trust_remote_code=True)
+    resumed = attach()
+    for path in saved.glob("*.py"):
+        path.write_text("raise SystemExit('it ran')", encoding="utf-8")
+    load_weights(resumed, saved)
+    for model in (again, resumed):
+        found = model(IDS, logits_at=IDS > 4)
+        assert torch.equal(found.logits, looked.logits)
+        assert torch.equal(found.quality_logits, looked.quality_logits)
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("name", STANDIN_FAMILIES)
+def test_an_adapter_for_a_task_changes_no_call(tmp_path, name, task_type):
+    """PEFT's classes for tasks pass on arguments, such as an attention mask, that MDLM and others do not have."""
+    family = STANDIN_FAMILIES[name]
+    family.save(tmp_path / "backbone")
+    config = prism.PrismConfig(mask_token_id=MASK)
+    with family.described():
+        backbone = load_backbone(tmp_path / "backbone", trust_remote_code=True)
+        model = prism.attach_quality_head(backbone, config, lora=LoraConfig(r=2, task_type=task_type))
+    assert model(IDS).quality_logits.shape == IDS.shape
+    model.save_pretrained(tmp_path / "head")
+    assert json.loads((tmp_path / "head" / "adapter_config.json").read_text())["task_type"] == task_type
+
+
+def test_rows_with_padding_are_not_scored_without_a_mask(tmp_path):
+    STANDIN_FAMILIES["mdlm"].save(tmp_path)
+    model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True), prism.PrismConfig(mask_token_id=MASK))
+    assert model.score(IDS, torch.ones_like(IDS)).shape == IDS.shape
+    with pytest.raises(ConfigurationError, match=r"mdlm takes no attention mask, so the rows .* score rows of one length"):
+        model.score(IDS, IDS > 2)
+
+
+def test_a_tokenizers_code_that_fails_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "Dream"}', encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization.Tokens", null]}}')
+    (tmp_path / "tokenization.py").write_text("from transformers import a_name_that_is_gone\n\n\nclass Tokens: ...\n")
+    with pytest.raises(BackboneError, match=r"The tokenizer in .* could not be read \(.*a_name_that_is_gone"):
+        load_tokenizer(tmp_path, trust_remote_code=True)

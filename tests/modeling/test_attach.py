@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from accelerate import cpu_offload
 from moved_weights import trained
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -151,12 +152,20 @@ REFUSED = {
         r"must not adapt the LM head, but .* cls.predictions.decoder;",
     ),
     "tied": (MASK, LoraConfig(target_modules=["word_embeddings"]), r"match bert.embeddings.word_embeddings;"),
-    "nothing": (MASK, LoraConfig(target_modules=["qqq"]), "PEFT cannot put `lora` on BertForMaskedLM: Target modules"),
-    "half": (MASK, LoraConfig(target_modules=["query", "qqq", "rrr"]), "but nothing is called qqq, rrr"),
+    "nothing": (
+        MASK,
+        LoraConfig(target_modules=["qqq"]),
+        r"PEFT cannot put `lora` on BertForMaskedLM, where .* are called query, key, value: Target modules",
+    ),
+    "half": (
+        MASK,
+        LoraConfig(target_modules=["query", "qqq", "rrr"]),
+        "but nothing is called qqq, rrr; leave that out, or name layers such as query, key, value",
+    ),
     "norm": (
         MASK,
         LoraConfig(target_modules=["query", "LayerNorm"]),
-        "PEFT cannot put `lora` on BertForMaskedLM: Target module",
+        r"PEFT cannot put `lora` on BertForMaskedLM, where .* are called query, key, value: Target module",
     ),
     "virtual": (MASK, peft.PromptTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION"), "adds virtual tokens"),
     "mask": (PrismConfig(), None, "No mask token id is known"),
@@ -280,3 +289,21 @@ def test_detaching_a_merged_model_keeps_what_was_merged(lora, ids):
     model.merge_and_unload()
     after = model.detach()(ids).logits[everywhere]
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_weights_that_accelerate_offloads(family, ids):
+    """As with `device_map="auto"` where not all fits: weights are on the meta device between calls, the head is not."""
+    expected = attach_quality_head(tiny_backbone_of_seed(family), MASK)(ids, logits_at=ids > 4)
+    backbone = cpu_offload(tiny_backbone_of_seed(family), execution_device=torch.device("cpu"))
+    assert backbone.get_output_embeddings().weight.is_meta
+    model = attach_quality_head(backbone, MASK)
+    assert {parameter.device.type for parameter in model.quality_head.parameters()} == {"cpu"}
+    found = model(ids, logits_at=ids > 4)
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.quality_logits, expected.quality_logits)
+
+
+def tiny_backbone_of_seed(family):
+    torch.manual_seed(3)
+    return tiny_backbone(family)
