@@ -111,9 +111,9 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
             calls.append((module, args[0]))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        first = output if isinstance(output, Tensor) else next(iter(output.values() if hasattr(output, "values") else output))
-        if isinstance(first, Tensor):
-            given[module] = first
+        parts = tuple(output.values()) if hasattr(output, "keys") else output if isinstance(output, tuple | list) else (output,)
+        if parts and isinstance(parts[0], Tensor):
+            given[module] = parts[0]
 
     tokens = plain_tokens(backbone.config, ())[:4]
     device = backbone.get_input_embeddings().weight.device

@@ -80,6 +80,32 @@ def test_the_look_leaves_nothing_behind():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
 
 
+class GivesNothing(torch.nn.Module):
+    """As remote code may have it: a part that gives no tensor."""
+
+    def __init__(self, nothing):
+        super().__init__()
+        self.nothing = nothing
+
+    def forward(self):
+        return self.nothing
+
+
+class WithOddParts(transformers.ElectraForMaskedLM):
+    """Calls parts that give nothing, an empty tuple and a number."""
+
+    def forward(self, input_ids, attention_mask=None):
+        for part in self.parts_of_mine:
+            part()
+        return super().forward(input_ids, attention_mask=attention_mask)
+
+
+def test_parts_that_give_no_tensor_are_passed_by():
+    backbone = WithOddParts(built("ElectraForMaskedLM").config)
+    backbone.parts_of_mine = torch.nn.ModuleList(GivesNothing(nothing) for nothing in (None, (), {}, 0.5))
+    assert infer_spec(backbone).final_hidden_at == "generator_predictions"
+
+
 def test_a_causal_model_of_an_unknown_family_is_refused():
     with (
         pytest.warns(UserWarning, match="GPTNeoXForCausalLM was looked at"),

@@ -1,5 +1,6 @@
 """The probes see what they are there for, on real models with one thing wrong, and leave the model as it was."""
 
+import copy
 import socket
 
 import pytest
@@ -155,6 +156,20 @@ def test_a_damaged_rotary_table(damage):
     backbone.model.rotary_emb.inv_freq[1:] = damage
     with pytest.raises(BackboneError, match=r"`model.rotary_emb.inv_freq` of LlamaForCausalLM .* starts 1, .*`load_backbone`"):
         attach_quality_head(backbone, MASK)
+
+
+def test_a_rotary_table_that_was_cast_is_not_damaged():
+    backbone = tiny_backbone("llama", hidden_size=64)
+    backbone.config.rope_parameters["rope_theta"] = 1e7
+    backbone.model.rotary_emb = type(backbone.model.rotary_emb)(backbone.config)
+    for dtype in (torch.bfloat16, torch.float16):
+        cast = copy.deepcopy(backbone).to(dtype)
+        table = cast.model.rotary_emb.inv_freq
+        assert table.dtype == dtype
+        assert check_rotary_tables(cast).ok
+    # Float16 steps are as wide as that at the smallest of these frequencies.
+    exact = backbone.model.rotary_emb.inv_freq
+    assert ((table.float() - exact).abs() / exact).max() > 1e-2
 
 
 def test_a_rotary_table_of_another_base():
