@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--masked-share", type=float, default=1.0, help="share of masked positions (default: %(default)s, the largest step)"
     )
-    step.add_argument("--dtype", choices=_DTYPES, help="of the weights; half precision is autocast too (default: the model's)")
+    step.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        help="of the weights; half precision is autocast too (default: the model's, with --four-bit bfloat16)",
+    )
     step.add_argument("--four-bit", action="store_true", help="hold the backbone in NF4, as `quantization: nf4` in a recipe")
     step.add_argument("--lora-rank", type=int, default=8, help="rank of LoRA; 0: the head alone (default: %(default)s)")
     step.add_argument("--lora-targets", nargs="+", metavar="NAME", help="modules that get LoRA (default: the family's)")
@@ -122,7 +126,8 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     """
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     load = load_backbone if not args.without_weights and has_weights(args.model) else build_backbone
-    backbone = load(args.model, dtype=_DTYPES.get(args.dtype), **where)
+    dtype = args.dtype or ("bfloat16" if args.four_bit else None)  # as load_backbone has it
+    backbone = load(args.model, dtype=_DTYPES.get(dtype), **where)
     tokenizer = load_tokenizer(args.model, **where)
     spec = get_backbone_spec(backbone)
     try:
@@ -135,15 +140,15 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     checks = [_check_spec(spec)]
     lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
     began = time.perf_counter()
+    stage = "attributes"
     try:
         settings = PrismConfig(mask_token_id=mask_token_id)
         model = attach_quality_head(backbone, settings, lora=lora, tokenizer=tokenizer, probe=False)
-        checks += [
-            Check("attributes", True, None, "LM head, attention and vocabulary are as the spec says"),
-            *probe_model(model),
-        ]
+        checks.append(Check(stage, True, None, "LM head, attention and vocabulary are as the spec says"))
+        stage = "forward"
+        checks += probe_model(model)
     except BackboneError as error:
-        checks.append(Check("attributes", False, None, str(error)))
+        checks.append(Check(stage, False, None, str(error)))
         return Diagnosis(**known, checks=checks, trainable_parameters=None, memory_gb={}, model=None, seconds=0.0)
     seconds = time.perf_counter() - began
     estimate = estimate_memory(model, known["shape"])

@@ -27,7 +27,14 @@ from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.memory import StepShape, estimate_memory
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
-from prism_plugin.training.checks import check_together, rows_per_step
+from prism_plugin.training.checks import (
+    as_prepared,
+    check_optimization,
+    check_together,
+    chosen_optimizer,
+    collator_of,
+    rows_per_step,
+)
 from prism_plugin.training.sharding import check_sharding
 
 SAMPLE_ROWS = 100
@@ -60,8 +67,11 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
     backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
     model = attached(recipe, backbone)
     check_together(model, objective, training)
-    data, longest, notes = _look_at_data(recipe, model)
+    data, longest, notes = _look_at_data(recipe, model, training.train_batch_size)
     not_checked += notes
+    steps = _steps(training, data["rows"])
+    chosen, settings = chosen_optimizer(training, model)
+    check_optimization(training, lambda: chosen([torch.nn.Parameter(torch.zeros(1))], **settings), steps["total"] or 1)
     found = {
         "backbone": recipe.backbone.path,
         "family": model.spec.model_type,
@@ -69,7 +79,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
         "parameters": model.num_parameters(),
         "trainable_parameters": _trainable(model),
         "data": data,
-        "steps": _steps(training, data["rows"]),
+        "steps": steps,
     }
     length = recipe.data.max_length or longest
     if length is None:
@@ -99,7 +109,7 @@ def _trainable(model: PrismModel) -> dict[str, int]:
     return {"backbone" if model.prism_config.train_backbone else "adapter": others, "head": head}
 
 
-def _look_at_data(recipe: Recipe, model: PrismModel) -> tuple[dict[str, Any], int | None, list[str]]:
+def _look_at_data(recipe: Recipe, model: PrismModel, batch_size: int) -> tuple[dict[str, Any], int | None, list[str]]:
     """Counts, a prepared sample's figures, its longest row in tokens, and what could not be looked at."""
     try:
         rows, eval_rows = raw_rows(recipe.data)
@@ -109,18 +119,22 @@ def _look_at_data(recipe: Recipe, model: PrismModel) -> tuple[dict[str, Any], in
     found["columns"] = rows.column_names
     if model.tokenizer is None and "input_ids" not in {*rows.column_names, *recipe.data.columns}:
         return found, None, [f"tokens of the data: {recipe.backbone.path} holds no tokenizer"]
-    sample = _prepared_sample(rows, recipe, model)
+    sample = _prepared_sample(rows, recipe, model, "train_dataset")
     if eval_rows is not None:
-        _prepared_sample(eval_rows, recipe, model)
+        _prepared_sample(eval_rows, recipe, model, "eval_dataset")
+    collate = collator_of(model)
+    for start in range(0, len(sample), batch_size):  # rows that cannot be one batch
+        collate([sample[index] for index in range(start, min(start + batch_size, len(sample)))])
     maskable = [sum(row) for row in sample["maskable"]]
     found |= {"rows_looked_at": len(sample), "longest_row": longest_row(sample)}
     found["maskable_share"] = round(sum(maskable) / sum(map(len, sample["input_ids"])), 4)
     return found, longest_row(sample), []
 
 
-def _prepared_sample(rows: datasets.Dataset, recipe: Recipe, model: PrismModel) -> datasets.Dataset:
+def _prepared_sample(rows: datasets.Dataset, recipe: Recipe, model: PrismModel, name: str) -> datasets.Dataset:
     sample = rows.select(range(min(SAMPLE_ROWS, len(rows))))
-    return prepare_rows(sample, model.tokenizer, mask_token_id=model.mask_token_id, settings=recipe.data)
+    prepared = prepare_rows(sample, model.tokenizer, mask_token_id=model.mask_token_id, settings=recipe.data)
+    return as_prepared(prepared, model, name)
 
 
 def _steps(training: PrismTrainingArguments, rows: int | None) -> dict[str, int | None]:

@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings of the recipe", "a value is YAML, true when left out: --max_steps 10 --bf16")
     for name, text in known.items():
         last = name.rpartition(".")[2]
-        flags = [f"--{name}"] + (
-            [f"--{last}"] if last_parts[last] == 1 and last not in ("recipe", "fresh", "json", "dry-run") else []
-        )
+        flags = [f"--{name}"] + ([f"--{last}"] if last_parts[last] == 1 and last not in _TAKEN else [])
         group.add_argument(
             *flags,
             dest=f"recipe:{name}",

@@ -1,8 +1,13 @@
 """What has to fit together before a step is made: model, objective, arguments and data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, get_scheduler
+from transformers.trainer_optimizer import is_optimizer_factory
 
 from prism_plugin.backbones import max_row_length
 from prism_plugin.data import PrismCollator, check_prepared, longest_row, prepare_rows
@@ -37,6 +42,49 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
             "ignored; set it to 0, or train without checkpointing."
         )
+
+
+def chosen_optimizer(
+    args: PrismTrainingArguments, model: nn.Module, given: tuple[type[Optimizer], dict[str, Any]] | None = None
+) -> tuple[type[Optimizer], dict[str, Any]]:
+    """The optimizer's class and settings: those that were given, or those that the arguments name.
+
+    Raises:
+        ConfigurationError: If it would choose its own groups of parameters.
+        ImportError: If it needs a package that is not installed.
+    """
+    chosen, settings = given or Trainer.get_optimizer_cls_and_kwargs(args, model)
+    if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
+        raise ConfigurationError(
+            f"`optim: {args.optim.value}` chooses its own parameter groups, so the head cannot have its learning rate; use "
+            "another, such as adamw_torch."
+        )
+    return chosen, settings
+
+
+def check_optimization(
+    args: PrismTrainingArguments, make_optimizer: Callable[[], Optimizer], num_steps: int, *, with_schedule: bool = True
+) -> None:
+    """Build the optimizer and the schedule of the learning rate, and keep neither.
+
+    Raises:
+        ConfigurationError: If one of them cannot be built.
+    """
+    try:
+        optimizer = make_optimizer()
+        if with_schedule:
+            get_scheduler(
+                args.lr_scheduler_type,
+                optimizer=optimizer,
+                num_warmup_steps=args.get_warmup_steps(num_steps),
+                num_training_steps=num_steps,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            )
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"`optim: {args.optim.value}` with `lr_scheduler_type: {args.lr_scheduler_type.value}` cannot be used as it is "
+            f"set: {error}"
+        ) from error
 
 
 def collator_of(model: PrismModel) -> PrismCollator:

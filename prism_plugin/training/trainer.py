@@ -15,7 +15,6 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 
 from prism_plugin.core.losses import quality_loss_per_row
@@ -27,7 +26,14 @@ from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.checks import as_prepared, check_together, collator_of, rows_per_step
+from prism_plugin.training.checks import (
+    as_prepared,
+    check_optimization,
+    check_together,
+    chosen_optimizer,
+    collator_of,
+    rows_per_step,
+)
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
@@ -130,19 +136,12 @@ class PrismTrainer(Trainer):
             ImportError: If the optimizer needs a package that is not installed.
         """
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        optimizer = self.optimizer
-        chosen, settings = self._chosen_optimizer(self.model) if optimizer is None else (None, {})
-        try:
-            if chosen is not None:
-                optimizer = chosen(self._parameter_groups(self.model), **settings)
-            if self.lr_scheduler is None:
-                self.create_scheduler(max_steps, optimizer)
-                self.lr_scheduler, self._created_lr_scheduler = None, False
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"`optim: {self.args.optim.value}` with `lr_scheduler_type: {self.args.lr_scheduler_type.value}` cannot be "
-                f"used as it is set: {error}"
-            ) from error
+        with_schedule = self.lr_scheduler is None
+        if self.optimizer is not None:
+            return check_optimization(self.args, lambda: self.optimizer, max_steps, with_schedule=with_schedule)
+        chosen, settings = chosen_optimizer(self.args, self.model, self.optimizer_cls_and_kwargs)
+        groups = self._parameter_groups(self.model)
+        return check_optimization(self.args, lambda: chosen(groups, **settings), max_steps, with_schedule=with_schedule)
 
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""
@@ -224,19 +223,10 @@ class PrismTrainer(Trainer):
         """Make the optimizer that `args` names, with the head's parameters in groups of their own, after the others."""
         if self.optimizer is None:
             opt_model = self.model if model is None else model
-            chosen, settings = self._chosen_optimizer(opt_model)
+            chosen, settings = chosen_optimizer(self.args, opt_model, self.optimizer_cls_and_kwargs)
             # Trainer puts `params` in place of its own groups, as it does for GaLore.
             self.optimizer_cls_and_kwargs = (chosen, {**settings, "params": self._parameter_groups(opt_model)})
         return super().create_optimizer(model)
-
-    def _chosen_optimizer(self, model: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        chosen, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
-        if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
-            raise ConfigurationError(
-                f"`optim: {self.args.optim.value}` chooses its own parameter groups, so the head cannot have its learning "
-                "rate; use another, such as adamw_torch."
-            )
-        return chosen, settings
 
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(model))

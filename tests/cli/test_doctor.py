@@ -67,6 +67,7 @@ def test_the_options_of_the_step_are_used(bert, capsys):
     _, frozen = ask(capsys, bert, "--lora-rank", "0", "--four-bit")
     assert frozen["trainable_parameters"] == 321
     assert frozen["memory_gb"]["adapter"] == 0
+    assert "LM head in bfloat16" in frozen["checks"][-1]["detail"], "as `quantization: nf4` loads it"
 
 
 def test_words_for_people(bert, capsys, monkeypatch):
@@ -134,6 +135,23 @@ def test_a_model_that_fails_a_probe(tmp_path, capsys):
     check = next(check for check in found["checks"] if check["name"] == "finite")
     assert check["ok"] is False
     assert re.match("BertForMaskedLM gives final hidden states that are not finite .* load them again", check["detail"])
+
+
+def test_a_model_that_cannot_be_called(tmp_path, capsys):
+    STANDIN_FAMILIES["llada"].save(tmp_path)
+    path = tmp_path / "modeling_llada.py"
+    code = path.read_text(encoding="utf-8").replace(
+        "self.config.use_cache if use_cache is None else use_cache", "self.config.gone"
+    )
+    path.write_text(code, encoding="utf-8")
+    code, found = ask(capsys, str(tmp_path), "--trust-remote-code")
+    assert code == 1
+    assert [(check["name"], check["ok"]) for check in found["checks"]] == [
+        ("spec", True),
+        ("attributes", True),
+        ("forward", False),
+    ]
+    assert "its forward failed (AttributeError" in found["checks"][-1]["detail"]
 
 
 def test_an_unknown_family_is_described(tmp_path, capsys):

@@ -113,6 +113,8 @@ def test_a_config_alone_will_do(folder, capsys):
         (["--data.columns", "{text: body}"], "body"),
         (["--data.path", "none.txt"], "none.txt"),
         (["--per_device_train_batch_size", "64"], "A step needs 128 rows"),
+        (["--lr_scheduler_kwargs", "{cycles: 2}"], "with `lr_scheduler_type: linear` cannot be used as it is set: get_linear"),
+        (["--adam_beta1", "2"], "cannot be used as it is set: Invalid beta"),
         (["--eval_strategy", "steps", "--eval_share", "null"], "`eval_strategy: steps` needs `data.eval_share`"),
         (["--quantization", "int3"], "must be one of nf4 or None, got 'int3'"),
         (["--backbone.path", "someone/model"], "give a folder with a config.json, or a Hub id that can be reached"),
@@ -136,3 +138,17 @@ def test_what_fsdp_would_spoil_is_refused_before_anything_is_loaded(folder, caps
     assert "would cast the float32 head and LoRA to it; set `bf16: false`" in capsys.readouterr().err
     assert run(write(folder), "--quantization", "nf4") == 2
     assert "FSDP leaves 4-bit weights whole on every process" in capsys.readouterr().err
+
+
+def test_rows_that_the_model_cannot_read_are_one_sentence(folder, capsys):
+    tiny_backbone("bert", max_position_embeddings=11).config.save_pretrained(folder / "bert")
+    tiny_tokenizer().save_pretrained(folder / "bert")
+    assert run(write(folder, "bert")) == 2
+    assert "A row of `train_dataset` must have at most 12 tokens" in capsys.readouterr().err
+    assert run(write(folder, "bert"), "--max_length", "12") == 0
+    STANDIN_FAMILIES["mdlm"].save(folder / "mdlm")
+    tiny_tokenizer().save_pretrained(folder / "mdlm")
+    recipe = write(folder, "mdlm")
+    assert run(recipe, "--trust_remote_code") == 2
+    assert "takes no attention mask, so all rows of a batch must be equally long" in capsys.readouterr().err
+    assert run(recipe, "--trust_remote_code", "--pads", "supervised", "--max_length", "16") == 0
