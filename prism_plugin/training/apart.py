@@ -31,6 +31,8 @@ def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel) 
         return None  # DeepSpeed takes a step of its own at every backward, DataParallel gives one loss per device
     if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
         return None  # they update the weights in backward
+    if isinstance(getattr(model, "_orig_mod", None), DistributedDataParallel):
+        return None  # accelerate compiles around DDP, whose switch for sending gradients is then part of what was compiled
 
     def backward(loss: Tensor) -> None:
         accelerator.backward(loss / trainer.current_gradient_accumulation_steps)

@@ -115,6 +115,11 @@ def test_ddp_with_a_trained_lm_head_goes_backward_once(lab, alone):
     assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, model) is None
 
 
+def test_compiled_ddp_goes_backward_once(lab, alone):
+    wrapped = torch.compile(DistributedDataParallel(lab.build_model()), backend="eager")
+    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, wrapped._orig_mod.module) is None
+
+
 def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
     seen = []
 
