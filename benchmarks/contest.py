@@ -94,9 +94,10 @@ def compete(contestants: dict[str, Prepare], cases: Sequence[Any], machine: Mach
                 for name, line in lines.items():
                     line.send(number)
                     measured[number][name].append(_receive(name, line))
-        for line in lines.values():
-            line.send(None)
     finally:
+        for line in lines.values():
+            with suppress(OSError):  # one that failed does not listen
+                line.send(None)
         for process in processes:
             process.join(timeout=10)
             process.terminate()

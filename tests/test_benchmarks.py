@@ -73,6 +73,12 @@ def test_the_floor_reads_the_rows_that_ours_reads():
     assert counts == sampling.rows_needed(SMALL)
 
 
+@pytest.mark.parametrize("benchmark", [sampling, training])
+def test_every_contestant_works_in_sixteen_bits(benchmark):
+    for prepare in benchmark.CONTESTANTS.values():
+        prepare(SMALL, replace(CPU, dtype="bfloat16"))()
+
+
 @pytest.mark.multiprocess
 def test_contestants_run_in_processes_of_their_own():
     results = contest.compete({"body": sampling.prepare_body}, [SMALL, LONGER], CPU, rounds=2)
