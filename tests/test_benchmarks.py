@@ -142,6 +142,6 @@ def test_bad_options_are_one_sentence(options, words, monkeypatch):
 def test_a_sweep_is_drawn(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     results = {name: contest.Result(name, (seconds,), (seconds,), 0, 0) for name, seconds in PLACES.items()}
-    report.draw({"batch": {1: results, 2: results}, "length": {64: results}}, tmp_path / "sweep.svg")
+    report.draw({"batch": {1: results, 2: results}, "length": {64: results}}, tmp_path / "sweep.svg", "median")
     drawn = (tmp_path / "sweep.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {word} -->" in drawn for word in ("batch", "length", "seconds", *PLACES))
