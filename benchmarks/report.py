@@ -22,7 +22,10 @@ MB = 1e6
 FLOOR, REFERENCE, OURS = "floor", "reference", "ours"
 # What a sweep varies, one axis at a time, and the shape that it starts from.
 Axes = dict[str, tuple[tuple[int, Shape], ...]]
-SWEPT = replace(SHAPES["llada"], name="swept", vocab_size=32_768, hidden_size=128, num_hidden_layers=4, intermediate_size=384)
+SWEPT = replace(
+    SHAPES["llada"], name="swept", vocab_size=32_768, hidden_size=128, num_hidden_layers=4, intermediate_size=384,
+    max_new_tokens=64, num_steps=16,
+)  # fmt: skip
 
 
 def sweep_of(values: tuple[int, ...], change: Callable[[Shape, int], Shape]) -> tuple[tuple[int, Shape], ...]:

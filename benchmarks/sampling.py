@@ -118,7 +118,7 @@ def main() -> None:
             (64, 128, 256, 512), lambda shape, size: replace(shape, max_new_tokens=size, num_steps=size // 4)
         ),
         "vocabulary": sweep_of((8_192, 32_768, 131_072), lambda shape, size: replace(shape, vocab_size=size)),
-        "block": sweep_of((16, 32, 64, 128), lambda shape, size: replace(shape, block_length=size)),
+        "block": sweep_of((16, 32, 64), lambda shape, size: replace(shape, block_length=size)),
     }
 
     def title(shape: Shape) -> str:
