@@ -1,7 +1,7 @@
 """What differs between masked diffusion language models, as data."""
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
-from prism_plugin.backbones.call import call_arguments, pairwise_mask
+from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
 from prism_plugin.backbones.loading import build_backbone, has_weights, load_backbone, load_tokenizer, read_weights
 from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
@@ -40,6 +40,7 @@ __all__ = [
     "load_backbone",
     "load_tokenizer",
     "max_row_length",
+    "pad_rows",
     "pairwise_mask",
     "read_weights",
     "register_backbone",

@@ -1,9 +1,11 @@
 """What one call of a backbone is given: the habits of each family with masks and extra arguments, settled in one place."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.types import TokenIds, TokenMask
@@ -26,6 +28,22 @@ def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: Toke
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         arguments["attention_mask"] = pairwise_mask(present.bool(), spec.attention_block_length)
     return arguments
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str = "right") -> tuple[TokenIds, TokenMask]:
+    """Pad rows of token ids; unlike a tokenizer's own padding, for tokenizers without a padding token too.
+
+    Args:
+        rows: Token ids, at least one row.
+        pad_token_id: Id written into the padding. Any id will do, since nothing looks at it.
+        side: Where the padding stands, "right" or "left".
+
+    Returns:
+        Token ids, and which of them are the rows' own; both [rows, longest].
+    """
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    own = [torch.ones_like(row, dtype=torch.bool) for row in tensors]
+    return pad_sequence(tensors, True, pad_token_id, side), pad_sequence(own, True, False, side)
 
 
 def pairwise_mask(present: TokenMask, block_length: int | None = None) -> Tensor:

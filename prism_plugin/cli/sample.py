@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from prism_plugin.backbones import pad_rows
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.sampling.prompts import lay_prompts, pad_rows, read_text
+from prism_plugin.sampling.prompts import lay_prompts, read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

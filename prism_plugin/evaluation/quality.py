@@ -21,10 +21,10 @@ from prism_plugin.core.view import StepView
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.sampling.loop import needs_of
 from prism_plugin.training import Objective
-from prism_plugin.training.checks import pad_token_id
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 

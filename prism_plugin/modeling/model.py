@@ -31,6 +31,7 @@ from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
+from prism_plugin.modeling.texts import encode_texts
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
@@ -152,7 +153,7 @@ class PrismModel(BackbonePassthrough):
         """Rate every token: the probability that it is right, given the rest. The model's mode is left as it was.
 
         Args:
-            texts_or_ids: Texts, which are tokenised and padded by the model's tokenizer, or tokens.
+            texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side, or tokens.
             attention_mask: True where there is a token; only with tokens.
             batch_size: Rows per forward pass, >= 1.
 
@@ -175,12 +176,7 @@ class PrismModel(BackbonePassthrough):
                 raise ConfigurationError(
                     "`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out."
                 )
-            if self.tokenizer is None:
-                raise ConfigurationError(
-                    "Scoring texts needs a tokenizer, but the model has none; attach with `tokenizer=...`, or pass token ids."
-                )
-            encoded = self.tokenizer(list(texts_or_ids), padding=True, return_tensors="pt")
-            input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+            input_ids, attention_mask = encode_texts(self, texts_or_ids)
         if self.spec.attention_mask == "none" and attention_mask is not None and not attention_mask.all():
             raise ConfigurationError(
                 f"{self.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found padding; "

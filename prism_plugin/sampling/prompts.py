@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from prism_plugin.backbones import pad_rows
 from prism_plugin.errors import SamplingError
 from prism_plugin.types import TokenIds, TokenMask
 
@@ -54,18 +53,6 @@ def lay_prompts(
     rows = [before + [mask_token_id] * max_new_tokens + after for before, after in encoded]
     input_ids, attention_mask = pad_rows(rows, pad_token_id)
     return LaidPrompts(input_ids, attention_mask, starts=[len(before) for before, _ in encoded])
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[TokenIds, TokenMask]:
-    """Pad rows of token ids on the right; unlike a tokenizer's own padding, for tokenizers without a padding token too.
-
-    Returns:
-        Token ids, and which of them are the rows' own; both [rows, longest].
-    """
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    input_ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad_token_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    return input_ids, torch.arange(input_ids.shape[1]) < lengths.unsqueeze(-1)
 
 
 def require_new_tokens(max_new_tokens: int) -> None:

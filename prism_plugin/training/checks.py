@@ -13,6 +13,7 @@ from prism_plugin.backbones import max_row_length
 from prism_plugin.data import PrismCollator, check_prepared, longest_row, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.objectives import Objective
 
@@ -105,14 +106,6 @@ def rows_per_step(rows: int, args: PrismTrainingArguments) -> int:
             f"data has {rows}; lower the batch size or add data."
         )
     return wanted
-
-
-def pad_token_id(model: PrismModel) -> int:
-    """The id for padding: the tokenizer's, else the config's, else 0."""
-    for owner in (model.tokenizer, model.config):
-        if getattr(owner, "pad_token_id", None) is not None:
-            return owner.pad_token_id
-    return 0  # padding is not attended to, so any id will do
 
 
 def as_prepared(rows: Any, model: PrismModel, name: str) -> Any:

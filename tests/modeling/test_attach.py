@@ -266,6 +266,17 @@ def test_score_of_texts_and_ids(lora_model):
     torch.testing.assert_close(lora_model.score(["hi"])[0], quality[1, :2], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_are_padded_on_the_tokenizers_side_with_and_without_a_padding_token(lora_model, side):
+    lora_model.tokenizer.padding_side = side
+    texts = ["abc def", "hi"]
+    encoded = lora_model.tokenizer(texts, padding=True, return_tensors="pt")
+    expected = lora_model.score(encoded["input_ids"], encoded["attention_mask"].bool())
+    torch.testing.assert_close(lora_model.score(texts), expected)
+    lora_model.tokenizer.pad_token = lora_model.config.pad_token_id = None
+    torch.testing.assert_close(lora_model.score(texts), expected)
+
+
 def test_score_refusals(lora_model):
     with pytest.raises(ConfigurationError, match="`batch_size` must be at least 1, got 0"):
         lora_model.score(["a"], batch_size=0)
