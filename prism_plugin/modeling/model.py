@@ -32,7 +32,7 @@ from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import encode_texts
-from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, wrap_with_adapter
+from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
 
@@ -337,6 +337,8 @@ def attach_quality_head(
         raise ConfigurationError(
             "`train_backbone=True` needs floating-point weights, but the backbone is quantised; use `lora`."
         )
+    if config.train_backbone or lora is not None:
+        require_trainable_weights(backbone)
     snapshot = BackboneSnapshot.take(backbone, spec)
     try:
         for parameter in backbone.parameters():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import has_offloaded_params
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -64,6 +65,33 @@ class BackboneSnapshot:
             module.training = training
         for owner, name, value in self.settings:
             setattr(owner, name, value)
+
+
+def offloaded_weights(backbone: nn.Module) -> list[str]:
+    """Names of the weights that accelerate fetches for each call, as where a `device_map` says "cpu" or "disk"."""
+    return [
+        f"{path}.{name}"
+        for path, module in backbone.named_modules()
+        if has_offloaded_params(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.is_meta
+    ]
+
+
+def require_trainable_weights(backbone: PreTrainedModel) -> None:
+    """Check that a backbone's weights lie where they can be trained. An adapter's lie beside them: PEFT makes those of an
+    offloaded layer without values, so such a model cannot be used at all.
+
+    Raises:
+        ConfigurationError: If accelerate offloads some.
+    """
+    offloaded = offloaded_weights(backbone)
+    if offloaded:
+        raise ConfigurationError(
+            f"`lora` and `train_backbone` need weights that stay on their devices, but {len(offloaded)} of them are offloaded, "
+            f"{offloaded[0]} for one; load the backbone without offloading, for `lora` in 4 bits if need be "
+            '(`load_backbone(..., quantization="nf4")`), or attach the head alone.'
+        )
 
 
 def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:

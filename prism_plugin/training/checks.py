@@ -14,6 +14,7 @@ from prism_plugin.data import PrismCollator, check_prepared, longest_row, prepar
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
+from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.objectives import Objective
 
@@ -34,6 +35,13 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
         raise ConfigurationError(
             "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
             "is left; raise `diffusion_weight`, or use `lora`."
+        )
+    offloaded = offloaded_weights(model.plain_backbone)
+    if offloaded and len(getattr(model, "hf_device_map", ())) < 2:
+        raise ConfigurationError(
+            "Training beside offloaded weights needs a backbone with a `device_map` of several entries, which Trainer leaves "
+            f"where they are, but this one has none and {offloaded[0]} is offloaded; load it by "
+            "`from_pretrained(..., device_map=...)`, or without offloading."
         )
     dropout = max(
         (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0

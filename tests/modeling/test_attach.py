@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, disk_offload
 from moved_weights import trained
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -313,6 +313,22 @@ def test_weights_that_accelerate_offloads(family, ids):
     found = model(ids, logits_at=ids > 4)
     torch.testing.assert_close(found.logits, expected.logits)
     torch.testing.assert_close(found.quality_logits, expected.quality_logits)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_what_would_be_trained_must_not_be_offloaded(ids, place, tmp_path):
+    backbone, cpu = tiny_backbone_of_seed("bert"), torch.device("cpu")
+    if place == "cpu":
+        cpu_offload(backbone, cpu)
+    else:
+        disk_offload(backbone, tmp_path, cpu)
+    words = r"`lora` and `train_backbone` need weights that .* \d+ of them are offloaded, bert.embeddings.word_embeddings.we"
+    before = state_of(backbone)
+    for settings in ({"lora": LoraConfig(r=2)}, {"config": PrismConfig(mask_token_id=31, train_backbone=True)}):
+        with pytest.raises(ConfigurationError, match=words):
+            attach_quality_head(backbone, **{"config": MASK} | settings)
+    assert state_of(backbone) == before
+    assert attach_quality_head(backbone, MASK)(ids).quality_logits.isfinite().all()
 
 
 def tiny_backbone_of_seed(family):

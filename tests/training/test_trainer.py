@@ -4,7 +4,9 @@ import math
 import datasets
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
+from transformers import LlamaForCausalLM
 
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.labels import QualityLabels
@@ -198,6 +200,26 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
 def test_impossible_combinations_are_refused(lab, tmp_path, model, objective, words):
     with pytest.raises(ConfigurationError, match=words):
         lab.make_trainer(tmp_path, model=lab.build_model(**model), objective=objective)
+
+
+def test_a_head_trains_beside_offloaded_weights_where_trainer_leaves_them(lab, tmp_path):
+    torch.manual_seed(0)
+    tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu"}
+    offloaded = {"device_map": places | {"model.rotary_emb": "cpu", "lm_head": "cpu"}, "offload_folder": tmp_path / "weights"}
+    objective = PrismObjective(diffusion_weight=0.0)
+    trained = []
+    for options in ({}, offloaded):
+        backbone = LlamaForCausalLM.from_pretrained(tmp_path / "backbone", **options)
+        assert any(parameter.is_meta for parameter in backbone.parameters()) == bool(options)
+        torch.manual_seed(1)
+        model = attach_quality_head(backbone, PrismConfig(mask_token_id=31))
+        lab.make_trainer(tmp_path, model=model, objective=objective).train()
+        trained.append(model.quality_head.state_dict())
+    torch.testing.assert_close(trained[1], trained[0])
+    model = attach_quality_head(cpu_offload(tiny_backbone(), torch.device("cpu")), PrismConfig(mask_token_id=31))
+    with pytest.raises(ConfigurationError, match=r"needs a backbone with a `device_map` .*word_embeddings.weight is offloaded"):
+        lab.make_trainer(tmp_path, model=model, objective=objective)
 
 
 def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
