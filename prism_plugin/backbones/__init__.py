@@ -7,11 +7,11 @@ from prism_plugin.backbones.loading import build_backbone, has_weights, load_bac
 from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
+    device_of,
     get_spec_by_model_type,
     hidden_size_of,
     input_embeddings_of,
     is_registered,
-    lm_head_device,
     lm_head_of,
     register_backbone,
     resolve_mask_token_id,
@@ -27,6 +27,7 @@ __all__ = [
     "call_arguments",
     "check_backbone",
     "describe",
+    "device_of",
     "evaluation_mode",
     "get_backbone_spec",
     "get_spec_by_model_type",
@@ -35,7 +36,6 @@ __all__ = [
     "infer_spec",
     "input_embeddings_of",
     "is_registered",
-    "lm_head_device",
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prism_plugin.backbones.probe import evaluation_mode, plain_tokens
-from prism_plugin.backbones.spec import BackboneSpec, find_spec
+from prism_plugin.backbones.spec import BackboneSpec, device_of, find_spec
 from prism_plugin.errors import BackboneError
 
 _WIDTH_NAMES = ("hidden_size", "d_model", "hidden_dim", "n_embd", "dim")
@@ -116,7 +116,7 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
             given[module] = parts[0]
 
     tokens = plain_tokens(backbone.config, ())[:4]
-    device = backbone.get_input_embeddings().weight.device
+    device = device_of(backbone.get_input_embeddings())
     handles = [module.register_forward_pre_hook(before) for module in backbone.modules()]
     handles += [module.register_forward_hook(after) for module in backbone.modules()]
     try:

@@ -117,11 +117,11 @@ def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module | Non
     return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
 
 
-def lm_head_device(backbone: PreTrainedModel, spec: BackboneSpec) -> torch.device:
-    """Where the LM head computes: where its weight lies, or where accelerate takes it for each call if it is offloaded."""
-    lm_head = lm_head_of(backbone, spec)
-    offloaded_to = getattr(getattr(lm_head, "_hf_hook", None), "execution_device", None)
-    return torch.device(offloaded_to) if lm_head.weight.is_meta and offloaded_to is not None else lm_head.weight.device
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where its weights lie, or where accelerate takes them for each call if they are offloaded."""
+    weight = next(module.parameters())
+    offloaded_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(offloaded_to) if weight.is_meta and offloaded_to is not None else weight.device
 
 
 def input_embeddings_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module:

@@ -15,10 +15,11 @@ from prism_plugin.backbones import (
     BackboneSpec,
     call_arguments,
     check_backbone,
+    device_of,
     evaluation_mode,
     get_backbone_spec,
     hidden_size_of,
-    lm_head_device,
+    lm_head_of,
     require_ok,
     resolve_mask_token_id,
 )
@@ -348,7 +349,7 @@ def attach_quality_head(
     except BaseException:
         snapshot.restore(backbone)
         raise
-    head = QualityHead.from_config(config).to(lm_head_device(backbone, spec))
+    head = QualityHead.from_config(config).to(device_of(lm_head_of(backbone, spec)))
     model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
         require_ok(probe_model(model) if probe else [])

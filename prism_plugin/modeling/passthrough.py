@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
+from prism_plugin.backbones import BackboneSpec, device_of, input_embeddings_of, lm_head_of
 from prism_plugin.errors import BackboneError
 
 
@@ -37,7 +38,6 @@ class BackbonePassthrough(nn.Module):
 
     config = _OfBackbone()
     dtype = _OfBackbone()
-    device = _OfBackbone()
     name_or_path = _OfBackbone()
     hf_device_map = _OfBackbone()  # accelerate asks by `hasattr`, then takes its length
     hf_quantizer = _OfBackbone(None)
@@ -47,6 +47,11 @@ class BackbonePassthrough(nn.Module):
     is_loaded_in_8bit = _OfBackbone(False)
     is_activation_checkpointing = _OfBackbone(False)
     supports_gradient_checkpointing = _OfBackbone(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone takes its input, also if its weights are offloaded."""
+        return device_of(self.get_input_embeddings())
 
     @property
     def _no_split_modules(self) -> list[str] | None:

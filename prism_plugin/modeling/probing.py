@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
+from prism_plugin.backbones import BackboneSpec, device_of, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -63,7 +63,7 @@ def probe_model(model: Probed) -> list[Check]:
     rotary = check_rotary_tables(backbone)
     if rotary.ok is False:  # the looks would measure its noise
         return [*(not_run(name, "the rotary tables are damaged") for name in FORWARD_CHECKS), rotary, _head_dtype(model)]
-    device = next(input_embeddings_of(backbone, model.spec).parameters()).device
+    device = device_of(input_embeddings_of(backbone, model.spec))
     cuda = [device] if device.type == "cuda" else []
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
         looked = _look(model, device)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from prism_plugin.backbones.probe import check_backbone, evaluation_mode
-from prism_plugin.backbones.spec import BackboneSpec, lm_head_device
+from prism_plugin.backbones.spec import BackboneSpec, device_of, lm_head_of
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.model import PrismModel
@@ -147,7 +147,7 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSamp
     check_backbone(plain, spec)
     head = QualityHead.from_config(config)
     head.load_state_dict(read_tensors(folder / HEAD_FILE, head.state_dict()))
-    head.to(lm_head_device(plain, spec))
+    head.to(device_of(lm_head_of(plain, spec)))
     settings = read_settings(folder)
     # The modes too: making a PrismModel puts every module into the one of the whole.
     with evaluation_mode(model), settings_while_attached(plain, spec):

@@ -282,7 +282,7 @@ class RemaskingSampler(SamplerSettings):
         return_trace: bool,
         streamer: Any,
     ) -> SamplerOutput:
-        device = next(self.model.get_input_embeddings().parameters()).device
+        device = self.model.device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
         _check_generators(generator, request.shape[0])
         if self.model.spec.attention_mask == "none" and not present.all():

@@ -11,6 +11,7 @@ from torch import nn
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.lm_head import has_row_gathering
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone, tiny_tokenizer
 
 MASK = PrismConfig(mask_token_id=31)
@@ -305,14 +306,19 @@ def test_detaching_a_merged_model_keeps_what_was_merged(lora, ids):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_weights_that_accelerate_offloads(family, ids):
     """As with `device_map="auto"` where not all fits: weights are on the meta device between calls, the head is not."""
-    expected = attach_quality_head(tiny_backbone_of_seed(family), MASK)(ids, logits_at=ids > 4)
+    plain = trained(attach_quality_head(tiny_backbone_of_seed(family), MASK))
+    expected = plain(ids, logits_at=ids > 4)
     backbone = cpu_offload(tiny_backbone_of_seed(family), execution_device=torch.device("cpu"))
     assert backbone.get_output_embeddings().weight.is_meta
     model = attach_quality_head(backbone, MASK)
     assert {parameter.device.type for parameter in model.quality_head.parameters()} == {"cpu"}
+    model.quality_head.load_state_dict(plain.quality_head.state_dict())
     found = model(ids, logits_at=ids > 4)
     torch.testing.assert_close(found.logits, expected.logits)
     torch.testing.assert_close(found.quality_logits, expected.quality_logits)
+    torch.testing.assert_close(model.score(ids), plain.score(ids))
+    filled = [RemaskingSampler(one, num_steps=3).infill(ids.where(ids > 9, 31)).sequences for one in (model, plain)]
+    assert torch.equal(*filled)
 
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
