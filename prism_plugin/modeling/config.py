@@ -22,7 +22,7 @@ class PrismConfig:
         train_backbone: Train all weights of the backbone. Impossible together with `lora`.
         base_rate: Quality that an untrained head gives to every token, in (0, 1): the share of right tokens to expect.
         backbone_name: Hub id or folder of the backbone; None: what its config says.
-        backbone_revision: Commit of the backbone; None: what its config says.
+        backbone_revision: Commit of the backbone, or of `base_model`; None: what its config says.
         backbone_model_type: Model type that the backbone must have; None: any.
         backbone_hidden_size: Width that the backbone must have; None: any.
         backbone_vocab_size: Vocabulary that the backbone must have; None: any.
@@ -30,6 +30,7 @@ class PrismConfig:
         quality_temperature: The head's logits are divided by it, > 0; 1 leaves them as trained. Fitted on held-out tokens
             (temperature scaling, arXiv 1706.04599 section 4.2), and not trained with the head.
         quality_bias: Added to the logits after the division (Platt scaling).
+        base_model: Hub id that the weights of a backbone in a folder were made from; recorded when they are written there.
     """
 
     mask_token_id: int | None = None
@@ -45,6 +46,7 @@ class PrismConfig:
     objective: dict[str, Any] | None = None
     quality_temperature: float = 1.0
     quality_bias: float = 0.0
+    base_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:

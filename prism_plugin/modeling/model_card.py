@@ -182,7 +182,7 @@ def render_model_card(
         has_adapter=has_adapter,
         facts=facts,
         export=export,
-        backbone_title=_title(config.backbone_name, config.backbone_model_type),
+        backbone_title=_title(config),
         metadata=_metadata(config, has_adapter, facts, export).to_yaml(),
         revision=f', revision="{config.backbone_revision}"' if config.backbone_revision else "",
         sampler_rows=_sampler_rows(facts.sampler or {}),
@@ -222,10 +222,10 @@ def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: 
     ]  # fmt: skip
     return ModelCardData(
         library_name="transformers" if export else "peft" if has_adapter else "prism-plugin",
-        base_model=None if name is None or name.startswith(".") else name,
+        base_model=config.base_model or (None if name is None or name.startswith(".") else name),
         license=facts.base_license,
         tags=[*TAGS, *(["custom_generate"] if export else [])],
-        model_name=f"PRISM on {_title(name, config.backbone_model_type)}" if results else None,
+        model_name=f"PRISM on {_title(config)}" if results else None,
         eval_results=results or None,
         prism_figures=dict(facts.figures) or None,
         prism_data=facts.data,
@@ -260,9 +260,11 @@ def _sampler_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _title(name: str | None, model_type: str | None) -> str:
+def _title(config: PrismConfig) -> str:
+    name, model_type, base = config.backbone_name, config.backbone_model_type, config.base_model
     if name is None:
         return f"a {model_type} model"
     if name == ".":
-        return f"the {model_type} model in this folder"
-    return f"the {model_type} model in `{name}`" if name.startswith(".") else name
+        return base or f"the {model_type} model in this folder"
+    made = "" if base is None else f", made from {base}"
+    return f"the {model_type} model in `{name}`{made}" if name.startswith(".") else name

@@ -2,7 +2,7 @@
 
     adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
     prism_config.json                                 `format_version`, `has_adapter` and the fields of PrismConfig; those
-                                                      that scale the quality only where they change it
+                                                      that scale the quality and `base_model` only where they are set
     quality_head.safetensors                          the head, float32
     config.json, model*.safetensors                   the backbone, when it was trained or merged
     tokenizer files, README.md
@@ -50,6 +50,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 IN_THIS_FOLDER = "."
 # Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
 _SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
+_OPTIONAL = {**_SCALING, "base_model": None}
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,11 @@ def write_files(
     weights = None if state_dict is None else {_bare_key(key): value for key, value in state_dict.items()}
     backbone, has_adapter = model.backbone, isinstance(model.backbone, PeftModel)
     holds_backbone = with_backbone or model.holds_own_backbone
-    config = replace(
-        model.prism_config,
-        backbone_name=IN_THIS_FOLDER if holds_backbone else _recorded_name(model.prism_config.backbone_name, directory),
-    )
+    config = model.prism_config
+    if holds_backbone:
+        config = replace(config, backbone_name=IN_THIS_FOLDER, base_model=config.base_model or _hub_id(config.backbone_name))
+    else:
+        config = replace(config, backbone_name=_recorded_name(config.backbone_name, directory))
     of_backbone = None if weights is None else _without_prefix(weights, "backbone.")
     if has_adapter:
         adapter = backbone.active_peft_config
@@ -148,7 +150,7 @@ def write_files(
 
 
 def _write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
-    values = {key: value for key, value in config.to_dict().items() if key not in _SCALING or value != _SCALING[key]}
+    values = {key: value for key, value in config.to_dict().items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
     content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **values}
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -178,6 +180,10 @@ def _bare_key(key: str) -> str:
 
 def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _hub_id(name: str | None) -> str | None:
+    return None if name is None or name.startswith(".") or Path(name).is_dir() else name
 
 
 def _recorded_name(name: str | None, directory: Path) -> str | None:
@@ -216,7 +222,7 @@ def read_config(folder: Path) -> tuple[PrismConfig, bool]:
             "load it with the version of prism_plugin that wrote it."
         )
     has_adapter = values.pop("has_adapter", None)
-    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_SCALING))
+    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_OPTIONAL))
     if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
         expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
         raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")

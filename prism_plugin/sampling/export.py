@@ -28,7 +28,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.hub import facts_to_share, require_shareable, upload
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
-from prism_plugin.modeling.persistence import CONFIG_FILE, IN_THIS_FOLDER, write_files
+from prism_plugin.modeling.persistence import CONFIG_FILE, write_files
 from prism_plugin.modeling.staging import require_place, staged_files
 from prism_plugin.sampling.exported import BACKBONE_FILE, generate
 from prism_plugin.sampling.exported_loading import load
@@ -199,9 +199,6 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
         for name, text in texts.items():
             (stage / name).parent.mkdir(exist_ok=True)
             (stage / name).write_text(text, encoding="utf-8")
-        original = model.prism_config.backbone_name
-        if config.backbone_name == IN_THIS_FOLDER and original is not None and not Path(original).is_dir():
-            config = replace(config, backbone_name=original)
         card = render_model_card(
             config,
             has_adapter=has_adapter or model.has_merged_weights,

@@ -15,6 +15,7 @@ from saved_folders import ADAPTER, BACKBONE, OURS, TOKENIZER, names
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.model_card import CardFacts, read_facts
+from prism_plugin.modeling.persistence import read_config
 from prism_plugin.sampling import RemaskingSampler, export_sampler, push_export_to_hub
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
@@ -104,6 +105,21 @@ def test_an_export_without_the_backbone_names_it(hub, from_hub):
     push_export_to_hub(sampler, "me/sampler", merge=False)
     assert not BACKBONE & hub.files["me/sampler"]
     assert 'from_pretrained("org/tiny", revision="abc123").eval()' in hub.cards["me/sampler"].text
+
+
+def test_an_export_of_an_export_remembers_the_base_model(from_hub, tmp_path):
+    for source, target in ((from_hub, "first"), ("first", "second"), ("second", "third")):
+        model = PrismModel.from_pretrained(tmp_path / source) if isinstance(source, str) else source
+        export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=5), tmp_path / target)
+        card = ModelCard.load(tmp_path / target / "README.md", ignore_metadata_errors=False)
+        assert card.data.base_model == "org/tiny"
+        assert "| backbone | org/tiny, revision `abc123` |" in card.text
+        config, _ = read_config(tmp_path / target)
+        assert (config.backbone_name, config.base_model, config.backbone_revision) == (".", "org/tiny", "abc123")
+    PrismModel.from_pretrained(tmp_path / "third").save_pretrained(tmp_path / "head")
+    card = ModelCard.load(tmp_path / "head" / "README.md", ignore_metadata_errors=False)
+    assert card.data.base_model == "org/tiny"
+    assert "| backbone | the bert model in `../third`, made from org/tiny, revision `abc123` |" in card.text
 
 
 def test_an_export_that_cannot_be_is_refused_before_the_hub_is_touched(hub, project):
