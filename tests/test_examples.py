@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 # Packages that only bring weights or data; without them the example says so and stops.
-NEEDS = {"07_a_real_model.py": ("antiberty", "abstar")}
+NEEDS = {"07_a_real_model.py": "pip install --no-deps antiberty==0.1.3 abstar==0.8.0"}
 PUBLIC = {"prism_plugin", "prism_plugin.core", "prism_plugin.data", "prism_plugin.testing", "prism_plugin.types"}
 
 
@@ -33,11 +34,22 @@ def test_example_runs_and_says_what_it_promises(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    if path.name in NEEDS and any(find_spec(name) is None for name in NEEDS[path.name]):
-        assert done.stdout.startswith("skipped: this example needs `pip install")
+    if path.name in NEEDS and any(find_spec(name) is None for name in re.findall(r"(\w+)==", NEEDS[path.name])):
+        assert done.stdout == f"skipped: this example needs `{NEEDS[path.name]}`\n"
         pytest.skip(done.stdout.strip())
     assert promised_output(path) in done.stdout.splitlines()
     assert not list(tmp_path.iterdir()), "an example leaves files behind"
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_an_example_needs_is_told_alike(name):
+    text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+    command = f"{NEEDS[name]} && python examples/{name}"
+    assert command in ast.get_docstring(ast.parse(text))
+    assert text.count("pip install") == text.count(NEEDS[name]) == 2, "in the docstring and where it says that it is skipped"
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(extras["examples"]) <= set(NEEDS[name].split())
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
