@@ -75,6 +75,16 @@ def test_ci_finds_the_test_command():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_the_quick_check_of_pages_is_told():
+    """Before a push, not by CI: a line too wide, a name that the pages do not know."""
+    lines = [line for block in blocks(ROOT / "CONTRIBUTING.md", "bash") for line in block.splitlines()]
+    (quick,) = (line.partition("#")[0].strip() for line in lines if "before pushing pages" in line)
+    assert quick in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    files = quick.removeprefix("pytest ").split()
+    assert {"tests/test_readme.py", "tests/test_architecture.py"} <= set(files)
+    assert not [name for name in files if not (ROOT / name).is_file()]
+
+
 def test_first_steps_are_twelve_lines():
     assert len([line for line in blocks(README, "python")[0].splitlines() if line]) <= 12
 
