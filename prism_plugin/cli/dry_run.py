@@ -67,7 +67,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
     backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
     model = attached(recipe, backbone)
     check_together(model, objective, training)
-    data, longest, notes = _look_at_data(recipe, model, training.train_batch_size)
+    data, longest, notes = _look_at_data(recipe, model, objective, training.train_batch_size)
     not_checked += notes
     steps = _steps(training, data["rows"])
     chosen, settings = chosen_optimizer(training, model)
@@ -109,10 +109,12 @@ def _trainable(model: PrismModel) -> dict[str, int]:
     return {"backbone" if model.prism_config.train_backbone else "adapter": others, "head": head}
 
 
-def _look_at_data(recipe: Recipe, model: PrismModel, batch_size: int) -> tuple[dict[str, Any], int | None, list[str]]:
+def _look_at_data(
+    recipe: Recipe, model: PrismModel, objective: Objective, batch_size: int
+) -> tuple[dict[str, Any], int | None, list[str]]:
     """Counts, a prepared sample's figures, its longest row in tokens, and what could not be looked at."""
     try:
-        rows, eval_rows = raw_rows(recipe.data)
+        rows, eval_rows = raw_rows(recipe.data, objective)
     except UnreachableDataError as error:
         return {"path": recipe.data.path, "rows": None}, None, [f"data and steps: {error}"]
     found = {"path": recipe.data.path, "rows": len(rows), "eval_rows": 0 if eval_rows is None else len(eval_rows)}

@@ -12,7 +12,8 @@ from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection,
 from prism_plugin.data import read_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
-from prism_plugin.training import PrismTrainingArguments
+from prism_plugin.training import Objective, PrismTrainingArguments
+from prism_plugin.training.checks import check_recorded
 
 
 def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
@@ -29,12 +30,21 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
         raise ConfigurationError(f"{source}: training: {' '.join(str(error).split())}") from error
 
 
-def raw_rows(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Read the rows to train on, and those to evaluate on if there are any.
 
     Raises:
-        DataFormatError: If they cannot be read, or none are left to train on.
+        DataFormatError: If they cannot be read, none are left to train on, or the objective and their recorded drafts do not
+            go together.
     """
+    rows, eval_rows = _train_and_eval(data)
+    for name, part in (("train_dataset", rows), ("eval_dataset", eval_rows)):
+        if part is not None:
+            check_recorded(objective, {*part.column_names, *data.columns}, name)
+    return rows, eval_rows
+
+
+def _train_and_eval(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     rows = read_rows(data.path, split=data.split, revision=data.revision)
     if data.eval_path or data.eval_split:
         same = data.eval_path is None

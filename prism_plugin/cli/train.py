@@ -118,7 +118,7 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     training = training_arguments(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
-    train_rows, eval_rows = raw_rows(recipe.data)
+    train_rows, eval_rows = raw_rows(recipe.data, objective)
     output_dir = Path(training.output_dir)
     if training.should_save:
         with _writing_in(output_dir):

@@ -41,11 +41,15 @@ class PrismCollator:
 
         Returns:
             `input_ids` and `attention_mask` (int64) and `maskable` (bool), each [batch, length], and `example_id`
-            (int64), [batch].
+            (int64), [batch]; and `draft_ids` (int64), [batch, length], if the rows have them.
 
         Raises:
-            DataFormatError: If rows must be equally long and are not.
+            DataFormatError: If rows must be equally long and are not, or only some have `draft_ids`.
         """
+        with_drafts = [row.get("draft_ids") is not None for row in rows]
+        if any(with_drafts) and not all(with_drafts):
+            without = rows[with_drafts.index(False)]["example_id"]
+            raise DataFormatError(f"All rows of a batch need `draft_ids`, or none; row {without} has none and others have.")
         longest = max(len(row["input_ids"]) for row in rows)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         shortest = min(len(row["input_ids"]) for row in rows)
@@ -54,13 +58,17 @@ class PrismCollator:
                 "The model takes no attention mask, so all rows of a batch must be equally long, found rows of "
                 f"{shortest} and of {length} tokens; cut or fill them (`max_length`, `pads: supervised`)."
             )
-        input_ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
+        ids = {
+            name: torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
+            for name in ("input_ids", *(["draft_ids"] if all(with_drafts) else []))
+        }
         attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
         maskable = torch.zeros(len(rows), length, dtype=torch.bool)
         for index, row in enumerate(rows):
             filled = len(row["input_ids"])
-            input_ids[index, :filled] = torch.as_tensor(row["input_ids"], dtype=torch.long)
+            for name, padded in ids.items():
+                padded[index, :filled] = torch.as_tensor(row[name], dtype=torch.long)
             attention_mask[index, :filled] = 1
             maskable[index, :filled] = torch.as_tensor(row["maskable"], dtype=torch.bool)
         example_id = torch.tensor([int(row["example_id"]) for row in rows], dtype=torch.long)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}
+        return {**ids, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}

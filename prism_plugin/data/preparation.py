@@ -5,7 +5,8 @@ Four kinds of row, told apart by their columns:
 - `text`: every token is maskable, except the special tokens that the tokenizer adds.
 - `prompt` and `completion`: the completion is maskable.
 - `messages`, a chat: the last message is maskable, as the tokenizer's chat template writes it.
-- `input_ids`, with `maskable` or `labels` (-100 where not maskable, as in dLLM) or neither (everything is maskable).
+- `input_ids`, with `maskable` or `labels` (-100 where not maskable, as in dLLM) or neither (everything is maskable). These
+  rows may bring `draft_ids`, recorded drafts: what a sampler's canvas held at some moment, mask tokens included.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "input_ids": ("input_ids",),
 }
-_OPTIONAL_COLUMNS = ("labels", "maskable")
+_DRAFT_COLUMN = "draft_ids"
+_OPTIONAL_COLUMNS = ("labels", "maskable", _DRAFT_COLUMN)
 _IGNORED_LABEL = -100
 
 
@@ -95,7 +97,7 @@ def prepare_rows(
         settings: Defaults when None.
 
     Returns:
-        A data set with the columns `example_id`, `input_ids` and `maskable`.
+        A data set with the columns `example_id`, `input_ids` and `maskable`, and `draft_ids` if the rows have it.
 
     Raises:
         DataFormatError: If there is no row, the columns fit no kind, or a row cannot be used; the row is named.
@@ -109,6 +111,7 @@ def prepare_rows(
     rows = rows.rename_columns({theirs: ours for ours, theirs in _renamed(rows, settings).items()})
     kind = _kind_of(rows.column_names)
     encoder = _Encoder(kind, tokenizer, settings, mask_token_id, sample=rows[0])
+    id_columns = ["input_ids", *([_DRAFT_COLUMN] if encoder.with_drafts else [])]
     wanted = [name for name in (*_KINDS[kind], *_OPTIONAL_COLUMNS) if name in rows.column_names]
     prepared = rows.select_columns(wanted).map(
         encoder,
@@ -117,7 +120,7 @@ def prepare_rows(
         features=datasets.Features(
             {
                 "example_id": datasets.Value("int64"),
-                "input_ids": datasets.List(datasets.Value("int32")),
+                **{name: datasets.List(datasets.Value("int32")) for name in id_columns},
                 "maskable": datasets.List(datasets.Value("bool")),
             }
         ),
@@ -143,9 +146,12 @@ def check_prepared(row: Mapping[str, Any], name: str) -> None:
             f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
             "`prepare_rows`."
         )
-    lengths = [len(row[name]) for name in ("input_ids", "maskable")]
-    if lengths[0] != lengths[1]:
-        raise DataFormatError(f"`input_ids` and `maskable` of a row must be equally long, found {lengths[0]} and {lengths[1]}.")
+    for other in ("maskable", _DRAFT_COLUMN):
+        lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
+        if lengths[0] != lengths[-1]:
+            raise DataFormatError(
+                f"`input_ids` and `{other}` of a row must be equally long, found {lengths[0]} and {lengths[1]}."
+            )
 
 
 def longest_row(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> int:
@@ -159,7 +165,7 @@ def longest_row(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> int
 def fingerprint(prepared: datasets.Dataset) -> str:
     """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
     digest = hashlib.sha256()
-    for name in ("input_ids", "maskable"):
+    for name in ("input_ids", "maskable", *([_DRAFT_COLUMN] if _DRAFT_COLUMN in prepared.column_names else [])):
         for chunk in prepared.with_format("arrow").iter(batch_size=10_000):
             column = chunk.column(name).combine_chunks()
             digest.update(pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
@@ -219,6 +225,9 @@ class _Encoder:
     ) -> None:
         self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
         self.eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        self.with_drafts = _DRAFT_COLUMN in sample
+        if self.with_drafts:
+            self._check_drafts_suit()
         if tokenizer is None and kind != "input_ids":
             raise ConfigurationError(f"Rows of kind `{kind}` need a tokenizer, found none; pass one or give `input_ids`.")
         if (settings.append_eos or settings.pads == "supervised") and self.eos_token_id is None:
@@ -237,13 +246,50 @@ class _Encoder:
         ids, maskable = getattr(self, f"_{self.kind}")(row, index)
         if self.mask_token_id in ids:
             raise DataFormatError(f"Row {index}: data must not contain the mask token (id {self.mask_token_id}); it does.")
+        draft = self._draft(row, ids, maskable, index) if self.with_drafts else []
         ids, maskable = self._fit(ids, maskable, index)
         if ids and not any(maskable):
             raise DataFormatError(
                 f"Row {index}: nothing may be masked in its {len(ids)} tokens; raise `max_length`, set `overlong: drop`, or "
                 "remove it."
             )
-        return {"example_id": index, "input_ids": ids, "maskable": maskable}
+        prepared = {"example_id": index, "input_ids": ids, "maskable": maskable}
+        if not self.with_drafts:
+            return prepared
+        draft = draft[: len(ids)]
+        if ids and not any(may and token != self.mask_token_id for may, token in zip(maskable, draft, strict=True)):
+            raise DataFormatError(
+                f"Row {index}: `{_DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
+                f"all {sum(maskable)} are masked; remove the row."
+            )
+        return {**prepared, _DRAFT_COLUMN: draft}
+
+    def _check_drafts_suit(self) -> None:
+        if self.kind != "input_ids":
+            raise DataFormatError(
+                f"`{_DRAFT_COLUMN}` goes with `input_ids`, which it is compared with, but these rows are of kind "
+                f"`{self.kind}`; give `input_ids`, or drop it."
+            )
+        if self.settings.append_eos or self.settings.pads == "supervised":
+            setting = "append_eos" if self.settings.append_eos else "pads: supervised"
+            raise ConfigurationError(
+                f"`{setting}` adds tokens to `input_ids` that the recorded `{_DRAFT_COLUMN}` do not have; leave it out."
+            )
+
+    def _draft(self, row: Mapping[str, Any], ids: list[int], maskable: list[bool], index: int) -> list[int]:
+        """The recorded draft of a row, checked against its right tokens."""
+        draft = list(row[_DRAFT_COLUMN] or ())
+        if len(draft) != len(ids):
+            raise DataFormatError(
+                f"Row {index}: `{_DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {len(ids)}."
+            )
+        changed = [at for at, may in enumerate(maskable) if not may and draft[at] != ids[at]]
+        if changed:
+            raise DataFormatError(
+                f"Row {index}: `{_DRAFT_COLUMN}` must equal `input_ids` where tokens are not maskable, found "
+                f"{draft[changed[0]]} for {ids[changed[0]]} at position {changed[0]}."
+            )
+        return draft
 
     def _fit(self, ids: list[int], maskable: list[bool], index: int) -> tuple[list[int], list[bool]]:
         longest = self.settings.max_length

@@ -1,6 +1,6 @@
 """What has to fit together before a step is made: model, objective, arguments and data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import datasets
@@ -116,21 +116,49 @@ def rows_per_step(rows: int, args: PrismTrainingArguments) -> int:
     return wanted
 
 
-def as_prepared(rows: Any, model: PrismModel, name: str) -> Any:
+def check_recorded(objective: Objective, columns: Collection[str], name: str) -> None:
+    """Refuse recorded drafts that the objective would ignore, and rows without those that it reads.
+
+    Args:
+        objective: Reads them if it says so by `reads_drafts`.
+        columns: Of the rows.
+        name: What the rows are called in errors.
+
+    Raises:
+        DataFormatError: If one has `draft_ids` and the other has no use for it, or the other way round.
+    """
+    reads = getattr(objective, "reads_drafts", False)
+    if reads and "draft_ids" not in columns:
+        raise DataFormatError(
+            f"{type(objective).__name__} learns from recorded drafts, the column `draft_ids`, but `{name}` has none; record "
+            "them with a sampler, or train with the objective `prism`, which makes its own."
+        )
+    if not reads and "draft_ids" in columns:
+        raise DataFormatError(
+            f"`{name}` has recorded drafts, the column `draft_ids`, which {type(objective).__name__} would ignore; train with "
+            "the objective `prism_recorded`, or drop the column."
+        )
+
+
+def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | None = None) -> Any:
     """Prepare raw rows, and check that the model can read the longest one.
 
     Args:
         rows: Raw or prepared rows, or any data set of prepared rows, whose lengths are then not checked; None stays None.
         model: Whose tokenizer and positions count.
         name: What the rows are called in errors.
+        objective: What learns from them, where something does; recorded drafts are there for it, or not at all.
 
     Raises:
-        DataFormatError: If there is no row, one cannot be used, or one is longer than the model has positions for.
+        DataFormatError: If there is no row, one cannot be used, one is longer than the model has positions for, or
+            objective and recorded drafts do not go together.
     """
     if rows is None:
         return None
     if not len(rows):
         raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
+    if objective is not None:
+        check_recorded(objective, rows[0], name)
     whole = isinstance(rows, datasets.Dataset | list | tuple)
     if whole and "example_id" not in rows[0]:
         rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)

@@ -1,12 +1,14 @@
 """Objectives: what is learnt from a batch. One corruptor, label rules, and weighted terms (stations 7 to 11 of training).
 
 An objective is a pure function of (batch, epoch, seed, weights): all chance comes from `core.noise.uniforms` by example id.
+What two objectives share stands here too: the first look, which may go backward by itself, and the second.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +25,7 @@ from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.registry import Registry, from_mapping
 from prism_plugin.training.drafts import DraftMaker, Noise
-from prism_plugin.types import PerToken, Times
+from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,63 @@ class Objective(Protocol):
 OBJECTIVES: Registry[Objective] = Registry("objective")
 
 
+def check_weights(objective: Objective) -> None:
+    """Refuse weights of the two terms that are out of range.
+
+    Raises:
+        ConfigurationError: If one is no number of 0 or more, or both are 0.
+    """
+    for name in ("diffusion_weight", "quality_weight"):
+        require_number(objective, name, "0 or more", low=0.0)
+    if not objective.quality_weight + objective.diffusion_weight:
+        raise ConfigurationError("`quality_weight` and `diffusion_weight` are both 0, so nothing would be learnt; raise one.")
+
+
+def logits_without_dropout(
+    model: nn.Module, unwrapped: PrismModel, tokens: TokenIds, attention_mask: Tensor, row_index: FlatIndex
+) -> Rows:
+    """The first look: logits at some positions, with dropout off as it will be when sampling."""
+    with dropout_off(unwrapped):
+        return model(tokens, attention_mask=attention_mask, logits_at=row_index, with_quality=False).logits
+
+
+def diffusion_apart(look: Callable[[], Times], weight: float, apart: Apart | None) -> tuple[Tensor, Times]:
+    """Make the first look, and go backward through it before anything else is looked at, where `apart` says how.
+
+    Args:
+        look: Gives the diffusion terms, one per row.
+        weight: Of the diffusion loss.
+        apart: As for `Objective.step`.
+
+    Returns:
+        The mean of the terms, detached if it went backward; and the terms, detached.
+    """
+    with nullcontext() if apart is None else apart() as backward:
+        per_row = look()
+        diffusion = per_row.sum() / max(len(per_row), 1)
+        if backward is not None and diffusion.requires_grad:
+            backward(weight * diffusion)
+            diffusion = diffusion.detach()
+    return diffusion, per_row.detach()
+
+
+def judge_draft(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    draft: Draft,
+    diffusion: Tensor,
+    diffusion_per_row: Times,
+) -> StepOutput:
+    """The second look: ask the head which of the drafted tokens are right, and put the two terms together."""
+    num_drafts = len(draft.draft_ids) // max(len(batch["input_ids"]), 1)
+    labels = drafted_labels(draft.draft_ids, batch["input_ids"].repeat(num_drafts, 1), draft.drafted)
+    quality_logits = model(draft.draft_ids, batch["attention_mask"].repeat(num_drafts, 1)).quality_logits
+    weights = {"diffusion_weight": objective.diffusion_weight, "quality_weight": objective.quality_weight}
+    losses = weigh(quality_loss(quality_logits, labels), diffusion, labels, **weights)
+    return StepOutput(losses, quality_logits, labels, draft, diffusion_per_row)
+
+
 @OBJECTIVES.register("prism")
 @dataclass(frozen=True)
 class PrismObjective:
@@ -113,15 +172,10 @@ class PrismObjective:
         if not self.drafts:
             raise ConfigurationError("`drafts` needs at least one DraftRule, found none.")
         require_int(self, "num_drafts", minimum=1)
-        for name in ("diffusion_weight", "quality_weight"):
-            require_number(self, name, "0 or more", low=0.0)
+        check_weights(self)
         require_number(self, "diffusion_share", "a share in (0, 1]", low=0, high=1, open_low=True)
         for name in ("t_min", "t_max"):
             require_number(self, name, "a finite number", low=-math.inf)
-        if not self.quality_weight + self.diffusion_weight:
-            raise ConfigurationError(
-                "`quality_weight` and `diffusion_weight` are both 0, so nothing would be learnt; raise one."
-            )
         draw_times(torch.zeros(1), self.t_min, self.t_max)
 
     def step(
@@ -144,19 +198,11 @@ class PrismObjective:
         t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
         noised = mask_tokens(clean_ids, batch["maskable"], mask_token_id=mask_token_id, t=t, noise=noise("masked"))
         maker = DraftMaker(self.drafts, self.num_drafts, noised, mask_token_id, noise)
-        with nullcontext() if apart is None else apart() as backward:
-            of_diffusion = self._look_once(model, unwrapped, batch, noised, maker, noise)
-            diffusion = of_diffusion.sum() / max(len(t), 1)
-            if backward is not None and diffusion.requires_grad:
-                backward(self.diffusion_weight * diffusion)
-                diffusion = diffusion.detach()
+        look = partial(self._look_once, model, unwrapped, batch, noised, maker, noise)
+        diffusion, diffusion_per_row = diffusion_apart(look, self.diffusion_weight, apart)
         with torch.no_grad():
             draft = maker.finish(unwrapped, attention_mask)
-        labels = drafted_labels(draft.draft_ids, clean_ids.repeat(self.num_drafts, 1), draft.drafted)
-        quality_logits = model(draft.draft_ids, attention_mask.repeat(self.num_drafts, 1)).quality_logits
-        weights = {"diffusion_weight": self.diffusion_weight, "quality_weight": self.quality_weight}
-        losses = weigh(quality_loss(quality_logits, labels), diffusion, labels, **weights)
-        return StepOutput(losses, quality_logits, labels, draft, of_diffusion.detach())
+        return judge_draft(self, model, batch, draft, diffusion, diffusion_per_row)
 
     def _look_once(
         self,
@@ -173,10 +219,9 @@ class PrismObjective:
             scale = share_scale(noised.masked, self.diffusion_share, noise("diffusion"))
             positions = (scale > 0) | maker.reads
         row_index = positions.flatten().nonzero().squeeze(-1)
-        looked = {"attention_mask": batch["attention_mask"], "logits_at": row_index, "with_quality": False}
-        # The draft is read off these rows, so dropout is off here, as it will be when sampling.
-        with dropout_off(unwrapped), nullcontext() if self.diffusion_weight else torch.no_grad():
-            rows = (model if self.diffusion_weight else unwrapped)(noised.noised_ids, **looked).logits
+        looked_by = model if self.diffusion_weight else unwrapped
+        with nullcontext() if self.diffusion_weight else torch.no_grad():
+            rows = logits_without_dropout(looked_by, unwrapped, noised.noised_ids, batch["attention_mask"], row_index)
         with torch.no_grad():
             maker.first_look(rows, row_index)
         terms = (row_index, batch["input_ids"], batch["maskable"], noised.t)
@@ -204,9 +249,10 @@ def get_objective(name: str, *, source: str = "objective", **settings: Any) -> O
     """
     cls = OBJECTIVES.get(name)
     own = {field.name for field in fields(cls)}
-    unknown = sorted(set(settings) - own - _DRAFT_FIELDS)
+    short_forms = _DRAFT_FIELDS if "drafts" in own else frozenset()
+    unknown = sorted(set(settings) - own - short_forms)
     if unknown:
-        known = ", ".join(sorted(own | _DRAFT_FIELDS))
+        known = ", ".join(sorted(own | short_forms))
         raise UnknownKeyError(f"{source}: the objective {name!r} has no {', '.join(map(repr, unknown))}; known: {known}.")
     short = {key: value for key, value in settings.items() if key in _DRAFT_FIELDS - own}
     settings = {key: value for key, value in settings.items() if key not in short}

@@ -2,6 +2,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -54,6 +55,31 @@ def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path,
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| data | rows.txt, 9 rows |" in card
     assert str(tmp_path) not in card
+
+
+def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsys):
+    rows = {"input_ids": [[3, 4, 5, 6]] * 8, "maskable": [[False, True, True, True]] * 8, "draft_ids": [[3, 31, 7, 6]] * 8}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "drafts.parquet")
+    content = yaml.safe_load(recipe.read_text())
+    content["data"]["path"] = "drafts.parquet"
+    recipe.write_text(yaml.safe_dump(content))
+    for options in ([], ["--dry-run"]):
+        assert run(recipe, *options) == 2
+        assert "`train_dataset` has recorded drafts, the column `draft_ids`, which PrismObjective" in capsys.readouterr().err
+    content["objective"] = {"name": "prism_recorded", "diffusion_weight": 0.25}
+    recipe.write_text(yaml.safe_dump(content))
+    assert run(recipe, "--dry-run", "--json") == 0
+    assert run(recipe) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert run(recipe, "--json") == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["steps"] == 4
+    assert printed["eval_diffusion_loss"] > 0
+    objective = PrismModel.from_pretrained(tmp_path / "run").prism_config.objective
+    assert objective == {"name": "prism_recorded", "diffusion_weight": 0.25, "quality_weight": 1.0}
+    for options in ([], ["--dry-run"]):
+        assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), *options) == 2
+        assert "RecordedPrismObjective learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):

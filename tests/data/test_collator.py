@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from prism_plugin.data import PrismCollator
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, DataFormatError
 
 ROWS = [
     {"example_id": 7, "input_ids": [3, 4, 5], "maskable": [False, True, True]},
@@ -18,6 +18,17 @@ def test_rows_are_padded_on_the_right():
     assert batch["maskable"].tolist() == [[False, True, True], [True, False, False]]
     assert batch["example_id"].tolist() == [7, 2]
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == batch["example_id"].dtype == torch.int64
+
+
+def test_recorded_drafts_are_padded_too_and_all_rows_have_them_or_none():
+    rows = [{**ROWS[0], "draft_ids": [3, 31, 5]}, {**ROWS[1], "draft_ids": [7]}]
+    batch = PrismCollator(pad_token_id=9)(rows)
+    assert batch["draft_ids"].tolist() == [[3, 31, 5], [7, 9, 9]]
+    assert batch["draft_ids"].dtype == torch.int64
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [6, 9, 9]]
+    for mixed in (ROWS[1], {**ROWS[1], "draft_ids": None}):
+        with pytest.raises(DataFormatError, match="All rows of a batch need `draft_ids`, or none; row 2 has none and others"):
+            PrismCollator(pad_token_id=9)([rows[0], mixed])
 
 
 def test_the_length_can_be_rounded_up():

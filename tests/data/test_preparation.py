@@ -85,6 +85,53 @@ def test_tokenised_rows_take_labels_or_maskable_or_neither():
     assert prepare([{"input_ids": [3, 4]}])[0]["maskable"] == [True, True]
 
 
+RECORDED = {"input_ids": [3, 4, 5, 6], "maskable": [False, True, True, True], "draft_ids": [3, MASK, 7, MASK]}
+
+
+def test_recorded_drafts_go_with_their_tokens():
+    (row,) = prepare([RECORDED])
+    assert row == {"example_id": 0, **RECORDED}
+    (row,) = prepare([RECORDED], max_length=3)
+    assert (row["input_ids"], row["draft_ids"]) == ([3, 4, 5], [3, MASK, 7])
+    short = {"input_ids": [3], "maskable": [True], "draft_ids": [4]}
+    (row,) = prepare([RECORDED, short], max_length=3, overlong="drop")
+    assert row == {"example_id": 1, **short}
+    renamed = {"canvas" if name == "draft_ids" else name: values for name, values in RECORDED.items()}
+    (row,) = prepare([renamed], columns={"draft_ids": "canvas"})
+    assert row["draft_ids"] == RECORDED["draft_ids"]
+    assert "draft_ids" not in prepare([renamed])[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "words"),
+    [
+        ({"draft_ids": [3, MASK]}, {}, "Row 1: `draft_ids` must be as long as `input_ids`, found 2 and 4"),
+        ({"draft_ids": None}, {}, "Row 1: `draft_ids` must be as long as `input_ids`, found 0 and 4"),
+        ({"draft_ids": [4, 4, 5, 6]}, {}, "Row 1: `draft_ids` must equal .* not maskable, found 4 for 3 at position 0"),
+        ({"draft_ids": [3, MASK, MASK, MASK]}, {}, "Row 1: `draft_ids` must hold a token at one maskable .* all 3 are masked"),
+        ({}, {"max_length": 2}, "Row 0: `draft_ids` must hold a token at one maskable position .* all 1 are masked"),
+        ({}, {"append_eos": True}, "`append_eos` adds tokens to `input_ids` that the recorded `draft_ids` do not have"),
+        ({}, {"pads": "supervised", "max_length": 9}, "`pads: supervised` adds tokens to `input_ids` that the recorded"),
+    ],
+)
+def test_recorded_drafts_that_cannot_be_used_are_named(tokenizer, changed, settings, words):
+    with pytest.raises((DataFormatError, ConfigurationError), match=words):
+        prepare([RECORDED, {**RECORDED, **changed}], tokenizer, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("text", {"text": "ab"}),
+        ("completion", {"prompt": "a", "completion": "b"}),
+        ("messages", {"messages": [{"role": "assistant", "content": "a"}]}),
+    ],
+)
+def test_recorded_drafts_are_for_rows_of_tokens(tokenizer, kind, row):
+    with pytest.raises(DataFormatError, match=f"`draft_ids` goes with `input_ids`, .* these rows are of kind `{kind}`"):
+        prepare([{**row, "draft_ids": [3, 4]}], tokenizer)
+
+
 def test_columns_are_renamed_and_others_ignored(tokenizer):
     (row,) = prepare([{"content": "ab", "url": "x"}], tokenizer, columns={"text": "content"})
     assert row["input_ids"] == ids(tokenizer, "ab")
@@ -177,6 +224,8 @@ def test_renaming_must_find_its_columns(tokenizer):
 def test_rows_that_are_not_prepared_are_refused():
     with pytest.raises(DataFormatError, match="`input_ids` and `maskable` of a row must be equally long, found 2 and 1"):
         check_prepared({"example_id": 0, "input_ids": [1, 2], "maskable": [True]}, "rows")
+    with pytest.raises(DataFormatError, match="`input_ids` and `draft_ids` of a row must be equally long, found 1 and 2"):
+        check_prepared({"example_id": 0, "input_ids": [1], "maskable": [True], "draft_ids": [1, 2]}, "rows")
 
 
 def test_the_fingerprint_is_one_of_contents():
@@ -185,6 +234,11 @@ def test_the_fingerprint_is_one_of_contents():
     assert fingerprint(one) == fingerprint(datasets.concatenate_datasets([one.select([0]), one.select([1])]))
     assert fingerprint(one) != fingerprint(prepare_rows(rows[::-1], mask_token_id=MASK))
     assert fingerprint(one) != fingerprint(prepare_rows([{"input_ids": [3]}, {"input_ids": [4, 5]}], mask_token_id=MASK))
+    assert fingerprint(one).startswith("2cde77810e10998f"), "runs that were begun before could not be resumed"
+    first, second = (
+        prepare_rows([{"input_ids": [3, 4], "draft_ids": draft}], mask_token_id=MASK) for draft in ([3, MASK], [MASK, 4])
+    )
+    assert fingerprint(first) != fingerprint(second)
 
 
 def test_prompt_and_completion_as_a_chat_are_the_rows_of_that_chat():

@@ -31,6 +31,24 @@ def step(look, rows, rules, *, mask_token_id, num_drafts, t_range, seed, epoch):
     return sum(quality) / len(quality), sum(diffusion) / len(diffusion)
 
 
+def recorded_step(look, rows, *, mask_token_id):
+    """Quality and diffusion loss of recorded drafts; a row is (clean_ids, maskable, draft_ids)."""
+    quality, diffusion = [], []
+    for clean, maskable, draft in rows:
+        masked = [may and token == mask_token_id for may, token in zip(maskable, draft, strict=True)]
+        noised = [mask_token_id if hidden else token for token, hidden in zip(clean, masked, strict=True)]
+        if any(masked):
+            first, _ = look(noised)
+            t = sum(masked) / sum(maskable)
+            diffusion.append(diffusion_loss([first], [clean], [masked], [maskable], [t]))
+        else:
+            diffusion.append(0.0)
+        _, quality_logits = look(draft)
+        revealed = [may and not hidden for may, hidden in zip(maskable, masked, strict=True)]
+        quality.append(quality_loss([quality_logits], [draft], [clean], [revealed]))
+    return sum(quality) / len(quality), sum(diffusion) / len(diffusion)
+
+
 def make_draft(look, noised, masked, rules, draft, noise, mask_token_id):
     rule = pick(rules, noise(f"rule/{draft}", 1)[0])
     tokens, available = list(noised), sum(masked)

@@ -1,0 +1,171 @@
+"""The objective of recorded drafts: a literal reference, no chance, and the same looks whatever a batch holds."""
+
+from contextlib import nullcontext
+
+import datasets
+import pytest
+import torch
+from reference import training as reference
+
+from prism_plugin.errors import ConfigurationError, DataFormatError, UnknownKeyError
+from prism_plugin.training import PrismObjective, RecordedPrismObjective, get_objective, objective_to_dict
+
+
+def recorded_rows(lab, count, seed=0):
+    """Rows whose drafts hold a mask, a right or a wrong token at each maskable position; the last row's holds no mask."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = lab.make_rows(count)
+    for row in rows:
+        size = len(row["input_ids"])
+        kind = torch.randint(0, 3, (size,), generator=generator)
+        other = torch.randint(3, 7, (size,), generator=generator)
+        clean, maskable = torch.tensor(row["input_ids"]), torch.tensor(row["maskable"])
+        draft = torch.where(kind == 0, lab.mask, torch.where(kind == 1, clean, other))
+        draft[-1] = other[-1]
+        if row is rows[-1]:
+            draft = torch.where(draft == lab.mask, other, draft)
+        row["draft_ids"] = torch.where(maskable, draft, clean).tolist()
+    return rows
+
+
+def run(model, rows, lab, objective=None, *, seed=5, epoch=2, **how):
+    objective = objective or RecordedPrismObjective()
+    return objective.step(model, lab.collate(rows), epoch=epoch, seed=seed, unwrapped=model, **how)
+
+
+def gradients(model, batches, lab, **how):
+    model.zero_grad()
+    for rows in batches:
+        (run(model, rows, lab, **how).losses.loss / len(batches)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def check_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert len(expected) > 8
+    for name in expected:
+        assert (found[name] - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
+
+
+def test_the_step_is_the_papers_on_recorded_drafts_row_by_row(lab):
+    model, rows = lab.build_model(), recorded_rows(lab, 8)
+
+    @torch.no_grad()
+    def look(ids):
+        output = model(torch.tensor([ids]), logits_at=torch.ones(1, len(ids), dtype=torch.bool))
+        return output.logits.tolist(), output.quality_logits[0].tolist()
+
+    quality, diffusion = reference.recorded_step(
+        look, [(row["input_ids"], row["maskable"], row["draft_ids"]) for row in rows], mask_token_id=lab.mask
+    )
+    losses = run(model, rows, lab, RecordedPrismObjective(diffusion_weight=0.3, quality_weight=2.0)).losses
+    assert losses.quality_loss.item() == pytest.approx(quality, rel=1e-4)
+    assert losses.diffusion_loss.item() == pytest.approx(diffusion, rel=1e-4)
+    assert losses.loss.item() == pytest.approx(2.0 * quality + 0.3 * diffusion, rel=1e-4)
+    revealed = [
+        (token == right) for row in rows
+        for token, right, may in zip(row["draft_ids"], row["input_ids"], row["maskable"], strict=True)
+        if may and token != lab.mask
+    ]  # fmt: skip
+    assert (losses.num_correct.item(), losses.num_judged.item()) == (sum(revealed), len(revealed))
+    assert 0 < sum(revealed) < len(revealed)
+
+
+def test_micro_batches_of_one_row_and_two_backwards_give_the_gradient_of_one_batch(lab):
+    model, rows = lab.build_model().double(), recorded_rows(lab, 4)  # so that rounding hides nothing
+    whole = gradients(model, [rows], lab)
+    check_same(gradients(model, [[row] for row in rows], lab), whole)
+    check_same(gradients(model, [rows], lab, apart=lambda: nullcontext(torch.Tensor.backward)), whole)
+
+
+def test_nothing_is_drawn_and_the_order_of_rows_is_theirs(lab):
+    model, rows = lab.build_model(), recorded_rows(lab, 6)
+    first, other = run(model, rows, lab), run(model, rows[::-1], lab, seed=8, epoch=9)
+    assert other.losses.loss.item() == pytest.approx(first.losses.loss.item(), rel=1e-5)
+    torch.testing.assert_close(other.diffusion_per_row.flip(0), first.diffusion_per_row)
+    assert not first.draft.confidence.any()
+
+
+def test_a_batch_without_masks_makes_the_same_looks_and_costs_nothing(lab):
+    model, went = lab.build_model(), []
+    rows = recorded_rows(lab, 4)[-1:]
+
+    def backward(loss):
+        went.append(loss.item())
+        loss.backward()
+
+    output = run(model, rows, lab, apart=lambda: nullcontext(backward))
+    assert went == [0.0], "every process has to send as many gradients as the others"
+    assert output.losses.diffusion_loss == 0
+    assert output.losses.num_judged == sum(rows[0]["maskable"])
+    assert run(model, recorded_rows(lab, 4), lab).diffusion_per_row[-1] == 0
+    output.losses.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_the_first_look_sees_the_data_under_the_drafts_masks_and_is_left_out_without_weight(lab):
+    model, rows, seen = lab.build_model(), recorded_rows(lab, 3), []
+    model.plain_backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
+    )
+    run(model, rows, lab)
+    batch = lab.collate(rows)
+    drafts = batch["draft_ids"]
+    noised = torch.where((drafts == lab.mask) & batch["maskable"], lab.mask, batch["input_ids"])
+    assert not torch.equal(noised, drafts)
+    assert [ids.tolist() for ids in seen] == [noised.tolist(), drafts.tolist()]
+    seen.clear()
+    losses = run(model, rows, lab, RecordedPrismObjective(diffusion_weight=0.0)).losses
+    assert [ids.tolist() for ids in seen] == [drafts.tolist()]
+    assert losses.diffusion_loss == 0
+    assert losses.loss == losses.quality_loss
+
+
+def test_dropout_is_off_in_the_first_look_and_on_in_the_second(lab):
+    model, rows = lab.build_model(dropout=0.5).train(), recorded_rows(lab, 6)
+    one, other = (run(model, rows, lab) for _ in range(2))
+    assert torch.equal(one.diffusion_per_row, other.diffusion_per_row)
+    assert not torch.equal(one.quality_logits, other.quality_logits)
+
+
+def test_it_is_built_by_name_and_has_no_draft_rules():
+    objective = get_objective("prism_recorded", diffusion_weight=0.25)
+    assert objective == RecordedPrismObjective(diffusion_weight=0.25)
+    written = {"name": "prism_recorded", "diffusion_weight": 0.25, "quality_weight": 1.0}
+    assert objective_to_dict(objective) == written
+    assert get_objective(**written) == objective
+    for unread in ({"num_drafted": 2}, {"drafts": [{}]}, {"t_min": 0.1}):
+        with pytest.raises(UnknownKeyError, match=r"'prism_recorded' has no .*; known: diffusion_weight, quality_weight"):
+            get_objective("prism_recorded", **unread)
+    with pytest.raises(ConfigurationError, match=r"`diffusion_weight` .* must be 0 or more, found -1"):
+        RecordedPrismObjective(diffusion_weight=-1)
+    with pytest.raises(ConfigurationError, match="both 0, so nothing would be learnt"):
+        RecordedPrismObjective(diffusion_weight=0, quality_weight=0)
+
+
+def test_the_trainer_trains_evaluates_and_records_it(lab, tmp_path):
+    model, rows = lab.build_model(), datasets.Dataset.from_list(recorded_rows(lab, 16))
+    trainer = lab.make_trainer(
+        tmp_path, model=model, objective=RecordedPrismObjective(), rows=rows, eval_rows=rows, max_steps=12
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < before["eval_loss"]
+    assert after["eval_loss"] == pytest.approx(after["eval_quality_loss"] + 0.5 * after["eval_diffusion_loss"])
+    assert model.prism_config.objective == {"name": "prism_recorded", "diffusion_weight": 0.5, "quality_weight": 1.0}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_drafts_that_would_be_ignored_and_rows_without_them_are_refused(lab, tmp_path, raw):
+    rows, plain = recorded_rows(lab, 4), lab.make_rows(4)
+    if raw:
+        rows, plain = ([{key: one[key] for key in one if key != "example_id"} for one in given] for given in (rows, plain))
+    recorded = RecordedPrismObjective()
+    wanted = "RecordedPrismObjective learns from recorded drafts, the column `draft_ids`, but `{}` has none; record them"
+    ignored = "`{}` has recorded drafts, the column `draft_ids`, which PrismObjective would ignore; train with"
+    for objective, words, good, bad in ((recorded, wanted, rows, plain), (PrismObjective(), ignored, plain, rows)):
+        with pytest.raises(DataFormatError, match=words.format("train_dataset")):
+            lab.make_trainer(tmp_path, objective=objective, rows=bad)
+        with pytest.raises(DataFormatError, match=words.format("eval_dataset")):
+            lab.make_trainer(tmp_path, objective=objective, rows=good, eval_rows=bad)
