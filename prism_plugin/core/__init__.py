@@ -24,10 +24,11 @@ from prism_plugin.core.remasking import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomRemasking,
+    RedraftRemasking,
     RemaskingRule,
     RemdmConfRemasking,
 )
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RefineSchedule, Schedule
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
 from prism_plugin.core.selection import at_most, select_above, select_top
 from prism_plugin.core.unmasking import (
     UNMASKING,
@@ -35,6 +36,7 @@ from prism_plugin.core.unmasking import (
     EntropyUnmasking,
     MarginUnmasking,
     RandomUnmasking,
+    RedraftUnmasking,
     ThresholdUnmasking,
     UnmaskingRule,
 )
@@ -61,6 +63,9 @@ __all__ = [
     "QualityThresholdRemasking",
     "RandomRemasking",
     "RandomUnmasking",
+    "RedraftRemasking",
+    "RedraftSchedule",
+    "RedraftUnmasking",
     "RefineSchedule",
     "RemaskingRule",
     "RemdmConfRemasking",

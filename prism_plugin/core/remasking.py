@@ -84,6 +84,31 @@ class QualityThresholdRemasking:
         return at_most(view.revealed & (quality < self.threshold), -quality, budget)
 
 
+@REMASKING.register("redraft")
+@dataclass(frozen=True)
+class RedraftRemasking:
+    """Take back everything where anything is doubted, and nothing elsewhere: for a head that knows that, but not where.
+
+    An error that was written with confidence bends what is written after it, so a wrong draft is often wrong in many places
+    that agree with each other. Of more than the grant, the worst go.
+
+    Args:
+        threshold: Probability in [0, 1]; a row is doubted when the quality of one of its tokens is below.
+    """
+
+    threshold: float
+    needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+    by_chance: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        quality = view.require("quality", self)
+        doubted = (view.revealed & (quality < self.threshold)).any(-1, keepdim=True)
+        return at_most(view.revealed & doubted, -quality, budget)
+
+
 @REMASKING.register("commit_confidence")
 @dataclass(frozen=True)
 class CommitConfidenceRemasking:

@@ -117,6 +117,29 @@ class LoopSchedule:
         return first_step_at(self.draft_share, num_steps)
 
 
+@SCHEDULES.register("redraft")
+@dataclass(frozen=True)
+class RedraftSchedule:
+    """Draft, look at the whole, and where that is doubted draft it anew, as long as the steps reach.
+
+    The target is the slowest that still ends in time, so an unmasking rule that goes faster, such as `RedraftUnmasking`,
+    sets the pace, and what it saves is there for another draft. Each look at a full canvas may take back all of it.
+
+    Args:
+        min_steps: Looks that another draft must have left to be begun, >= 1.
+    """
+
+    min_steps: int = 4
+
+    def __post_init__(self) -> None:
+        require_int(self, "min_steps", minimum=1)
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        left = (num_steps - step).clamp(min=1)  # looks from this one on
+        may_redraft = (step > 0) & (revealed == total) & (left > self.min_steps)
+        return Budget(remask=revealed * may_redraft, target=revealed + ceil_div(total - revealed, left))
+
+
 @SCHEDULES.register("refine")
 @dataclass(frozen=True)
 class RefineSchedule:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
+
 from prism_plugin.core.selection import select_above, select_top
-from prism_plugin.core.validation import require_number
+from prism_plugin.core.validation import require_ints, require_number
 from prism_plugin.core.view import StepView
 from prism_plugin.registry import Registry
 from prism_plugin.types import PerRow, TokenMask
@@ -81,3 +83,35 @@ class ThresholdUnmasking:
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         sure = select_above(view.confidence, view.masked, self.threshold)
         return sure | select_top(view.confidence, view.masked, budget)
+
+
+@UNMASKING.register("redraft")
+@dataclass(frozen=True)
+class RedraftUnmasking:
+    """Draft by threshold; what was taken back and is drafted anew is filled surest first, each time at another pace.
+
+    At temperature 0 the same order and pace would make the same mistakes again. A draft is counted by how often a position of
+    the block has been taken back.
+
+    Args:
+        threshold: Of the first draft, as in `ThresholdUnmasking`.
+        paces: Positions per look of the second draft, the third, and so on, each >= 1; the last is also that of all further
+            ones. Where the steps left ask for more, the grant is kept.
+    """
+
+    threshold: float
+    paces: tuple[int, ...] = (3, 2, 1)
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
+        object.__setattr__(self, "paces", require_ints(self, "paces", minimum=1))
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        drafts = view.times_remasked.masked_fill(~view.editable, 0).amax(-1)  # whole drafts before this one
+        pace = torch.zeros_like(budget)
+        for number, positions in enumerate(self.paces, start=1):
+            pace = torch.where(drafts >= number, positions, pace)
+        chosen = select_top(view.confidence, view.masked, budget.maximum(pace))
+        sure = select_above(view.confidence, view.masked, self.threshold)
+        return chosen | sure & (drafts == 0).unsqueeze(-1)

@@ -38,3 +38,18 @@ def require_number(
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or (open_low and value == low):
         raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be {within}, found {value!r}.")
+
+
+def require_ints(owner: object, name: str, *, minimum: int) -> tuple[int, ...]:
+    """Check that the field `name` of `owner` lists integers of at least `minimum`, and give them as a tuple: JSON has lists.
+
+    Raises:
+        ConfigurationError: If it is no list or tuple, is empty, or holds something else.
+    """
+    value = getattr(owner, name)
+    listed = isinstance(value, list | tuple) and len(value) > 0
+    if not listed or any(isinstance(one, bool) or not isinstance(one, int) or one < minimum for one in value):
+        raise ConfigurationError(
+            f"`{name}` of {type(owner).__name__} must list integers of at least {minimum}, found {value!r}."
+        )
+    return tuple(value)

@@ -24,6 +24,7 @@ class StepView:
     step: PerRow  # steps of the block taken before this one
     num_steps: PerRow  # steps of the block in all
     total: PerRow  # editable positions that were masked when the block began
+    times_remasked: TokenIds  # how often each position has been taken back
     noise: PerToken | None = None  # uniform in [0, 1), fresh each step; rules that want chance rank by it
     entropy: PerToken | None = None  # of the model at masked positions, nats
     margin: PerToken | None = None  # largest minus second largest probability at masked positions

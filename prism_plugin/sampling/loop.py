@@ -196,6 +196,7 @@ class Decoder:
             step=at.step,
             num_steps=self._block_steps(canvas, at),
             total=(masked | revealed).sum(-1),  # all of a block is masked when it begins
+            times_remasked=at.times_remasked,
             **drawn,
         )
 

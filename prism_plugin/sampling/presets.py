@@ -10,11 +10,12 @@ from prism_plugin.core.remasking import (
     NeverRemasking,
     QualityRemasking,
     QualityThresholdRemasking,
+    RedraftRemasking,
     RemaskingRule,
     RemdmConfRemasking,
 )
-from prism_plugin.core.schedules import EvenSchedule, LoopSchedule, RefineSchedule, Schedule
-from prism_plugin.core.unmasking import ConfidenceUnmasking, RandomUnmasking, ThresholdUnmasking, UnmaskingRule
+from prism_plugin.core.schedules import EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
+from prism_plugin.core.unmasking import ConfidenceUnmasking, RandomUnmasking, RedraftUnmasking, ThresholdUnmasking, UnmaskingRule
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
@@ -30,8 +31,8 @@ class Preset:
     """A named sampler.
 
     Attributes:
-        unmasking: "random", "confidence" or "threshold".
-        remasking: "never", "quality" or "remdm_conf".
+        unmasking: "random", "confidence", "threshold" or "redraft".
+        remasking: "never", "quality", "remdm_conf" or "redraft".
         source: Where the defaults come from.
         defaults: Settings that are not the rules' or the sampler's own default.
         own_settings: Settings that it takes beyond those of all presets.
@@ -108,6 +109,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             defaults=_frozen(num_rounds=2, num_remask=32, quality_threshold=0.9),
             own_settings=("num_rounds", "num_remask", "quality_threshold", "max_remasks_per_position"),
         ),
+        "prism-redraft": Preset(
+            unmasking="redraft",
+            remasking="redraft",
+            source="Ours: a draft by `threshold`, and another from nothing, at another pace, as long as the head doubts it.",
+            defaults=_frozen(threshold=0.9, quality_threshold=0.9),
+            own_settings=("threshold", "quality_threshold", "paces", "min_steps"),
+        ),
     }
 )
 
@@ -148,13 +156,15 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments | {
         "unmasking": _unmasking(preset, chosen),
         "remasking": _remasking(preset, chosen),
-        "schedule": _schedule(chosen),
+        "schedule": _schedule(preset, chosen),
     }
 
 
 def _unmasking(preset: Preset, chosen: Mapping[str, Any]) -> UnmaskingRule:
     if preset.unmasking == "threshold":
         return ThresholdUnmasking(chosen["threshold"])
+    if preset.unmasking == "redraft":
+        return RedraftUnmasking(**_given(chosen, "threshold", "paces"))
     return RandomUnmasking() if preset.unmasking == "random" else ConfidenceUnmasking()
 
 
@@ -163,12 +173,16 @@ def _remasking(preset: Preset, chosen: Mapping[str, Any]) -> RemaskingRule:
         return NeverRemasking()
     if preset.remasking == "remdm_conf":
         return RemdmConfRemasking(**_given(chosen, "scale"))
+    if preset.remasking == "redraft":
+        return RedraftRemasking(chosen["quality_threshold"])
     if chosen.get("quality_threshold") is not None:
         return QualityThresholdRemasking(chosen["quality_threshold"])
     return QualityRemasking()
 
 
-def _schedule(chosen: Mapping[str, Any]) -> Schedule:
+def _schedule(preset: Preset, chosen: Mapping[str, Any]) -> Schedule:
+    if preset.remasking == "redraft":
+        return RedraftSchedule(**_given(chosen, "min_steps"))
     if "num_rounds" in chosen:
         return RefineSchedule(**_given(chosen, "num_remask", "num_rounds"))
     if chosen.get("draft_share") is None:
