@@ -1,0 +1,114 @@
+"""Record what the samplers' canvases hold on the way, on training puzzles: the drafts that the adapter is trained on.
+
+    python -m benchmarks.sudoku.states --backbone adapters/sudoku-9x9/backbone --output runs/states.parquet
+
+Each training puzzle is moved by a random symmetry and solved once, in confidence order with one cell a look, by threshold,
+or in random order with sampled digits. Kept are a few states of each run, chosen at random, and four times as many of a run
+that went wrong, since most do not. Rows hold `input_ids` (the solution), `maskable` (not a clue) and `draft_ids` (the canvas).
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from tqdm import tqdm
+
+from benchmarks.sudoku.trials import FOLDER
+from prism_plugin import PrismConfig, attach_quality_head, load_backbone
+from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE, generators
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.types import TokenIds
+
+SEED = 103
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sampler, the share of the puzzles that it solves, and how many states are kept of a run that ends right or wrong."""
+
+    preset: str
+    num_steps: int
+    settings: dict[str, Any]
+    share: float
+    of_right: int
+    of_wrong: int
+
+
+SOURCES = (
+    Source("confidence", 51, {}, 0.6, of_right=4, of_wrong=16),
+    Source("threshold", 51, {"threshold": 0.98}, 0.2, of_right=2, of_wrong=8),
+    Source("random", 26, {"temperature": 0.2}, 0.2, of_right=8, of_wrong=8),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", type=Path, required=True, help="folder of the backbone that solves")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--puzzles", type=int, default=10_000, help="training puzzles to solve (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = attach_quality_head(load_backbone(args.backbone), PrismConfig(mask_token_id=sudoku.MASK_TOKEN_ID))
+    solutions, puzzles = read_training_puzzles(args.puzzles)
+    columns: dict[str, list[Any]] = {"input_ids": [], "maskable": [], "draft_ids": []}
+    begin = 0
+    for source in SOURCES:
+        end = begin + round(source.share * len(puzzles))
+        sampler = RemaskingSampler.from_preset(source.preset, model, num_steps=source.num_steps, **source.settings)
+        for first in tqdm(range(begin, end, BATCH_SIZE), desc=source.preset, unit="batch"):
+            here = slice(first, min(first + BATCH_SIZE, end))
+            for row, state in record(sampler, source, puzzles[here], solutions[here], first):
+                columns["input_ids"].append(solutions[row].tolist())
+                columns["maskable"].append((puzzles[row] == sudoku.MASK_TOKEN_ID).tolist())
+                columns["draft_ids"].append(state.tolist())
+        begin = end
+    order = torch.randperm(len(columns["draft_ids"]), generator=torch.Generator().manual_seed(SEED)).tolist()
+    _write({name: [values[index] for index in order] for name, values in columns.items()}, args.output)
+
+
+def read_training_puzzles(count: int) -> tuple[TokenIds, TokenIds]:
+    """Solutions and puzzles of the first training rows, each moved by a symmetry of its own."""
+    rows = datasets.Dataset.from_parquet(str(FOLDER / "data" / "train.parquet")).select(range(count)).with_format("torch")
+    solutions, labels = rows["input_ids"][:].long(), rows["labels"][:].long()
+    puzzles = torch.where(labels == -100, solutions, sudoku.MASK_TOKEN_ID)
+    # the same generator state moves both alike
+    return tuple(sudoku.augment(grids, torch.Generator().manual_seed(SEED)) for grids in (solutions, puzzles))
+
+
+def record(
+    sampler: RemaskingSampler, source: Source, puzzles: TokenIds, solutions: TokenIds, first: int
+) -> list[tuple[int, torch.Tensor]]:
+    """Solve some puzzles; number of the puzzle and canvas of each state that is kept. `first` is the number of the first."""
+    states: list[list[torch.Tensor]] = [[] for _ in puzzles]
+
+    def keep(step: Any) -> None:
+        for row in step.looked.nonzero().flatten().tolist():
+            states[row].append(step.tokens_after[row])
+
+    rows = generators(SEED, first, len(puzzles))
+    right = (sampler.infill(puzzles, generator=rows, on_step=keep).sequences == solutions).all(-1)
+    kept = []
+    for row, (of_row, is_right) in enumerate(zip(states, right.tolist(), strict=True)):
+        chosen = torch.randperm(len(of_row), generator=rows[row])[: source.of_right if is_right else source.of_wrong]
+        kept += [(first + row, of_row[index]) for index in chosen.tolist()]
+    return kept
+
+
+def _write(columns: dict[str, list[Any]], output: Path) -> None:
+    cells, flags = datasets.List(datasets.Value("int8")), datasets.List(datasets.Value("bool"))
+    features = datasets.Features({"input_ids": cells, "maskable": flags, "draft_ids": cells})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}")
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(beside)
+    beside.replace(output)
+    wrong = sum(any(d not in (0, i) for d, i in zip(*pair, strict=True)) for pair in zip(columns["draft_ids"], columns["input_ids"], strict=True))
+    print(f"{len(columns['draft_ids'])} states, {wrong} with a wrong cell, in {output}")
+
+
+if __name__ == "__main__":
+    main()
