@@ -1,13 +1,13 @@
 """Which revealed positions to mask again. A rule takes back at most its budget, and may take back less."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
 from prism_plugin.core.schedules import even_target
 from prism_plugin.core.selection import at_most, select_top
-from prism_plugin.core.validation import require_number
+from prism_plugin.core.validation import require_choice, require_number
 from prism_plugin.core.view import StepView
 from prism_plugin.registry import Registry
 from prism_plugin.types import PerRow, PerToken, TokenMask
@@ -93,20 +93,28 @@ class RedraftRemasking:
     that agree with each other. Of more than the grant, the worst go.
 
     Args:
-        threshold: Probability in [0, 1]; a row is doubted when the quality of one of its tokens is below.
+        threshold: Probability in [0, 1]; a row is doubted when the score of one of its tokens is below.
+        score: "quality", or "visible_confidence", the probability that the language model itself gives to the token that it
+            sees there: no head, but a row of the LM head for every token of the block.
     """
 
     threshold: float
-    needs: ClassVar[frozenset[str]] = frozenset({"quality"})
+    score: Literal["quality", "visible_confidence"] = "quality"
     by_chance: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
+        require_choice(self, "score", ("quality", "visible_confidence"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The score that it reads."""
+        return frozenset({self.score})
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
-        quality = view.require("quality", self)
-        doubted = (view.revealed & (quality < self.threshold)).any(-1, keepdim=True)
-        return at_most(view.revealed & doubted, -quality, budget)
+        score = view.require(self.score, self)
+        doubted = (view.revealed & (score < self.threshold)).any(-1, keepdim=True)
+        return at_most(view.revealed & doubted, -score, budget)
 
 
 @REMASKING.register("commit_confidence")

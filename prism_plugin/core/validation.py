@@ -40,6 +40,17 @@ def require_number(
         raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be {within}, found {value!r}.")
 
 
+def require_choice(owner: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Check that the field `name` of `owner` is one of the words allowed.
+
+    Raises:
+        ConfigurationError: If it is not.
+    """
+    value = getattr(owner, name)
+    if value not in allowed:
+        raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be one of {', '.join(allowed)}, found {value!r}.")
+
+
 def require_ints(owner: object, name: str, *, minimum: int) -> tuple[int, ...]:
     """Check that the field `name` of `owner` lists integers of at least `minimum`, and give them as a tuple: JSON has lists.
 

@@ -29,7 +29,6 @@ class StepView:
     entropy: PerToken | None = None  # of the model at masked positions, nats
     margin: PerToken | None = None  # largest minus second largest probability at masked positions
     quality: PerToken | None = None  # probability that the visible token is right, by the quality head
-    mean_quality: PerToken | None = None  # mean of `quality` over the looks since the token was written, this one included
     visible_confidence: PerToken | None = None  # probability that the model gives now to the visible token
 
     def require(self, name: str, rule: object) -> PerToken:

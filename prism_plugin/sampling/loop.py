@@ -71,8 +71,6 @@ class Progress:
     commit_confidence: PerToken  # probability of the token when it was filled, 1 elsewhere
     quality: PerToken  # last quality seen of the token that stands there, NaN where it was not judged
     times_remasked: TokenIds
-    mean_quality: PerToken
-    times_judged: TokenIds
     block: PerRow
     step: PerRow  # within the block; equal to its number of steps when nothing is left to do
     num_forward_passes: PerRow
@@ -150,8 +148,6 @@ class Decoder:
             commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
             quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
             times_remasked=torch.zeros_like(canvas.tokens),
-            mean_quality=torch.zeros(canvas.tokens.shape, device=none.device),
-            times_judged=torch.zeros_like(canvas.tokens),
             block=none,
             step=none,
             num_forward_passes=none,
@@ -188,16 +184,13 @@ class Decoder:
             logits_at=self._index(masked, revealed, counts),
             with_quality="quality" in self.needs,
         )
-        quality = output.quality_logits.float().sigmoid() if "quality" in self.needs else None
-        mean_quality = None if quality is None else at.mean_quality + (quality - at.mean_quality) / (at.times_judged + 1)
         drawn = self._draw(output.logits, at.tokens, masked, revealed, counts, uniforms)
         capped = self.settings.max_remasks_per_position
         return StepView(
             masked=masked,
             revealed=revealed if capped is None else revealed & (at.times_remasked < capped),
             editable=masked | revealed,
-            quality=quality,
-            mean_quality=mean_quality,
+            quality=output.quality_logits.float().sigmoid() if "quality" in self.needs else None,
             commit_confidence=at.commit_confidence,
             noise=noise,
             step=at.step,
@@ -269,11 +262,6 @@ class Decoder:
         if view.quality is not None:
             judged = canvas.editable & (at.tokens != self.model.mask_token_id)
             quality = torch.where(judged, view.quality, quality)
-            at = replace(
-                at,
-                mean_quality=torch.where(judged, view.mean_quality, 0.0).masked_fill(changed, 0.0),
-                times_judged=(at.times_judged + judged).masked_fill(changed, 0),
-            )
         return replace(
             at,
             tokens=apply_step(at.tokens, view, reveal, remask, self.model.mask_token_id),

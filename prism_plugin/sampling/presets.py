@@ -15,7 +15,13 @@ from prism_plugin.core.remasking import (
     RemdmConfRemasking,
 )
 from prism_plugin.core.schedules import EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
-from prism_plugin.core.unmasking import ConfidenceUnmasking, RandomUnmasking, RedraftUnmasking, ThresholdUnmasking, UnmaskingRule
+from prism_plugin.core.unmasking import (
+    ConfidenceUnmasking,
+    RandomUnmasking,
+    RedraftUnmasking,
+    ThresholdUnmasking,
+    UnmaskingRule,
+)
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
@@ -109,6 +115,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             defaults=_frozen(num_rounds=2, num_remask=32, quality_threshold=0.9),
             own_settings=("num_rounds", "num_remask", "quality_threshold", "max_remasks_per_position"),
         ),
+        "redraft": Preset(
+            unmasking="redraft",
+            remasking="redraft",
+            source="`prism-redraft` without a head, to see what that is worth: the language model's own probabilities doubt.",
+            defaults=_frozen(threshold=0.9, visible_threshold=0.5),
+            own_settings=("threshold", "visible_threshold", "paces", "min_steps"),
+        ),
         "prism-redraft": Preset(
             unmasking="redraft",
             remasking="redraft",
@@ -174,6 +187,8 @@ def _remasking(preset: Preset, chosen: Mapping[str, Any]) -> RemaskingRule:
     if preset.remasking == "remdm_conf":
         return RemdmConfRemasking(**_given(chosen, "scale"))
     if preset.remasking == "redraft":
+        if "visible_threshold" in chosen:
+            return RedraftRemasking(chosen["visible_threshold"], score="visible_confidence")
         return RedraftRemasking(chosen["quality_threshold"])
     if chosen.get("quality_threshold") is not None:
         return QualityThresholdRemasking(chosen["quality_threshold"])

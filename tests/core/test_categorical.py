@@ -202,6 +202,7 @@ def test_one_step_equals_llada():
             step=count,
             num_steps=count,
             total=count,
+            times_remasked=torch.zeros_like(tokens),
         )
         reveal = ConfidenceUnmasking()(view, torch.tensor([num_unmasked]))
         after = apply_step(tokens, view, reveal, torch.zeros_like(masked), mask_token_id)

@@ -19,6 +19,7 @@ def view():
             step=count,
             num_steps=count,
             total=count,
+            times_remasked=mask.long(),
             **dict.fromkeys(names, scores),
         )
 
@@ -30,7 +31,7 @@ def test_reading_a_meta_tensor_raises(view):
 
 @pytest.mark.parametrize("registry", [core.UNMASKING, core.REMASKING], ids=lambda registry: registry.kind)
 def test_rules_and_writing(view, registry):
-    settings = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.5}}
+    settings = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.5}, "redraft": {"threshold": 0.5}}
     for name in registry.names():
         chosen = registry.from_dict({"name": name, **settings.get(name, {})})(view, view.total)
         assert chosen.device.type == "meta", name
@@ -38,7 +39,12 @@ def test_rules_and_writing(view, registry):
 
 
 def test_schedules(view):
-    for schedule in (core.EvenSchedule(2, 0.2, 0.8), core.LoopSchedule(1, 0.5)):
+    for schedule in (
+        core.EvenSchedule(2, 0.2, 0.8),
+        core.LoopSchedule(1, 0.5),
+        core.RedraftSchedule(2),
+        core.RefineSchedule(2, 3),
+    ):
         budget = schedule(view.step, view.num_steps, view.total, view.total)
         assert core.unmask_grant(budget, view.total, view.total, view.total).device.type == "meta"
 

@@ -13,6 +13,7 @@ from prism_plugin.core.remasking import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomRemasking,
+    RedraftRemasking,
     RemdmConfRemasking,
 )
 from prism_plugin.core.unmasking import (
@@ -21,17 +22,24 @@ from prism_plugin.core.unmasking import (
     EntropyUnmasking,
     MarginUnmasking,
     RandomUnmasking,
+    RedraftUnmasking,
     ThresholdUnmasking,
 )
 from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
 
-SETTINGS = {"threshold": {"threshold": 0.7}, "quality_threshold": {"threshold": 0.4}, "remdm_conf": {"scale": 3.0}}
+SETTINGS = {
+    "threshold": {"threshold": 0.7},
+    "quality_threshold": {"threshold": 0.4},
+    "remdm_conf": {"scale": 3.0},
+    "redraft": {"threshold": 0.7},
+}
 OPTIONAL = {"noise", "quality", "entropy", "margin", "visible_confidence"}
 
 
 def rules(registry):
-    return [registry.from_dict({"name": name, **SETTINGS.get(name, {})}) for name in registry.names()]
+    more = [RedraftRemasking(0.4, score="visible_confidence")] if registry is REMASKING else []
+    return more + [registry.from_dict({"name": name, **SETTINGS.get(name, {})}) for name in registry.names()]
 
 
 def random_view(seed, batch=6, length=23):
@@ -57,6 +65,7 @@ def random_view(seed, batch=6, length=23):
         step=(torch.rand(batch, generator=generator) * num_steps).long(),
         num_steps=num_steps,
         total=editable.sum(-1),
+        times_remasked=torch.randint(3, (batch, 1), generator=generator) * editable,
         entropy=per_token(),
         margin=per_token(),
         quality=per_token(),
@@ -117,7 +126,7 @@ def test_revealed_positions_were_masked_and_fill_the_grant(rule):
         reveal = rule(view, budget)
         assert not (reveal & ~view.masked).any()
         granted = budget.minimum(view.masked.sum(-1))
-        if isinstance(rule, ThresholdUnmasking):
+        if isinstance(rule, ThresholdUnmasking | RedraftUnmasking):
             assert (reveal.sum(-1) >= granted).all()
         else:
             assert torch.equal(reveal.sum(-1), granted)
@@ -150,6 +159,7 @@ def test_ties_go_to_the_leftmost(rule):
         step=count // 2,
         num_steps=count,
         total=count * 10,
+        times_remasked=torch.zeros(1, 40, dtype=torch.long),
         entropy=flat,
         margin=flat,
         quality=flat,
@@ -180,6 +190,7 @@ def small_view():
         step=torch.tensor([2]),
         num_steps=torch.tensor([4]),
         total=torch.tensor([8]),
+        times_remasked=torch.zeros(1, 8, dtype=torch.long),
         **{name: torch.tensor([values]) for name, values in scores.items()},
     )
 
@@ -200,12 +211,40 @@ def small_view():
         (QualityThresholdRemasking(0.2), []),
         (QualityThresholdRemasking(0.21), [6]),
         (QualityThresholdRemasking(0.99), [5, 6]),
+        (RedraftRemasking(0.2), []),
+        (RedraftRemasking(0.21), [5, 6]),
+        (RedraftRemasking(0.1, score="visible_confidence"), [4, 5]),
+        (RedraftUnmasking(0.95), [0, 2]),
+        (RedraftUnmasking(0.4), [0, 2, 3]),
         (CommitConfidenceRemasking(), [4, 7]),
     ],
     ids=str,
 )
 def test_what_a_rule_prefers(small_view, rule, expected):
     assert positions(rule(small_view, torch.tensor([2]))) == expected
+
+
+@pytest.mark.parametrize(
+    ("drafts", "budget", "expected"),
+    [(0, 0, [0, 2, 3]), (1, 0, [0, 2, 3]), (2, 0, [0]), (9, 0, [0]), (2, 2, [0, 2]), (0, 4, [0, 1, 2, 3])],
+)
+def test_each_draft_has_its_own_pace_and_keeps_the_grant(small_view, drafts, budget, expected):
+    view = replace(small_view, times_remasked=torch.full((1, 8), drafts))
+    assert positions(RedraftUnmasking(0.4, paces=[3, 1])(view, torch.tensor([budget]))) == expected
+
+
+def test_a_draft_is_counted_within_the_block_and_by_one_position_that_was_taken_back(small_view):
+    rule = RedraftUnmasking(0.0, paces=(1,))
+    outside = replace(small_view, editable=small_view.masked, times_remasked=torch.tensor([[0] * 4 + [5] * 4]))
+    assert positions(rule(outside, torch.tensor([0]))) == [0, 1, 2, 3]
+    assert positions(rule(replace(outside, editable=small_view.editable), torch.tensor([0]))) == [0]
+
+
+def test_one_doubted_token_costs_the_whole_draft(small_view):
+    assert positions(RedraftRemasking(0.21)(small_view, torch.tensor([8]))) == [4, 5, 6, 7]
+    assert positions(RedraftRemasking(0.2)(small_view, torch.tensor([8]))) == []
+    doubt_outside = replace(small_view, revealed=small_view.revealed & (small_view.quality != 0.2))
+    assert positions(RedraftRemasking(0.3)(doubt_outside, torch.tensor([8]))) == []
 
 
 def test_remdm_conf_probabilities_match_the_paper():
@@ -252,6 +291,19 @@ def test_remdm_conf_is_still_at_the_first_and_last_step(small_view):
             "`threshold` of ThresholdUnmasking must be a probability in .*, found '0.9'",
         ),
         (lambda: QualityThresholdRemasking(-1), "`threshold` of QualityThresholdRemasking must be a probability in \\[0, 1\\]"),
+        (lambda: RedraftRemasking(2), "`threshold` of RedraftRemasking must be a probability in \\[0, 1\\], found 2"),
+        (lambda: RedraftUnmasking(-1), "`threshold` of RedraftUnmasking must be a probability in \\[0, 1\\], found -1"),
+        (
+            lambda: RedraftRemasking(0.5, score="confidence"),
+            "`score` of RedraftRemasking must be one of quality, visible_confidence, found 'confidence'",
+        ),
+        *(
+            (
+                lambda paces=paces: RedraftUnmasking(0.9, paces),
+                "`paces` of RedraftUnmasking must list integers of at least 1, found",
+            )
+            for paces in ((), (0,), (2, 1.0), (True,), 3)
+        ),
         (lambda: RemdmConfRemasking(0), "`scale` of RemdmConfRemasking must be a number above 0, found 0"),
         (lambda: RemdmConfRemasking(float("inf")), "`scale` of RemdmConfRemasking must be a number above 0, found inf"),
     ],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import schedules as reference
 
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RefineSchedule, first_step_at
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, first_step_at
 from prism_plugin.core.view import unmask_grant
 from prism_plugin.errors import ConfigurationError
 
@@ -18,6 +18,7 @@ SOME = {
         EvenSchedule(99, remask_from=0.25, remask_until=0.75),
     ],
     "loop": [LoopSchedule(1, 0.5), LoopSchedule(3, 1 / 3), LoopSchedule(99, 0.01), LoopSchedule(2, 1.0)],
+    "redraft": [RedraftSchedule(), RedraftSchedule(1), RedraftSchedule(3)],
     "refine": [RefineSchedule(1, 2), RefineSchedule(3, 3), RefineSchedule(99, 5)],
 }
 ALL = [schedule for schedules in SOME.values() for schedule in schedules]
@@ -34,6 +35,8 @@ def expected_budget(schedule, step, num_steps, total, revealed):
         return reference.even_budget(step, num_steps, total, revealed, schedule.num_remask, *window)
     if isinstance(schedule, RefineSchedule):
         return reference.refine_budget(step, num_steps, total, revealed, schedule.num_remask, schedule.num_rounds)
+    if isinstance(schedule, RedraftSchedule):
+        return reference.redraft_budget(step, num_steps, total, revealed, schedule.min_steps)
     share = Fraction(schedule.draft_share).limit_denominator(100)
     return reference.loop_budget(step, num_steps, total, revealed, schedule.num_remask, share)
 
@@ -108,6 +111,7 @@ def test_shares_of_steps_are_exact():
         (lambda: LoopSchedule(0, 0.5), "`num_remask` of LoopSchedule must be an integer of at least 1, found 0"),
         (lambda: RefineSchedule(0, 2), "`num_remask` of RefineSchedule must be an integer of at least 1, found 0"),
         (lambda: RefineSchedule(1, 1), "`num_rounds` of RefineSchedule must be an integer of at least 2, found 1"),
+        (lambda: RedraftSchedule(0), "`min_steps` of RedraftSchedule must be an integer of at least 1, found 0"),
         (lambda: LoopSchedule(1, 0), "`draft_share` of LoopSchedule must be a share of the steps in \\(0, 1\\], found 0"),
     ],
 )

@@ -22,6 +22,7 @@ def view():
         step=count,
         num_steps=count,
         total=count,
+        times_remasked=masked.long(),
     )
 
 

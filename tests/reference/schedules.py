@@ -29,6 +29,12 @@ def refine_budget(step, num_steps, total, revealed, num_remask, num_rounds):
     return (min(num_remask, revealed) if check else 0), revealed + math.ceil(Fraction(total - revealed, left))
 
 
+def redraft_budget(step, num_steps, total, revealed, min_steps):
+    left = num_steps - step
+    again = step > 0 and revealed == total and left > min_steps
+    return (total if again else 0), revealed + math.ceil(Fraction(total - revealed, left))
+
+
 def round_length(num_steps, num_rounds, number):
     """Steps of a round when they are dealt out one by one."""
     return len(range(number, num_steps, num_rounds))

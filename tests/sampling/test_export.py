@@ -57,9 +57,10 @@ def with_rule(model, kind, name):
     """A sampler in which the rule of that name decides something."""
     arguments = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.6}, "remdm_conf": {"scale": 3.0},
                  "loop": {"num_remask": 2, "draft_share": 0.5}, "refine": {"num_remask": 3, "num_rounds": 2},
-                 "even": {"num_remask": 1}}  # fmt: skip
+                 "even": {"num_remask": 1}, "redraft": {"threshold": 0.6}}  # fmt: skip
     registry = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}[kind]
-    rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(2), kind: registry.get(name)(**arguments.get(name, {}))}
+    settings = {} if (kind, name) == ("schedule", "redraft") else arguments.get(name, {})
+    rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(2), kind: registry.get(name)(**settings)}
     if isinstance(rules["remasking"], NeverRemasking):
         rules["schedule"] = EvenSchedule()
     return RemaskingSampler(model, num_steps=6, temperature=1.0, **rules)

@@ -8,6 +8,9 @@ from prism_plugin.core import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomUnmasking,
+    RedraftRemasking,
+    RedraftSchedule,
+    RedraftUnmasking,
     RefineSchedule,
     RemdmConfRemasking,
     ThresholdUnmasking,
@@ -27,6 +30,8 @@ TABLE = [
     ("prism-confidence", ConfidenceUnmasking(), QualityRemasking(), EvenSchedule(1), 0.0),
     ("prism-threshold", ThresholdUnmasking(0.9), QualityRemasking(), EvenSchedule(1), 0.0),
     ("prism-refine", ConfidenceUnmasking(), QualityThresholdRemasking(0.9), RefineSchedule(32, 2), 0.0),
+    ("redraft", RedraftUnmasking(0.9), RedraftRemasking(0.5, "visible_confidence"), RedraftSchedule(), 0.0),
+    ("prism-redraft", RedraftUnmasking(0.9), RedraftRemasking(0.9), RedraftSchedule(), 0.0),
 ]
 
 
@@ -56,6 +61,10 @@ def test_what_each_preset_is(model, name, unmasking, remasking, schedule, temper
         ("prism-confidence", {"max_remasks_per_position": 2}, {"max_remasks_per_position": 2}),
         ("prism-threshold", {"threshold": 0.5}, {"unmasking": ThresholdUnmasking(0.5)}),
         ("prism-refine", {"num_rounds": 3, "num_remask": 2}, {"schedule": RefineSchedule(2, 3)}),
+        ("prism-redraft", {"threshold": 0.8, "paces": [2]}, {"unmasking": RedraftUnmasking(0.8, (2,))}),
+        ("prism-redraft", {"quality_threshold": 0.8}, {"remasking": RedraftRemasking(0.8)}),
+        ("redraft", {"visible_threshold": 0.8}, {"remasking": RedraftRemasking(0.8, "visible_confidence")}),
+        ("prism-redraft", {"min_steps": 2}, {"schedule": RedraftSchedule(2)}),
         ("confidence", {"block_length": 4, "eos_token_id": 1}, {"block_length": 4, "eos_token_id": 1}),
     ],
 )

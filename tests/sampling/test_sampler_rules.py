@@ -8,7 +8,7 @@ import torch
 from reference import sampler as reference
 from small_samplers import MASK, NEW, PROMPT, build_model, confident, prompts, sampled
 
-from prism_plugin.core import ConfidenceUnmasking, EntropyUnmasking, EvenSchedule, select_top
+from prism_plugin.core import ConfidenceUnmasking, EntropyUnmasking, EvenSchedule, RedraftSchedule, select_top
 from prism_plugin.sampling import RemaskingSampler
 
 
@@ -125,3 +125,53 @@ def test_outputs_carry_no_gradient(model):
 
 def test_confidence_is_the_default_order(model):
     assert RemaskingSampler(model, num_steps=2).unmasking == ConfidenceUnmasking()
+
+
+def test_times_remasked_counts_what_was_taken_back(model):
+    views = []
+
+    def watch(view, budget):
+        views.append(view)
+        return select_top(view.noise, view.revealed, budget)
+
+    trace = (
+        replace(sampled(model, 8, 2), remasking=watch).sample(prompts(2, PROMPT), max_new_tokens=NEW, return_trace=True).trace
+    )
+    expected = torch.zeros(2, PROMPT + NEW, dtype=torch.long)
+    for view, look in zip(views, trace, strict=True):
+        assert torch.equal(view.times_remasked, expected)
+        expected += look.remasked
+    assert expected.max() > 1
+
+
+def test_redraft_begins_anew_while_it_doubts_and_ends_where_it_does_not(model):
+    """At threshold 0 a draft is one look, and the look at the whole decides; no row is doubted at 0, every one at 1."""
+
+    def ask(quality_threshold, num_steps, **settings):
+        settings = {"threshold": 0.0, "paces": (4, 3), "min_steps": 2, **settings}
+        sampler = RemaskingSampler.from_preset(
+            "prism-redraft", model, num_steps=num_steps, quality_threshold=quality_threshold, **settings
+        )
+        output = sampler.sample(prompts(3, PROMPT), max_new_tokens=NEW, return_trace=True)
+        return [(look.unmasked[0].sum().item(), look.remasked[0].sum().item()) for look in output.trace], output
+
+    trusted, output = ask(0.0, 12)
+    assert trusted == [(NEW, 0), (0, 0)]
+    assert output.num_forward_passes.tolist() == [2, 2, 2]
+    doubted, output = ask(1.0, 12)
+    # two looks at pace 4, three at pace 3, and again three: the look at step 11 would be a check with nothing left to follow
+    draft = [(3, 0), (3, 0), (1, 0)]
+    assert doubted == [(NEW, 0), (0, NEW), (4, 0), (3, 0), (0, NEW), *draft, (0, NEW), *draft]
+    assert output.num_forward_passes.tolist() == [12, 12, 12]
+    assert output.num_remasked.tolist() == [3 * NEW] * 3
+    short, output = ask(1.0, 6, min_steps=4)
+    assert short == [(NEW, 0), (0, NEW), (4, 0), (3, 0)], "with less than 4 looks left no other draft begins"
+
+
+def test_redraft_keeps_its_grant_where_the_steps_would_not_reach(model):
+    sampler = RemaskingSampler.from_preset(
+        "prism-redraft", model, num_steps=4, threshold=1.0, quality_threshold=1.0, paces=(1,)
+    )
+    output = sampler.sample(prompts(2, PROMPT), max_new_tokens=NEW, return_trace=True)
+    assert [look.unmasked[0].sum().item() for look in output.trace] == [2, 2, 2, 1]
+    assert isinstance(sampler.schedule, RedraftSchedule)
