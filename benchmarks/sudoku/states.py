@@ -106,10 +106,8 @@ def _write(columns: dict[str, list[Any]], output: Path) -> None:
     beside = output.with_name(f".{output.name}")
     datasets.Dataset.from_dict(columns, features=features).to_parquet(beside)
     beside.replace(output)
-    wrong = sum(
-        any(d not in (0, i) for d, i in zip(*pair, strict=True))
-        for pair in zip(columns["draft_ids"], columns["input_ids"], strict=True)
-    )
+    pairs = zip(columns["draft_ids"], columns["input_ids"], strict=True)
+    wrong = sum(any(cell not in (sudoku.MASK_TOKEN_ID, right) for cell, right in zip(*pair, strict=True)) for pair in pairs)
     print(f"{len(columns['draft_ids'])} states, {wrong} with a wrong cell, in {output}")
 
 

@@ -118,14 +118,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "redraft": Preset(
             unmasking="redraft",
             remasking="redraft",
-            source="`prism-redraft` without a head, to see what that is worth: the language model's own probabilities doubt.",
+            source="Ours: a draft by `threshold`, and another from nothing, at another pace, as long as the model doubts it.",
             defaults=_frozen(threshold=0.9, visible_threshold=0.5),
             own_settings=("threshold", "visible_threshold", "paces", "min_steps"),
         ),
         "prism-redraft": Preset(
             unmasking="redraft",
             remasking="redraft",
-            source="Ours: a draft by `threshold`, and another from nothing, at another pace, as long as the head doubts it.",
+            source="Ours: `redraft`, where the quality head doubts in place of the language model.",
             defaults=_frozen(threshold=0.9, quality_threshold=0.9),
             own_settings=("threshold", "quality_threshold", "paces", "min_steps"),
         ),
