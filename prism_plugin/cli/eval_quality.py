@@ -33,10 +33,11 @@ from prism_plugin.modeling.staging import require_place
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.training import Objective, get_objective, objective_to_dict
+from prism_plugin.training import Objective, RecordedPrismObjective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
+RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,20 +76,24 @@ def run(args: argparse.Namespace) -> int:
         check_plot_file(args.plot)
     datasets.disable_progress_bars()  # the bars that matter are those of the looks
     raw = read_rows(args.data)  # before a large model is loaded in vain
+    recorded = "draft_ids" in raw.column_names
+    names = RECORDED_NAMES if recorded else NAMES
+    if recorded:
+        _check_recorded(args)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
-    objective = None if args.on == "states" else _objective(args, model)
+    objective = None if args.on == "states" else _objective(args, model, recorded)
     sampler = None if args.on == "drafts" else build_sampler(args, model, settings)
     rows = _rows(args, model, raw)
-    judged = _judge(args, model, objective, sampler, rows)
+    judged = _judge(args, model, objective, sampler, rows, names)
     found = _measured(args, judged)
     if args.plot is not None:
-        figures = {NAMES[name]: one for name, one in found.figures.items()}
+        figures = {names[name]: one for name, one in found.figures.items()}
         plot_quality(figures, args.plot, title=f"{args.adapter}, {len(rows)} rows")
     stored = None if found.fitted is None else _stored_scaling(model, found.fitted)
     if args.save:
         save_scaling(args.adapter, **stored)
     if not args.json:
-        _show(args, found, stored)
+        _show(args, found, stored, names)
         return 0
     asked = {"task": "quality", "adapter": args.adapter, "data": args.data, "rows": len(rows), "seed": args.seed}
     if objective is not None:
@@ -126,10 +131,10 @@ def _plain(args: argparse.Namespace, found: _Found, stored: dict[str, float] | N
     return plain
 
 
-def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | None) -> None:
+def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | None, names: dict[str, str]) -> None:
     console = Console()
     for name, one in found.figures.items():
-        console.print(*quality_tables(one, title=NAMES[name]), sep="\n")
+        console.print(*quality_tables(one, title=names[name]), sep="\n")
     if found.fitted is not None:
         console.print(scaling_table(found.fitted))
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in stored.items())
@@ -165,20 +170,42 @@ def _masked(args: argparse.Namespace) -> float:
     return 1.0 if args.masked is None else args.masked
 
 
-def _objective(args: argparse.Namespace, model: PrismModel) -> Objective:
-    recorded = model.prism_config.objective
+def _check_recorded(args: argparse.Namespace) -> None:
+    """Refuse what would leave recorded drafts out, or their place."""
+    if args.on != "drafts":
+        raise ConfigurationError(
+            f"{args.data} has recorded drafts (`draft_ids`), which the sampler would ignore; judge them with `--on drafts`, or "
+            "drop the column."
+        )
+    if args.drafts is not None:
+        raise ConfigurationError(
+            f"{args.data} has recorded drafts (`draft_ids`), so `--drafts` would be ignored; drop the option or the column."
+        )
+
+
+def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> Objective:
+    if recorded:
+        return RecordedPrismObjective(diffusion_weight=0.0)  # whatever the adapter learnt from; its other term is not judged
+    trained_by = model.prism_config.objective
     if args.drafts is None:
-        if recorded is None:
+        if trained_by is None:
             raise ConfigurationError(
                 f"{args.adapter} does not say on which drafts it was trained; give `--drafts`, such as "
                 "`--drafts '{num_drafted: 4}'`, or `--on states`."
             )
-        return get_objective(**recorded, source=f"{args.adapter}: objective")
+        objective = get_objective(**trained_by, source=f"{args.adapter}: objective")
+        if isinstance(objective, RecordedPrismObjective):
+            raise ConfigurationError(
+                f"{args.adapter} was trained on recorded drafts, and {args.data} has none; give rows with `draft_ids`, "
+                "`--drafts`, such as `--drafts '{num_drafted: 4}'`, or `--on states`."
+            )
+        return objective
     rules = parse_yaml(args.drafts, "--drafts")
     rules = rules if isinstance(rules, list) else [rules]
     if not all(isinstance(rule, dict) for rule in rules):
         raise ConfigurationError(f"`--drafts` takes a draft rule as YAML, such as '{{num_drafted: 4}}', found {args.drafts!r}.")
-    return get_objective(**{"name": "prism", **(recorded or {}), "drafts": rules}, source="--drafts")
+    kept = trained_by if trained_by is not None and "drafts" in trained_by else {}
+    return get_objective(**{"name": "prism", **kept, "drafts": rules}, source="--drafts")
 
 
 def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
@@ -198,16 +225,17 @@ def _judge(
     objective: Objective | None,
     sampler: RemaskingSampler | None,
     rows: datasets.Dataset,
+    names: dict[str, str],
 ) -> dict[str, JudgedTokens]:
     batches = math.ceil(len(rows) / args.batch_size)
     judged, how = {}, {"batch_size": args.batch_size, "seed": args.seed}
     with ExitStack() as stack:
         if objective is not None:
-            on_batch = stack.enter_context(counting_progress(NAMES["drafts"], batches, "batches"))
+            on_batch = stack.enter_context(counting_progress(names["drafts"], batches, "batches"))
             judged["drafts"] = judge_drafts(model, objective, rows, on_batch=on_batch, **how)
     with ExitStack() as stack:
         if sampler is not None:
-            on_look = stack.enter_context(counting_progress(NAMES["states"], batches * sampler.num_steps, "looks"))
+            on_look = stack.enter_context(counting_progress(names["states"], batches * sampler.num_steps, "looks"))
             judged["states"] = judge_states(sampler, rows, masked=_masked(args), on_look=on_look, **how)
     return judged
 

@@ -25,6 +25,7 @@ from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.sampling.loop import needs_of
 from prism_plugin.training import Objective
+from prism_plugin.training.checks import check_recorded
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
@@ -120,17 +121,21 @@ def judge_drafts(
 ) -> JudgedTokens:
     """Judge what the objective labels in its own drafts: the states that the head was trained on, with noise of their own.
 
+    Recorded drafts are judged as they are. What their tokens were given when they were written is not known, so the scores that
+    need it are left out.
+
     Args:
         model: Backbone with a quality head; its mode is left as it was.
-        objective: How drafts are made.
+        objective: How drafts are made, or that they were recorded.
         rows: Prepared rows.
         batch_size: Rows at once.
         seed: Of the drafts. With equal weights and rows the result is the same, whatever the batch size.
         on_batch: Called after each batch.
 
     Raises:
-        DataFormatError: If no draft filled a token.
+        DataFormatError: If no draft filled a token, or objective and recorded drafts do not go together.
     """
+    check_recorded(objective, rows.column_names, "rows")
     gathered = _Gathered()
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
@@ -142,18 +147,16 @@ def judge_drafts(
             seen = model(draft.draft_ids, mask, logits_at=index, with_quality=False).logits
             now = token_confidence(seen, draft.draft_ids.flatten()[index], forbidden_ids=(model.mask_token_id,))
             visible = torch.zeros_like(draft.confidence).flatten().index_copy(0, index, now).view_as(labelled)
+            scores = {"quality": step.quality_logits.sigmoid(), "visible_confidence": visible}
+            if "draft_ids" not in batch:
+                scores |= {"commit_confidence": draft.confidence, "mean_confidence": (visible + draft.confidence) / 2}
             gathered.add(
                 labelled,
                 step.labels.targets,
                 batch["example_id"].repeat(repeats),
                 _masked_share(draft.draft_ids, batch["maskable"].repeat(repeats, 1), model.mask_token_id),
                 None,
-                {
-                    "quality": step.quality_logits.sigmoid(),
-                    "visible_confidence": visible,
-                    "commit_confidence": draft.confidence,
-                    "mean_confidence": (visible + draft.confidence) / 2,
-                },
+                scores,
             )
             if on_batch is not None:
                 on_batch()
@@ -234,11 +237,17 @@ def judge_states(
 
     Raises:
         ConfigurationError: If `masked` is out of range.
-        DataFormatError: If the sampler would see no token of a row that says which answer is right.
+        DataFormatError: If the sampler would see no token of a row that says which answer is right, or the rows have recorded
+            drafts, which the sampler would not look at.
         SamplingError: If no look shows a revealed token; also as `RemaskingSampler.infill`.
     """
     if not 0 < masked <= 1:
         raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
+    if "draft_ids" in rows.column_names:
+        raise DataFormatError(
+            "The rows have recorded drafts (`draft_ids`), which a sampler that starts from masks would ignore; drop the "
+            "column, or judge them with `judge_drafts`."
+        )
     model, gathered = sampler.model, _Gathered()
     # all of them, so that a row that cannot be judged is found before any work
     requests = [_request(model, batch, masked, seed) for batch in _batches(model, rows, batch_size)]

@@ -1,5 +1,6 @@
 """`prism-plugin eval quality` on adapters of text and of Sudoku: figures, scaling, thresholds, pictures, and refusals."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.modeling.persistence import save_scaling
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
-from prism_plugin.training import get_objective
+from prism_plugin.training import get_objective, objective_to_dict
 
 DRAFTS = ["--drafts", "{num_drafted: 3}"]
 PRISM = ["--preset", "prism", "--num-steps", "5"]
@@ -167,6 +168,40 @@ def test_the_recorded_drafts_are_those_of_training(tmp_path, capsys):
     ]
     assert [rule["num_drafted"] for rule in other.pop("drafts")] == [5]
     assert other == {name: value for name, value in report["objective"].items() if name != "drafts"}
+
+
+def test_recorded_drafts_are_judged_with_any_adapter(writer, tmp_path, capsys):
+    clean, canvas = [3, 4, 5, 3, 3, 3], [3, 4, 31, 4, 3, 5]
+    rows = {"input_ids": clean, "maskable": [False, False, True, True, True, True], "draft_ids": canvas}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows) + "\n" for _ in range(4)))
+    report = report_of(capsys, writer, tmp_path / "rows.jsonl", "--on", "drafts")
+    assert report["objective"]["name"] == "prism_recorded"
+    assert set(report["drafts"]["scores"]) == {"quality", "visible_confidence"}
+    assert (report["drafts"]["tokens"], report["drafts"]["right"]) == (12, pytest.approx(1 / 3))
+    assert judge(writer, tmp_path / "rows.jsonl", "--on", "drafts") == 0
+    assert "recorded drafts: " in capsys.readouterr().out
+    if importlib.util.find_spec("matplotlib"):
+        assert judge(writer, tmp_path / "rows.jsonl", "--on", "drafts", "--plot", str(tmp_path / "quality.svg")) == 0
+        capsys.readouterr()
+    for options, words in (
+        ([], "rows.jsonl has recorded drafts (`draft_ids`), which the sampler would ignore; judge them with `--on drafts`"),
+        (["--on", "states"], "which the sampler would ignore; judge them with `--on drafts`, or drop the column"),
+        (["--on", "drafts", *DRAFTS], "has recorded drafts (`draft_ids`), so `--drafts` would be ignored; drop the option"),
+    ):
+        assert judge(writer, tmp_path / "rows.jsonl", *options) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_an_adapter_of_recorded_drafts_needs_them_or_other_ones(writer, rows, capsys):
+    trained = shutil.copytree(writer, writer.parent / "recorded")
+    config = json.loads((trained / "prism_config.json").read_text())
+    config["objective"] = objective_to_dict(get_objective("prism_recorded"))
+    (trained / "prism_config.json").write_text(json.dumps(config))
+    assert judge(trained, rows, "--on", "drafts") == 2
+    assert "recorded was trained on recorded drafts, and " in capsys.readouterr().err
+    report = report_of(capsys, trained, rows, "--on", "drafts", *DRAFTS, "--limit", "4")
+    assert report["objective"]["name"] == "prism"
+    assert report["objective"]["drafts"][0]["num_drafted"] == 3
 
 
 def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):

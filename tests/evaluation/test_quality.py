@@ -12,7 +12,7 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingErr
 from prism_plugin.evaluation.quality import SCORES, judge_drafts, judge_states
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_tokenizer
-from prism_plugin.training import PrismObjective
+from prism_plugin.training import PrismObjective, RecordedPrismObjective
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 
 OBJECTIVE = PrismObjective(drafts=(DraftRule(num_drafted=3, num_looks=2), DraftRule(num_drafted=2)), num_drafts=2, t_min=0.4)
@@ -29,7 +29,7 @@ def sampler_of(model, preset="prism", num_steps=6, **settings):
 
 def listed(judged):
     """The tokens as rows of numbers, in an order that does not depend on the batches; states are told apart by row and step."""
-    names = [*SCORES]
+    names = [name for name in SCORES if name in judged.scores]
     steps = judged.masked_share if judged.step is None else judged.step
     rows = zip(
         judged.row.tolist(), steps.tolist(), judged.correct.tolist(), judged.masked_share.tolist(),
@@ -102,6 +102,38 @@ def test_drafts_are_the_objectives(model):
     assert judged.step is None
     assert 0 < judged.correct.sum() < len(judged.correct)
     assert_close(listed(judged), sorted(expected))
+
+
+def test_recorded_drafts_are_judged_as_they_are(model):
+    plain = make_rows(6)
+    canvases = []
+    for row in plain:
+        ids = torch.tensor(row["input_ids"])
+        places = torch.tensor(row["maskable"]).nonzero().flatten()
+        ids[places[::2]] = torch.where(ids[places[::2]] == 3, 4, 3)
+        ids[places[1::3]] = MASK
+        canvases.append(ids.tolist())
+    rows = plain.add_column("draft_ids", canvases)
+    judged = judge_drafts(model, RecordedPrismObjective(), rows, batch_size=4)
+    assert set(judged.scores) == {"quality", "visible_confidence"}
+    expected = []
+    for row in rows:
+        ids = torch.tensor(row["draft_ids"])
+        probabilities, quality = look(model, ids, [MASK])
+        share = (ids == MASK).sum().item() / sum(row["maskable"])
+        for position, may in enumerate(row["maskable"]):
+            token = ids[position].item()
+            if may and token != MASK:
+                scores = (quality[position].item(), probabilities[position, token].item())
+                expected.append((row["example_id"], share, token == row["input_ids"][position], share, *scores))
+    assert 0 < judged.correct.sum() < len(judged.correct)
+    assert_close(listed(judged), sorted(expected))
+    with pytest.raises(DataFormatError, match="`rows` has recorded drafts, the column `draft_ids`, which PrismObjective would"):
+        judge_drafts(model, OBJECTIVE, rows)
+    with pytest.raises(DataFormatError, match=r"RecordedPrismObjective learns from recorded drafts, .* but `rows` has none"):
+        judge_drafts(model, RecordedPrismObjective(), plain)
+    with pytest.raises(DataFormatError, match=r"The rows have recorded drafts \(`draft_ids`\), which a sampler that starts"):
+        judge_states(sampler_of(model), rows)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
