@@ -4,6 +4,7 @@ The training is that of examples/06_exact_posterior.py: the real objective in a 
 """
 
 import dataclasses
+import itertools
 import runpy
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from prism_plugin.core import QualityLabels, drafted_labels, visible_labels
+from prism_plugin.data import PrismCollator
 from prism_plugin.evaluation.tasks.enumerable import three_letter_table
-from prism_plugin.training import objectives
+from prism_plugin.training import get_objective, objectives
 
 EXAMPLE = runpy.run_path(str(Path(__file__).resolve().parents[1] / "examples" / "06_exact_posterior.py"))
 TABLE = three_letter_table()
@@ -62,6 +64,38 @@ def test_more_drafted_positions_give_the_predicted_bias(one_drafted, two_drafted
     assert same.mean_error(two.quality(two_drafted), same.exact) >= 0.05
     # it is this bias and no other: the head has learnt what the enumeration says
     assert two.mean_error(two.quality(two_drafted), two.predicted) <= 0.02
+
+
+def recorded_rows():
+    """Each row of the table under each set of masks, with each letter in one of their places: the other letters are given."""
+    sets = [masked for size in range(1, TABLE.length + 1) for masked in itertools.combinations(range(TABLE.length), size)]
+    rows = []
+    for row in TABLE.prepared_rows():
+        for masked in sets:
+            noised = [MASK if place in masked else letter for place, letter in enumerate(row["input_ids"])]
+            maskable = [place in masked for place in range(TABLE.length)]
+            for place, letter in itertools.product(masked, range(TABLE.num_letters)):
+                draft_ids = [*noised[:place], letter, *noised[place + 1 :]]
+                rows.append({**row, "maskable": maskable, "draft_ids": draft_ids})
+    return rows
+
+
+def test_recorded_drafts_of_one_position_make_a_biased_head_exact(two_drafted):
+    model = EXAMPLE["build"](TABLE)
+    model.load_state_dict(two_drafted.state_dict())
+    with pytest.raises(AssertionError, match=r"the head is 0\.\d+ from the exact posterior"):
+        check_exact(model)
+    whole, chance = PrismCollator(pad_token_id=0)(recorded_rows()), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=150, pct_start=0.1)
+    for _ in range(150):
+        chosen = torch.randint(len(whole["example_id"]), (1000,), generator=chance)
+        batch = {name: values[chosen] for name, values in whole.items()}
+        optimizer.zero_grad()
+        get_objective("prism_recorded").step(model, batch, epoch=0, seed=0, unwrapped=model).losses.loss.backward()
+        optimizer.step()
+        schedule.step()
+    check_exact(model)
 
 
 def right(draft_ids, clean_ids, drafted):

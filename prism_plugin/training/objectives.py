@@ -47,7 +47,11 @@ Apart = Callable[[], AbstractContextManager[Callable[[Tensor], None]]]
 
 
 class Objective(Protocol):
-    """Turns a collated batch into losses. A dataclass, so that it can be written down with the checkpoint."""
+    """Turns a collated batch into losses. A dataclass, so that it can be written down with the checkpoint.
+
+    One that reads recorded drafts, the column `draft_ids`, says so by a class variable `reads_drafts` that is True; others get
+    no rows that have them.
+    """
 
     diffusion_weight: float
     quality_weight: float

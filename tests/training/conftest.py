@@ -40,6 +40,23 @@ def make_rows(count, seed=0):
     return rows
 
 
+def recorded_rows(count, seed=0):
+    """The same with drafts: a mask, a right or a wrong token at each maskable position; the last row's holds no mask."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = make_rows(count)
+    for row in rows:
+        size = len(row["input_ids"])
+        kind = torch.randint(0, 3, (size,), generator=generator)
+        other = torch.randint(3, 7, (size,), generator=generator)
+        clean, maskable = torch.tensor(row["input_ids"]), torch.tensor(row["maskable"])
+        draft = torch.where(kind == 0, MASK, torch.where(kind == 1, clean, other))
+        draft[-1] = other[-1]
+        if row is rows[-1]:
+            draft = torch.where(draft == MASK, other, draft)
+        row["draft_ids"] = torch.where(maskable, draft, clean).tolist()
+    return rows
+
+
 def make_trainer(directory, *, model=None, objective=None, rows=None, eval_rows=None, **arguments):
     settings = {
         "output_dir": str(directory),
@@ -68,6 +85,7 @@ def lab():
         mask=MASK,
         build_model=build_model,
         make_rows=make_rows,
+        recorded_rows=recorded_rows,
         make_trainer=make_trainer,
         collate=PrismCollator(pad_token_id=0),
         tokenizer=tiny_tokenizer(),

@@ -12,15 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.training_args import OptimizerNames
 
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.training import PrismObjective
+from prism_plugin.training import PrismObjective, RecordedPrismObjective
 from prism_plugin.training.apart import backward_apart
 
 ROLLED_OUT = PrismObjective(drafts=(DraftRule(num_drafted=4, num_looks=3, positions="confidence"),), num_drafts=2, t_min=0.3)
 
 
-def gradients(model, lab, apart):
+def gradients(model, lab, apart, objective=ROLLED_OUT, rows=None):
     model.zero_grad()
-    output = ROLLED_OUT.step(model, lab.collate(lab.make_rows(6)), epoch=1, seed=2, unwrapped=model, apart=apart)
+    batch = lab.collate(rows or lab.make_rows(6))
+    output = objective.step(model, batch, epoch=1, seed=2, unwrapped=model, apart=apart)
     output.losses.loss.backward()
     return output, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
@@ -96,15 +97,19 @@ def test_engines_that_cannot_get_one_backward(lab):
         assert backward_apart(fake_trainer(), model, model) is None
 
 
-def test_ddp_sends_the_sum_of_both_looks(lab, alone):
+@pytest.mark.parametrize("made", ["rolled out", "recorded", "recorded without masks"])
+def test_ddp_sends_the_sum_of_both_looks(lab, alone, made):
     model = lab.build_model()
-    _, expected = gradients(model, lab, None)
+    objective, rows = ROLLED_OUT, lab.make_rows(6)
+    if made != "rolled out":
+        objective, rows = RecordedPrismObjective(), lab.recorded_rows(6)[-1 if made.endswith("masks") else 0 :]
+    _, expected = gradients(model, lab, None, objective, rows)
     wrapped, trainer = DistributedDataParallel(model), fake_trainer(DistributedType.MULTI_CPU)
     for _ in range(2):  # a parameter without gradient would be an error at the second step
         model.zero_grad()
         step = {"epoch": 1, "seed": 2, "unwrapped": model, "apart": backward_apart(trainer, wrapped, model)}
         assert step["apart"] is not None
-        ROLLED_OUT.step(wrapped, lab.collate(lab.make_rows(6)), **step).losses.loss.backward()
+        objective.step(wrapped, lab.collate(rows), **step).losses.loss.backward()
         for name in expected:
             torch.testing.assert_close(model.get_parameter(name).grad, expected[name], atol=1e-6, rtol=1e-4)
 

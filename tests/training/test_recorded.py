@@ -11,23 +11,6 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, UnknownKeyE
 from prism_plugin.training import PrismObjective, RecordedPrismObjective, get_objective, objective_to_dict
 
 
-def recorded_rows(lab, count, seed=0):
-    """Rows whose drafts hold a mask, a right or a wrong token at each maskable position; the last row's holds no mask."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = lab.make_rows(count)
-    for row in rows:
-        size = len(row["input_ids"])
-        kind = torch.randint(0, 3, (size,), generator=generator)
-        other = torch.randint(3, 7, (size,), generator=generator)
-        clean, maskable = torch.tensor(row["input_ids"]), torch.tensor(row["maskable"])
-        draft = torch.where(kind == 0, lab.mask, torch.where(kind == 1, clean, other))
-        draft[-1] = other[-1]
-        if row is rows[-1]:
-            draft = torch.where(draft == lab.mask, other, draft)
-        row["draft_ids"] = torch.where(maskable, draft, clean).tolist()
-    return rows
-
-
 def run(model, rows, lab, objective=None, *, seed=5, epoch=2, **how):
     objective = objective or RecordedPrismObjective()
     return objective.step(model, lab.collate(rows), epoch=epoch, seed=seed, unwrapped=model, **how)
@@ -48,7 +31,7 @@ def check_same(found, expected):
 
 
 def test_the_step_is_the_papers_on_recorded_drafts_row_by_row(lab):
-    model, rows = lab.build_model(), recorded_rows(lab, 8)
+    model, rows = lab.build_model(), lab.recorded_rows(8)
 
     @torch.no_grad()
     def look(ids):
@@ -72,14 +55,14 @@ def test_the_step_is_the_papers_on_recorded_drafts_row_by_row(lab):
 
 
 def test_micro_batches_of_one_row_and_two_backwards_give_the_gradient_of_one_batch(lab):
-    model, rows = lab.build_model().double(), recorded_rows(lab, 4)  # so that rounding hides nothing
+    model, rows = lab.build_model().double(), lab.recorded_rows(4)  # so that rounding hides nothing
     whole = gradients(model, [rows], lab)
     check_same(gradients(model, [[row] for row in rows], lab), whole)
     check_same(gradients(model, [rows], lab, apart=lambda: nullcontext(torch.Tensor.backward)), whole)
 
 
 def test_nothing_is_drawn_and_the_order_of_rows_is_theirs(lab):
-    model, rows = lab.build_model(), recorded_rows(lab, 6)
+    model, rows = lab.build_model(), lab.recorded_rows(6)
     first, other = run(model, rows, lab), run(model, rows[::-1], lab, seed=8, epoch=9)
     assert other.losses.loss.item() == pytest.approx(first.losses.loss.item(), rel=1e-5)
     torch.testing.assert_close(other.diffusion_per_row.flip(0), first.diffusion_per_row)
@@ -88,7 +71,7 @@ def test_nothing_is_drawn_and_the_order_of_rows_is_theirs(lab):
 
 def test_a_batch_without_masks_makes_the_same_looks_and_costs_nothing(lab):
     model, went = lab.build_model(), []
-    rows = recorded_rows(lab, 4)[-1:]
+    rows = lab.recorded_rows(4)[-1:]
 
     def backward(loss):
         went.append(loss.item())
@@ -98,13 +81,13 @@ def test_a_batch_without_masks_makes_the_same_looks_and_costs_nothing(lab):
     assert went == [0.0], "every process has to send as many gradients as the others"
     assert output.losses.diffusion_loss == 0
     assert output.losses.num_judged == sum(rows[0]["maskable"])
-    assert run(model, recorded_rows(lab, 4), lab).diffusion_per_row[-1] == 0
+    assert run(model, lab.recorded_rows(4), lab).diffusion_per_row[-1] == 0
     output.losses.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_the_first_look_sees_the_data_under_the_drafts_masks_and_is_left_out_without_weight(lab):
-    model, rows, seen = lab.build_model(), recorded_rows(lab, 3), []
+    model, rows, seen = lab.build_model(), lab.recorded_rows(3), []
     model.plain_backbone.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
@@ -122,7 +105,7 @@ def test_the_first_look_sees_the_data_under_the_drafts_masks_and_is_left_out_wit
 
 
 def test_dropout_is_off_in_the_first_look_and_on_in_the_second(lab):
-    model, rows = lab.build_model(dropout=0.5).train(), recorded_rows(lab, 6)
+    model, rows = lab.build_model(dropout=0.5).train(), lab.recorded_rows(6)
     one, other = (run(model, rows, lab) for _ in range(2))
     assert torch.equal(one.diffusion_per_row, other.diffusion_per_row)
     assert not torch.equal(one.quality_logits, other.quality_logits)
@@ -144,7 +127,7 @@ def test_it_is_built_by_name_and_has_no_draft_rules():
 
 
 def test_the_trainer_trains_evaluates_and_records_it(lab, tmp_path):
-    model, rows = lab.build_model(), datasets.Dataset.from_list(recorded_rows(lab, 16))
+    model, rows = lab.build_model(), datasets.Dataset.from_list(lab.recorded_rows(16))
     trainer = lab.make_trainer(
         tmp_path, model=model, objective=RecordedPrismObjective(), rows=rows, eval_rows=rows, max_steps=12
     )
@@ -158,7 +141,7 @@ def test_the_trainer_trains_evaluates_and_records_it(lab, tmp_path):
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_drafts_that_would_be_ignored_and_rows_without_them_are_refused(lab, tmp_path, raw):
-    rows, plain = recorded_rows(lab, 4), lab.make_rows(4)
+    rows, plain = lab.recorded_rows(4), lab.make_rows(4)
     if raw:
         rows, plain = ([{key: one[key] for key in one if key != "example_id"} for one in given] for given in (rows, plain))
     recorded = RecordedPrismObjective()
