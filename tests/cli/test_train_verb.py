@@ -58,10 +58,10 @@ def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path,
 
 
 def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsys):
-    rows = {"input_ids": [[3, 4, 5, 6]] * 8, "maskable": [[False, True, True, True]] * 8, "draft_ids": [[3, 31, 7, 6]] * 8}
+    rows = {"input_ids": [[3, 4, 5, 6]] * 8, "maskable": [[False, True, True, True]] * 8, "canvas": [[3, 31, 7, 6]] * 8}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "drafts.parquet")
     content = yaml.safe_load(recipe.read_text())
-    content["data"]["path"] = "drafts.parquet"
+    content["data"] |= {"path": "drafts.parquet", "columns": {"draft_ids": "canvas"}}
     recipe.write_text(yaml.safe_dump(content))
     for options in ([], ["--dry-run"]):
         assert run(recipe, *options) == 2
@@ -78,7 +78,7 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     objective = PrismModel.from_pretrained(tmp_path / "run").prism_config.objective
     assert objective == {"name": "prism_recorded", "diffusion_weight": 0.25, "quality_weight": 1.0}
     for options in ([], ["--dry-run"]):
-        assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), *options) == 2
+        assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), "--data.columns", "{}", *options) == 2
         assert "RecordedPrismObjective learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
 
 
