@@ -1,10 +1,11 @@
 """Record what the samplers' canvases hold on the way, on training puzzles: the drafts that the adapter is trained on.
 
-    python -m benchmarks.sudoku.states --backbone adapters/sudoku-9x9/backbone --output runs/states.parquet
+    python -m benchmarks.sudoku.states --backbone adapters/sudoku-9x9/backbone --output adapters/sudoku-9x9/data
 
 Each training puzzle is moved by a random symmetry and solved once, in confidence order with one cell a look, by threshold,
 or in random order with sampled digits. Kept are a few states of each run, chosen at random, and four times as many of a run
 that went wrong, since most do not. Rows hold `input_ids` (the solution), `maskable` (not a clue) and `draft_ids` (the canvas).
+`states.parquet` is to train on; `held-out.parquet` has those of the last puzzles of each sampler.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE, generators
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.types import TokenIds
 
-SEED = 103
+SEED, HELD_OUT, FEWEST = 103, 0.02, 250
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,34 @@ SOURCES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", type=Path, required=True, help="folder of the backbone that solves")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--puzzles", type=int, default=10_000, help="training puzzles to solve (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     args = parser.parse_args()
+    if args.puzzles < FEWEST:
+        parser.error(f"--puzzles must be at least {FEWEST}, so that some of each sampler's are held out, found {args.puzzles}")
     torch.set_num_threads(args.threads)
     model = attach_quality_head(load_backbone(args.backbone), PrismConfig(mask_token_id=sudoku.MASK_TOKEN_ID))
     solutions, puzzles = read_training_puzzles(args.puzzles)
-    columns: dict[str, list[Any]] = {"input_ids": [], "maskable": [], "draft_ids": []}
+    rows: list[tuple[float, dict[str, list[Any]]]] = []  # with how far its puzzle stands among those of its sampler
     begin = 0
     for source in SOURCES:
         end = begin + round(source.share * len(puzzles))
         sampler = RemaskingSampler.from_preset(source.preset, model, num_steps=source.num_steps, **source.settings)
         for first in tqdm(range(begin, end, BATCH_SIZE), desc=source.preset, unit="batch"):
             here = slice(first, min(first + BATCH_SIZE, end))
-            for row, state in record(sampler, source, puzzles[here], solutions[here], first):
-                columns["input_ids"].append(solutions[row].tolist())
-                columns["maskable"].append((puzzles[row] == sudoku.MASK_TOKEN_ID).tolist())
-                columns["draft_ids"].append(state.tolist())
+            for puzzle, state in record(sampler, source, puzzles[here], solutions[here], first):
+                row = {
+                    "input_ids": solutions[puzzle].tolist(),
+                    "maskable": (puzzles[puzzle] == sudoku.MASK_TOKEN_ID).tolist(),
+                    "draft_ids": state.tolist(),
+                }
+                rows.append(((puzzle - begin) / (end - begin), row))
         begin = end
-    order = torch.randperm(len(columns["draft_ids"]), generator=torch.Generator().manual_seed(SEED)).tolist()
-    _write({name: [values[index] for index in order] for name, values in columns.items()}, args.output)
+    rows.sort(key=lambda row: row[0])  # states of one puzzle stay together, and compress
+    args.output.mkdir(parents=True, exist_ok=True)
+    write([row for place, row in rows if place < 1 - HELD_OUT], args.output / "states.parquet")
+    write([row for place, row in rows if place >= 1 - HELD_OUT], args.output / "held-out.parquet")
 
 
 def read_training_puzzles(count: int) -> tuple[TokenIds, TokenIds]:
@@ -99,16 +108,19 @@ def record(
     return kept
 
 
-def _write(columns: dict[str, list[Any]], output: Path) -> None:
+def write(rows: list[dict[str, list[Any]]], path: Path) -> None:
+    """Write rows, and say how many of them hold an error."""
     cells, flags = datasets.List(datasets.Value("int8")), datasets.List(datasets.Value("bool"))
     features = datasets.Features({"input_ids": cells, "maskable": flags, "draft_ids": cells})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}")
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(beside)
-    beside.replace(output)
-    pairs = zip(columns["draft_ids"], columns["input_ids"], strict=True)
-    wrong = sum(any(cell not in (sudoku.MASK_TOKEN_ID, right) for cell, right in zip(*pair, strict=True)) for pair in pairs)
-    print(f"{len(columns['draft_ids'])} states, {wrong} with a wrong cell, in {output}")
+    beside = path.with_name(f".{path.name}")
+    # by hand, since `to_parquet` always takes snappy, under which repeated grids cost half as much again
+    pyarrow.parquet.write_table(datasets.Dataset.from_list(rows, features=features).data.table, beside, compression="zstd")
+    beside.replace(path)
+    wrong = [
+        any(cell not in (sudoku.MASK_TOKEN_ID, right) for cell, right in zip(row["draft_ids"], row["input_ids"], strict=True))
+        for row in rows
+    ]
+    print(f"{path}: {len(rows)} states, {sum(wrong)} with a wrong cell")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.sudoku.trials import BUDGETS, FOLDER, Log, run_trial
+from benchmarks.sudoku.trials import FOLDER, Log, caps_of, run_trial
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
 
@@ -26,7 +26,12 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"temperature": 0.1, "num_remask": 4},
     ],
     "confidence": [{"temperature": t} for t in (0.0, 0.1, 0.2)],
-    "threshold": [{"threshold": t} for t in (0.97, 0.98, 0.99)],
+    "threshold": [{"threshold": t} for t in (0.95, 0.98, 0.995)],
+    "redraft": [
+        {"threshold": 0.9, "paces": [6, 4, 3, 2], "min_steps": 6, "visible_threshold": 0.5},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.5},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.2},
+    ],
     "prism-confidence": [
         {"num_remask": 2},
         {"num_remask": 4},
@@ -41,6 +46,11 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"num_rounds": 2, "num_remask": 32, "quality_threshold": 0.95},
         {"num_rounds": 2, "num_remask": 40, "quality_threshold": 0.99, "temperature": 0.2},
         {"num_rounds": 3, "num_remask": 40, "quality_threshold": 0.99, "temperature": 0.2},
+    ],
+    "prism-redraft": [
+        {"threshold": 0.9, "paces": [6, 4, 3, 2], "min_steps": 6, "quality_threshold": 0.9},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.9},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.97},
     ],
 }
 
@@ -59,18 +69,21 @@ def main() -> None:
     puzzles = sudoku.read_puzzles(FOLDER / "data" / "validation.txt")
     log = Log(args.log)
     for preset in args.presets:
-        for num_steps in BUDGETS:
+        for num_steps in caps_of(preset):
             for settings in TRIALS[preset]:
                 run_trial(log, model, puzzles, preset, num_steps, 0, settings)
     if args.output:
-        best = {preset: {num_steps: _best(log, preset, num_steps) for num_steps in BUDGETS} for preset in TRIALS}
+        best = {
+            preset: {num_steps: best_trial(log, preset, num_steps)["settings"] for num_steps in caps_of(preset)}
+            for preset in TRIALS
+        }
         args.output.write_text(yaml.safe_dump(best, sort_keys=False), encoding="utf-8")
 
 
-def _best(log: Log, preset: str, num_steps: int) -> dict[str, Any]:
-    """The settings with the highest success; of equals, the first tried."""
+def best_trial(log: Log, preset: str, num_steps: int) -> dict[str, Any]:
+    """The trial with the highest success; of equals, the first tried."""
     tried = [log.find(preset=preset, num_steps=num_steps, seed=0, settings=settings) for settings in TRIALS[preset]]
-    return max(tried, key=lambda record: record["success"])["settings"]
+    return max(tried, key=lambda record: record["success"])
 
 
 if __name__ == "__main__":
