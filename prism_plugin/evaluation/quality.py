@@ -31,9 +31,11 @@ from prism_plugin.types import PerRow, TokenIds, TokenMask
 
 SCORES: Mapping[str, str] = {
     "quality": "what the quality head says",
+    "mean_quality": "mean of that over the looks since the token was written, this one included",
     "visible_confidence": "probability that the language model gives now to the token that it sees there",
     "commit_confidence": "probability that it gave to the token when it wrote it",
     "mean_confidence": "mean of that and of what it gave at each look since, as FreeCorrection has it (arXiv 2602.02927)",
+    "age": "share of the looks so far at which the token stood there; the model has no say in it",
 }
 
 
@@ -190,13 +192,15 @@ class _Watched:
     maskable: TokenMask
     example_id: PerRow
     total: Tensor  # sum of the probabilities since the token was written, [batch, length] float64
-    count: Tensor
+    total_quality: Tensor
+    count: Tensor  # looks since, the one that wrote it among them
 
     def take_note(self, record: StepRecord, view: StepView, mask_token_id: int, gathered: _Gathered) -> None:
         """Judge the tokens that could have been taken back at this look."""
         rows = record.looked.nonzero().squeeze(-1)
         judged, visible = view.revealed.cpu(), view.visible_confidence.cpu()
         total = self.total[rows] + torch.where(judged, visible, 0)
+        total_quality = self.total_quality[rows] + torch.where(judged, view.quality.cpu(), 0)
         count = self.count[rows] + judged
         gathered.add(
             judged,
@@ -206,13 +210,16 @@ class _Watched:
             record.step,
             {
                 "quality": view.quality,
+                "mean_quality": total_quality / (count - 1).clamp(min=1),
                 "visible_confidence": visible,
                 "commit_confidence": view.commit_confidence,
                 "mean_confidence": total / count.clamp(min=1),
+                "age": (count - 1) / max(record.step, 1),
             },
         )
         written = record.unmasked[rows]
         self.total[rows] = torch.where(written, record.confidence[rows].double(), total)
+        self.total_quality[rows] = total_quality.masked_fill(written, 0.0)
         self.count[rows] = torch.where(written, 1, count)
 
 
@@ -255,7 +262,7 @@ def judge_states(
         watch = _Watch(sampler.unmasking)
         nothing = torch.zeros(input_ids.shape, dtype=torch.float64)
         clean_ids, maskable, example_id = (batch[name].cpu() for name in ("input_ids", "maskable", "example_id"))
-        watched = _Watched(clean_ids, maskable, example_id, total=nothing, count=nothing.clone())
+        watched = _Watched(clean_ids, maskable, example_id, nothing, nothing.clone(), nothing.clone())
 
         def on_step(record: StepRecord, watch: _Watch = watch, watched: _Watched = watched) -> None:
             watched.take_note(record, watch.view, model.mask_token_id, gathered)

@@ -17,9 +17,11 @@ ENDINGS = (".png", ".svg")
 # Okabe and Ito's colours, which differ for colour-blind eyes too; and a marker each, for prints without colour.
 _STYLES = {
     "quality": {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 4},
+    "mean_quality": {"color": "#56B4E9", "marker": "P", "linewidth": 1.6, "zorder": 3},
     "visible_confidence": {"color": "#E69F00", "marker": "s", "linewidth": 1.2},
     "commit_confidence": {"color": "#009E73", "marker": "^", "linewidth": 1.2},
     "mean_confidence": {"color": "#CC79A7", "marker": "D", "linewidth": 1.2},
+    "age": {"color": "#999999", "marker": "v", "linewidth": 1.2},
 }
 _RIGHT, _WRONG, _GREY = "#56B4E9", "#D55E00", "#666666"
 # What stands on less is left out: 10 right tokens of 10 are likely enough at 75 % too.

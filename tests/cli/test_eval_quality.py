@@ -102,8 +102,8 @@ def test_one_object_with_the_figures_of_both_kinds_of_state(writer, rows, capsys
     assert report["objective"]["drafts"][0]["num_drafted"] == 3
     assert report["sampler"]["schedule"]["num_remask"] == 2
     scores = {"quality", "visible_confidence", "commit_confidence", "mean_confidence"}
-    for name in ("drafts", "states"):
-        assert set(report[name]["scores"]) == set(report[name]["reliability"]) == scores
+    for name, own in (("drafts", scores), ("states", scores | {"mean_quality", "age"})):
+        assert set(report[name]["scores"]) == set(report[name]["reliability"]) == own
         assert 0 < report[name]["right"] < 1
         assert sum(group["tokens"] for group in report[name]["by_masked"]) == report[name]["tokens"]
     assert report["drafts"]["by_step"] is None

@@ -58,7 +58,7 @@ def walk(sampler, row, seed):
     clean, maskable = torch.tensor(row["input_ids"]), torch.tensor(row["maskable"])
     generator = [torch.Generator().manual_seed(seed * 1_000_003 + row["example_id"])]
     asked = torch.where(maskable, MASK, clean).unsqueeze(0)
-    expected, history = [], {}
+    expected, history, qualities = [], {}, {}
     for record in sampler.infill(asked, generator=generator, return_trace=True).trace:
         before = record.tokens_before[0]
         probabilities, quality = look(sampler.model, before, [MASK, 0])  # a sampler writes no padding
@@ -67,11 +67,13 @@ def walk(sampler, row, seed):
             token = before[position].item()
             if token != MASK:
                 history[position].append(probabilities[position, token].item())
-                mean = sum(history[position]) / len(history[position])
-                scores = (quality[position].item(), history[position][-1], history[position][0], mean)
+                qualities[position].append(quality[position].item())
+                mean, mean_quality = (sum(one[position]) / len(one[position]) for one in (history, qualities))
+                confidence = (history[position][-1], history[position][0], mean)
+                scores = (qualities[position][-1], mean_quality, *confidence, len(qualities[position]) / record.step)
                 expected.append((row["example_id"], record.step, token == clean[position].item(), share, *scores))
             if record.unmasked[0, position]:
-                history[position] = [record.confidence[0, position].item()]
+                history[position], qualities[position] = [record.confidence[0, position].item()], []
     return expected
 
 
