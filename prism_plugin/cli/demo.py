@@ -43,7 +43,7 @@ class _Size:
 
 
 # Full: under 10 minutes on two cores, most of it training. Quick: the same path, to see that it works.
-FULL = _Size(train_steps=200, warmup_steps=20, batch_size=64, puzzles=200, num_steps=26)
+FULL = _Size(train_steps=300, warmup_steps=20, batch_size=64, puzzles=200, num_steps=26)
 QUICK = _Size(train_steps=4, warmup_steps=1, batch_size=8, puzzles=8, num_steps=9)
 
 
