@@ -100,4 +100,4 @@ def test_every_preset_of_the_table_was_tuned_at_every_budget():
     for preset in sudoku_eval.PRESETS:
         for num_steps in settings[preset]:
             sudoku_eval.make_samplers(model, [preset], num_steps, settings)
-        assert set(settings[preset]) == {17, 26, 51}
+        assert set(settings[preset]) >= {17, 26, 51}

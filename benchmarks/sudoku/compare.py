@@ -82,7 +82,10 @@ def _table_by_puzzle(results: list[Result]) -> str:
 
 def _table_by_mean(results: list[Result]) -> str:
     """Markdown: the best with the head and without it, chosen on the validation puzzles, within a mean number of forwards."""
-    lines = ["| mean forwards, at most | with the head | without | difference |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| mean forwards in tuning, at most | with the head | without | difference |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for budget in BUDGETS:
         within = [result for result in results if result.tuned["num_forward_passes"] <= budget]
         groups = [[one for one in within if (one.preset in LEARNED) == learned] for learned in (True, False)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.sudoku.trials import FOLDER
-from prism_plugin.evaluation.tasks.sudoku_eval import read_settings, settings_for
+from prism_plugin.evaluation.tasks.sudoku_eval import read_settings
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
@@ -28,7 +28,7 @@ def main() -> None:
     model.card_facts = replace(model.card_facts, base_license="apache-2.0")  # the backbone is ours
     figures = json.loads(args.figures.read_text(encoding="utf-8")) if args.figures else None
     model.save_pretrained(FOLDER / "weights", figures=figures)
-    settings = settings_for(read_settings(FOLDER / "sampler.yaml"), PRESET, NUM_STEPS)
+    settings = read_settings(FOLDER / "sampler.yaml")[PRESET][NUM_STEPS]
     RemaskingSampler.from_preset(PRESET, model, num_steps=NUM_STEPS, **settings).save_pretrained(FOLDER / "weights")
 
 

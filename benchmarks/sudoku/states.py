@@ -4,7 +4,8 @@
 
 Each training puzzle is moved by a random symmetry and solved once, in confidence order with one cell a look, by threshold,
 or in random order with sampled digits. Kept are a few states of each run, chosen at random, and four times as many of a run
-that went wrong, since most do not. Rows hold `input_ids` (the solution), `maskable` (not a clue) and `draft_ids` (the canvas).
+of the first two samplers that went wrong, since most do not. Rows hold `input_ids` (the solution), `maskable` (not a clue)
+and `draft_ids` (the canvas).
 `states.parquet` is to train on; `held-out.parquet` has those of the last puzzles of each sampler.
 """
 

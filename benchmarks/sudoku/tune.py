@@ -29,8 +29,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "threshold": [{"threshold": t} for t in (0.95, 0.98, 0.995)],
     "redraft": [
         {"threshold": 0.9, "paces": [6, 4, 3, 2], "min_steps": 6, "visible_threshold": 0.5},
-        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.5},
-        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.2},
+        {"threshold": 0.95, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 6, "visible_threshold": 0.2},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.5, "temperature": 0.5},
     ],
     "prism-confidence": [
         {"num_remask": 2},
@@ -49,8 +49,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
     "prism-redraft": [
         {"threshold": 0.9, "paces": [6, 4, 3, 2], "min_steps": 6, "quality_threshold": 0.9},
-        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.9},
-        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.97},
+        {"threshold": 0.95, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 6, "quality_threshold": 0.9},
+        {"threshold": 0.95, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.9, "temperature": 0.5},
     ],
 }
 
@@ -83,6 +83,10 @@ def main() -> None:
 def best_trial(log: Log, preset: str, num_steps: int) -> dict[str, Any]:
     """The trial with the highest success; of equals, the first tried."""
     tried = [log.find(preset=preset, num_steps=num_steps, seed=0, settings=settings) for settings in TRIALS[preset]]
+    if None in tried:
+        raise SystemExit(
+            f"{log.path} must hold all trials of {preset} with {num_steps} steps; run benchmarks.sudoku.tune first"
+        )
     return max(tried, key=lambda record: record["success"])
 
 

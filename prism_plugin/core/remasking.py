@@ -90,7 +90,7 @@ class RedraftRemasking:
     """Take back everything where anything is doubted, and nothing elsewhere: for a head that knows that, but not where.
 
     An error that was written with confidence bends what is written after it, so a wrong draft is often wrong in many places
-    that agree with each other. Of more than the grant, the worst go.
+    that agree with each other. Of more than the grant, the worst go; `RedraftSchedule` grants all, and only at a full canvas.
 
     Args:
         threshold: Probability in [0, 1]; a row is doubted when the score of one of its tokens is below.

@@ -123,7 +123,8 @@ class RedraftSchedule:
     """Draft, look at the whole, and where that is doubted draft it anew, as long as the steps reach.
 
     The target is the slowest that still ends in time, so an unmasking rule that goes faster, such as `RedraftUnmasking`,
-    sets the pace, and what it saves is there for another draft. Each look at a full canvas may take back all of it.
+    sets the pace, and what it saves is there for another draft. Each look at a full canvas may take back all of it; a rule
+    that reveals no more than its grant fills the canvas at the last look, where there is nothing to take back for.
 
     Args:
         min_steps: Looks that another draft must have left to be begun, >= 1.

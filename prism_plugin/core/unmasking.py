@@ -91,12 +91,14 @@ class RedraftUnmasking:
     """Draft by threshold; what was taken back and is drafted anew is filled surest first, each time at another pace.
 
     At temperature 0 the same order and pace would make the same mistakes again. A draft is counted by how often a position of
-    the block has been taken back.
+    the block has been taken back; for a rule and a schedule that take back whole drafts, `RedraftRemasking` and
+    `RedraftSchedule`.
 
     Args:
         threshold: Of the first draft, as in `ThresholdUnmasking`.
         paces: Positions per look of the second draft, the third, and so on, each >= 1; the last is also that of all further
-            ones. Where the steps left ask for more, the grant is kept.
+            ones, which differ from it by chance alone: at temperature 0 cap them by `max_remasks_per_position`. Where the
+            steps left ask for more, the grant is kept.
     """
 
     threshold: float

@@ -120,14 +120,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             remasking="redraft",
             source="Ours: a draft by `threshold`, and another from nothing, at another pace, as long as the model doubts it.",
             defaults=_frozen(threshold=0.9, visible_threshold=0.5),
-            own_settings=("threshold", "visible_threshold", "paces", "min_steps"),
+            own_settings=("threshold", "visible_threshold", "paces", "min_steps", "max_remasks_per_position"),
         ),
         "prism-redraft": Preset(
             unmasking="redraft",
             remasking="redraft",
             source="Ours: `redraft`, where the quality head doubts in place of the language model.",
             defaults=_frozen(threshold=0.9, quality_threshold=0.9),
-            own_settings=("threshold", "quality_threshold", "paces", "min_steps"),
+            own_settings=("threshold", "quality_threshold", "paces", "min_steps", "max_remasks_per_position"),
         ),
     }
 )
@@ -166,8 +166,12 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     chosen = {**preset.defaults, **settings}
     arguments = {key: chosen[key] for key in (*_COMMON, "max_remasks_per_position") if key in chosen}
+    unmasking = _unmasking(preset, chosen)
+    if isinstance(unmasking, RedraftUnmasking) and not chosen.get("temperature"):
+        # without chance, a draft at a pace that was tried already would be the same draft
+        arguments.setdefault("max_remasks_per_position", len(unmasking.paces))
     return arguments | {
-        "unmasking": _unmasking(preset, chosen),
+        "unmasking": unmasking,
         "remasking": _remasking(preset, chosen),
         "schedule": _schedule(preset, chosen),
     }

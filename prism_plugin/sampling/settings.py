@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, Schedule
-from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, UnmaskingRule
+from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule, Schedule
+from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_number
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.staging import write_text
@@ -77,6 +77,12 @@ class SamplerSettings:
             raise ConfigurationError(
                 f"the schedule grants {granted} remasks a step, but `remasking` is NeverRemasking, so they would be ignored; "
                 "choose a remasking rule, or set `num_remask` to 0."
+            )
+        redrafts = [one for one in (self.schedule, self.unmasking) if isinstance(one, RedraftSchedule | RedraftUnmasking)]
+        if never and redrafts:
+            raise ConfigurationError(
+                f"{type(redrafts[0]).__name__} is for drafts that are taken back, but `remasking` is NeverRemasking; choose a "
+                "remasking rule, such as RedraftRemasking, or another schedule and unmasking rule."
             )
         if never and self.max_remasks_per_position is not None:
             raise ConfigurationError(

@@ -24,6 +24,7 @@ from prism_plugin.core import (
     NeverRemasking,
     QualityRemasking,
     QualityThresholdRemasking,
+    RedraftUnmasking,
     RefineSchedule,
     ThresholdUnmasking,
 )
@@ -59,8 +60,10 @@ def with_rule(model, kind, name):
                  "loop": {"num_remask": 2, "draft_share": 0.5}, "refine": {"num_remask": 3, "num_rounds": 2},
                  "even": {"num_remask": 1}, "redraft": {"threshold": 0.6}}  # fmt: skip
     registry = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}[kind]
-    settings = {} if (kind, name) == ("schedule", "redraft") else arguments.get(name, {})
+    settings = {"min_steps": 1} if (kind, name) == ("schedule", "redraft") else arguments.get(name, {})
     rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(2), kind: registry.get(name)(**settings)}
+    if name == "redraft":
+        rules["unmasking"] = RedraftUnmasking(0.0, paces=(3, 2))
     if isinstance(rules["remasking"], NeverRemasking):
         rules["schedule"] = EvenSchedule()
     return RemaskingSampler(model, num_steps=6, temperature=1.0, **rules)
@@ -70,7 +73,8 @@ def samplers_of(model):
     """Every preset at both temperatures, every rule that has a name, and the other settings."""
     for name in PRESETS:
         for temperature in (0.0, 1.0):
-            yield RemaskingSampler.from_preset(name, model, num_steps=6, temperature=temperature)
+            quick = {"threshold": 0.0, "min_steps": 1} if "redraft" in name else {}  # a draft, a look at it, and time for more
+            yield RemaskingSampler.from_preset(name, model, num_steps=6, temperature=temperature, **quick)
     for kind, registry in (("unmasking", UNMASKING), ("remasking", REMASKING), ("schedule", SCHEDULES)):
         for name in registry.names():
             if registry.get(name).__module__.startswith("prism_plugin."):
@@ -208,6 +212,16 @@ def test_all_presets_and_all_rules_were_among_them(cases):
         ours = {name for name in registry.names() if registry.get(name).__module__.startswith("prism_plugin.")}
         assert {one[kind]["name"] for one in settings} == ours
     assert len(settings) >= 2 * (2 * len(PRESETS) + 14)
+
+
+def test_every_sampler_that_may_redraft_did(cases):
+    (cases, answers), redrafted = cases, []
+    for request, answer in zip(cases.asked[0]["requests"], answers[0], strict=True):
+        config = json.loads((Path(request["sampler"]) / "sampler_config.json").read_text())
+        if config["schedule"]["name"] == "redraft":
+            redrafted.append(sum(answer["num_remasked"]))
+    assert len(redrafted) >= 10
+    assert min(redrafted) > 0
 
 
 def test_our_own_loading_takes_the_folder_too(cases):

@@ -61,7 +61,11 @@ def test_what_each_preset_is(model, name, unmasking, remasking, schedule, temper
         ("prism-confidence", {"max_remasks_per_position": 2}, {"max_remasks_per_position": 2}),
         ("prism-threshold", {"threshold": 0.5}, {"unmasking": ThresholdUnmasking(0.5)}),
         ("prism-refine", {"num_rounds": 3, "num_remask": 2}, {"schedule": RefineSchedule(2, 3)}),
-        ("prism-redraft", {"threshold": 0.8, "paces": [2]}, {"unmasking": RedraftUnmasking(0.8, (2,))}),
+        (
+            "prism-redraft",
+            {"threshold": 0.8, "paces": [2]},
+            {"unmasking": RedraftUnmasking(0.8, (2,)), "max_remasks_per_position": 1},
+        ),
         ("prism-redraft", {"quality_threshold": 0.8}, {"remasking": RedraftRemasking(0.8)}),
         ("redraft", {"visible_threshold": 0.8}, {"remasking": RedraftRemasking(0.8, "visible_confidence")}),
         ("prism-redraft", {"min_steps": 2}, {"schedule": RedraftSchedule(2)}),
@@ -71,6 +75,14 @@ def test_what_each_preset_is(model, name, unmasking, remasking, schedule, temper
 def test_settings_reach_what_they_set_and_nothing_else(model, name, settings, expected):
     plain = vars(RemaskingSampler.from_preset(name, model, num_steps=8))
     assert vars(RemaskingSampler.from_preset(name, model, num_steps=8, **settings)) == plain | expected
+
+
+@pytest.mark.parametrize("name", ["redraft", "prism-redraft"])
+def test_drafts_that_would_repeat_are_not_made(model, name):
+    def cap(**settings):
+        return RemaskingSampler.from_preset(name, model, num_steps=30, **settings).max_remasks_per_position
+
+    assert [cap(), cap(paces=[4, 2]), cap(temperature=0.5), cap(max_remasks_per_position=7)] == [3, 2, None, 7]
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,14 @@ def test_redraft_begins_anew_while_it_doubts_and_ends_where_it_does_not(model):
     trusted, output = ask(0.0, 12)
     assert trusted == [(NEW, 0), (0, 0)]
     assert output.num_forward_passes.tolist() == [2, 2, 2]
-    doubted, output = ask(1.0, 12)
+    doubted, output = ask(1.0, 12, max_remasks_per_position=9)
     # two looks at pace 4, three at pace 3, and again three: the look at step 11 would be a check with nothing left to follow
     draft = [(3, 0), (3, 0), (1, 0)]
     assert doubted == [(NEW, 0), (0, NEW), (4, 0), (3, 0), (0, NEW), *draft, (0, NEW), *draft]
     assert output.num_forward_passes.tolist() == [12, 12, 12]
     assert output.num_remasked.tolist() == [3 * NEW] * 3
+    capped, _ = ask(1.0, 12)
+    assert capped == [*doubted[:8], (0, 0)], "a fourth draft would have the pace of the third"
     short, output = ask(1.0, 6, min_steps=4)
     assert short == [(NEW, 0), (0, NEW), (4, 0), (3, 0)], "with less than 4 looks left no other draft begins"
 
