@@ -19,7 +19,7 @@ from prism_plugin.core.calibration import (
     threshold_for_precision,
 )
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.evaluation.quality import JudgedTokens
+from prism_plugin.evaluation.quality import PROBABILITIES, JudgedTokens
 
 NUM_BINS = 15
 _MASKED_GROUPS = 5
@@ -38,8 +38,8 @@ class ScoreFigures:
         auroc_within: Probability that a right token scores above a wrong one of the same state, mean over the states that hold
             both: what a rule needs that chooses among the tokens of one state.
         auroc: The same over all tokens of all states: what a threshold needs.
-        ece: Expected calibration error.
-        brier: Mean squared error.
+        ece: Expected calibration error; NaN for what is no probability (`PROBABILITIES`).
+        brier: Mean squared error; NaN for what is no probability.
     """
 
     auroc_within: float
@@ -81,7 +81,7 @@ class QualityFigures:
         mixed_states: Those with a right and a wrong token, over which `auroc_within` is a mean.
         right: Share of right tokens: what somebody who knows nothing says of each.
         scores: By score.
-        reliability: Bins of each score.
+        reliability: Bins of each score that is a probability.
         by_masked: By the share of masks in the state.
         by_step: By the number of the look; None on drafts.
     """
@@ -104,7 +104,7 @@ def measure(judged: JudgedTokens) -> QualityFigures:
         mixed_states=_mixed_states(judged),
         right=judged.correct.double().mean().item(),
         scores=_scores(judged),
-        reliability={name: _bins(score, judged.correct) for name, score in judged.scores.items()},
+        reliability={name: _bins(score, judged.correct) for name, score in judged.scores.items() if name in PROBABILITIES},
         by_masked=_by_masked(judged),
         by_step=None if judged.step is None else _by_step(judged),
     )
@@ -115,8 +115,8 @@ def _scores(judged: JudgedTokens) -> dict[str, ScoreFigures]:
         name: ScoreFigures(
             auroc_within=auroc(score, judged.correct, judged.state),
             auroc=auroc(score, judged.correct),
-            ece=ece(score, judged.correct, NUM_BINS),
-            brier=brier(score, judged.correct),
+            ece=ece(score, judged.correct, NUM_BINS) if name in PROBABILITIES else math.nan,
+            brier=brier(score, judged.correct) if name in PROBABILITIES else math.nan,
         )
         for name, score in judged.scores.items()
     }

@@ -37,6 +37,8 @@ SCORES: Mapping[str, str] = {
     "mean_confidence": "mean of that and of what it gave at each look since, as FreeCorrection has it (arXiv 2602.02927)",
     "age": "share of the looks so far at which the token stood there; the model has no say in it",
 }
+# An age ranks tokens and says nothing of how many are right, so it is neither well nor badly calibrated.
+PROBABILITIES = frozenset(SCORES) - {"age"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class JudgedTokens:
     """Tokens that the model wrote, each as one look saw it. All tensors are [count], on the CPU.
 
     Attributes:
-        scores: Probabilities of being right, in [0, 1], by the names of `SCORES`.
+        scores: Numbers in [0, 1] by the names of `SCORES`, higher where a token is to be trusted more. Those of
+            `PROBABILITIES` are meant as the probability that the token is right.
         correct: Which tokens are the data's.
         row: Row of the data.
         state: One number for the tokens that one look saw in one row.

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from prism_plugin.evaluation.calibration import Bin, Group, QualityFigures
 from prism_plugin.modeling.staging import require_place, staged_files
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 ENDINGS = (".png", ".svg")
@@ -73,15 +74,24 @@ def plot_quality(figures: Mapping[str, QualityFigures], path: Path, *, title: st
             column[2].set_xlim(0, 100)
             if one.by_step is not None:
                 _ranking(column[3], one.by_step, "number of the look", scale=1)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
+        named = _by_label(axes for row in (grid[0], *grid[2:]) for axes in row)  # histograms have a legend of their own
         free = [column[3] for column, one in zip(grid.T, figures.values(), strict=True) if len(column) == 4 and not one.by_step]
         if free:  # drafts are looked at once, so there is room below them
             free[0].set_axis_off()
-            free[0].legend(handles, labels, loc="center", frameon=False)
+            free[0].legend(list(named.values()), list(named), loc="center", frameon=False)
         else:
-            figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+            figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
         with staged_files(path.parent, marker=path.name) as stage:
             figure.savefig(stage / path.name, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def _by_label(every: Iterable["Axes"]) -> dict[str, "Artist"]:
+    """One handle for each label, whichever diagram has it: drafts have fewer scores than states, and an age no reliability."""
+    return {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _reliability(axes: "Axes", bins: Mapping[str, list[Bin]]) -> None:
@@ -92,7 +102,7 @@ def _reliability(axes: "Axes", bins: Mapping[str, list[Bin]]) -> None:
             (one.predicted / one.tokens, one.right / one.tokens) if one.tokens >= _FEWEST_TOKENS else (math.nan, math.nan)
             for one in of_score
         ]
-        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), markersize=4, clip_on=False, **_STYLES[name])
+        axes.plot(*zip(*points, strict=True), label=_words(name), markersize=4, clip_on=False, **_STYLES[name])
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="what the score says", ylabel="share that is right", aspect="equal")
     axes.grid(alpha=0.25)
 
@@ -114,7 +124,7 @@ def _ranking(axes: "Axes", groups: list[Group], label: str, *, scale: float) -> 
     places = [(group.low + group.high) / 2 * scale for group in told]
     for name in groups[0].scores:
         within = [group.scores[name].auroc_within for group in told]
-        axes.plot(places, within, markersize=4, **_STYLES[name])
+        axes.plot(places, within, label=_words(name), markersize=4, **_STYLES[name])
     if not told:
         axes.text(0.5, 0.6, "too few states with right and wrong tokens", transform=axes.transAxes, ha="center")
     axes.set(xlabel=label, ylabel="AUROC\nwithin a state", ylim=(min(0.3, axes.get_ylim()[0]), 1))

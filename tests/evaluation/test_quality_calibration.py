@@ -65,6 +65,19 @@ def test_groups_by_masks_and_by_look():
     assert measure(judged_tokens(with_steps=False)).by_step is None
 
 
+def test_what_is_no_probability_is_ranked_and_not_calibrated():
+    judged = judged_tokens()
+    with_age = replace(judged, scores={**judged.scores, "age": judged.scores["quality"]})
+    figures = measure(with_age)
+    for scores in (figures.scores, *(group.scores for group in (*figures.by_masked, *figures.by_step))):
+        assert math.isnan(scores["age"].ece)
+        assert math.isnan(scores["age"].brier)
+        assert scores["age"].auroc_within == scores["quality"].auroc_within
+        assert scores["age"].auroc == scores["quality"].auroc
+    assert to_plain(figures)["scores"]["age"]["ece"] is to_plain(figures)["scores"]["age"]["brier"] is None
+    assert set(figures.reliability) == set(judged.scores)
+
+
 def test_json_has_no_nan():
     judged = judged_tokens(40)
     only_right = measure(judged.where(judged.correct))

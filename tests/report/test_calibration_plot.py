@@ -1,6 +1,7 @@
 """Pictures are written whole, of the kind that the file's ending says, with a word for each thing that is drawn."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,33 @@ def test_a_picture_names_what_it_shows(figures, tmp_path):
     assert {name.replace("_", " ") for name in SCORES} <= words
     assert {"share of masks in the state, %", "number of the look", "calibrated; chance"} <= words
     assert [path.name for path in tmp_path.iterdir()] == ["quality.svg"]
+
+
+@pytest.fixture
+def drafts_beside_states(figures):
+    drafts = ("quality", "visible_confidence", "commit_confidence", "mean_confidence")
+    states = figures["many"]
+    few = {"scores": {name: states.scores[name] for name in drafts}, "by_step": None}
+    few["reliability"] = {name: states.reliability[name] for name in drafts}
+    few["by_masked"] = [replace(one, scores={name: one.scores[name] for name in drafts}) for one in states.by_masked]
+    return {"drafts": replace(states, **few), "states": states}
+
+
+def test_the_legend_names_each_line_of_every_column_once(drafts_beside_states, tmp_path):
+    drawing = words_of(tmp_path / "quality.svg")
+    plot_quality(drafts_beside_states, next(drawing), title="both")
+    next(drawing)
+    drawn = [
+        "".join(one.itertext()).strip()
+        for one in ElementTree.parse(tmp_path / "quality.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+    ]
+    for name in SCORES:
+        assert drawn.count(name.replace("_", " ")) == (3 if name == "quality" else 1), name  # it names two axes too
+    assert drawn.count("calibrated; chance") == 1
+
+
+def test_what_is_no_probability_has_no_reliability(figures):
+    assert set(figures["many"].reliability) == set(SCORES) - {"age"}
 
 
 def test_the_same_figures_give_the_same_file(figures, tmp_path):
