@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, help="cut rows on the right to this many tokens")
     parser.add_argument("--limit", type=int, help="use only the first rows")
     parser.add_argument("--batch-size", type=int, default=32, help="rows at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of drafts and samples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of drafts and samples (default: 0)")
     parser.add_argument(
         "--fit-temperature", action="store_true", help="scale the head's logits so that they fit, on states or else drafts"
     )
@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         _show(args, found, stored, names)
         return 0
-    asked = {"task": "quality", "adapter": args.adapter, "data": args.data, "rows": len(rows), "seed": args.seed}
+    asked = {"task": "quality", "adapter": args.adapter, "data": args.data, "rows": len(rows)}
+    if not recorded:
+        asked["seed"] = _seed(args)
     if objective is not None:
         asked["objective"] = objective_to_dict(objective)
     if sampler is not None:
@@ -170,17 +172,22 @@ def _masked(args: argparse.Namespace) -> float:
     return 1.0 if args.masked is None else args.masked
 
 
+def _seed(args: argparse.Namespace) -> int:
+    return 0 if args.seed is None else args.seed
+
+
 def _check_recorded(args: argparse.Namespace) -> None:
-    """Refuse what would leave recorded drafts out, or their place."""
+    """Refuse what would leave recorded drafts out, or their place, and the seed of drafts that nobody draws."""
     if args.on != "drafts":
         raise ConfigurationError(
             f"{args.data} has recorded drafts (`draft_ids`), which the sampler would ignore; judge them with `--on drafts`, or "
             "drop the column."
         )
-    if args.drafts is not None:
-        raise ConfigurationError(
-            f"{args.data} has recorded drafts (`draft_ids`), so `--drafts` would be ignored; drop the option or the column."
-        )
+    for option, value in {"--drafts": args.drafts, "--seed": args.seed}.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{args.data} has recorded drafts (`draft_ids`), so `{option}` would be ignored; drop the option or the column."
+            )
 
 
 def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> Objective:
@@ -228,7 +235,7 @@ def _judge(
     names: dict[str, str],
 ) -> dict[str, JudgedTokens]:
     batches = math.ceil(len(rows) / args.batch_size)
-    judged, how = {}, {"batch_size": args.batch_size, "seed": args.seed}
+    judged, how = {}, {"batch_size": args.batch_size, "seed": _seed(args)}
     with ExitStack() as stack:
         if objective is not None:
             on_batch = stack.enter_context(counting_progress(names["drafts"], batches, "batches"))

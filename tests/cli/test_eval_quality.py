@@ -98,12 +98,14 @@ def report_of(capsys, *arguments):
 def test_one_object_with_the_figures_of_both_kinds_of_state(writer, rows, capsys):
     sampler = [*PRISM, "--set", "num_remask=2", "--limit", "6"]
     report = report_of(capsys, writer, rows, *DRAFTS, *sampler, "--precision", "0.5")
-    assert (report["task"], report["rows"], report["masked"]) == ("quality", 6, 1.0)
+    assert (report["task"], report["rows"], report["masked"], report["seed"]) == ("quality", 6, 1.0, 0)
+    assert report["states"]["scores"]["age"]["ece"] is None
     assert report["objective"]["drafts"][0]["num_drafted"] == 3
     assert report["sampler"]["schedule"]["num_remask"] == 2
     scores = {"quality", "visible_confidence", "commit_confidence", "mean_confidence"}
     for name, own in (("drafts", scores), ("states", scores | {"mean_quality", "age"})):
-        assert set(report[name]["scores"]) == set(report[name]["reliability"]) == own
+        assert set(report[name]["scores"]) == own
+        assert set(report[name]["reliability"]) == own - {"age"}, "an age is no probability"
         assert 0 < report[name]["right"] < 1
         assert sum(group["tokens"] for group in report[name]["by_masked"]) == report[name]["tokens"]
     assert report["drafts"]["by_step"] is None
@@ -176,6 +178,7 @@ def test_recorded_drafts_are_judged_with_any_adapter(writer, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows) + "\n" for _ in range(4)))
     report = report_of(capsys, writer, tmp_path / "rows.jsonl", "--on", "drafts")
     assert report["objective"]["name"] == "prism_recorded"
+    assert "seed" not in report, "nothing is drawn"
     assert set(report["drafts"]["scores"]) == {"quality", "visible_confidence"}
     assert (report["drafts"]["tokens"], report["drafts"]["right"]) == (12, pytest.approx(1 / 3))
     assert judge(writer, tmp_path / "rows.jsonl", "--on", "drafts") == 0
@@ -187,6 +190,7 @@ def test_recorded_drafts_are_judged_with_any_adapter(writer, tmp_path, capsys):
         ([], "rows.jsonl has recorded drafts (`draft_ids`), which the sampler would ignore; judge them with `--on drafts`"),
         (["--on", "states"], "which the sampler would ignore; judge them with `--on drafts`, or drop the column"),
         (["--on", "drafts", *DRAFTS], "has recorded drafts (`draft_ids`), so `--drafts` would be ignored; drop the option"),
+        (["--on", "drafts", "--seed", "0"], "has recorded drafts (`draft_ids`), so `--seed` would be ignored; drop the option"),
     ):
         assert judge(writer, tmp_path / "rows.jsonl", *options) == 2
         assert words in capsys.readouterr().err
