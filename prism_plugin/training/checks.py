@@ -140,6 +140,11 @@ def check_recorded(objective: Objective, columns: Collection[str], name: str) ->
         )
 
 
+def _columns(rows: Any) -> Collection[Collection[str]]:
+    """The sets of columns that rows have: those of a list may differ, of other data sets one row stands for all."""
+    return {frozenset(row) for row in rows} if isinstance(rows, list | tuple) else [rows[0].keys()]
+
+
 def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | None = None) -> Any:
     """Prepare raw rows, and check that the model can read the longest one.
 
@@ -158,7 +163,8 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
     if not len(rows):
         raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
     if objective is not None:
-        check_recorded(objective, rows[0], name)
+        for columns in _columns(rows):
+            check_recorded(objective, columns, name)
     whole = isinstance(rows, datasets.Dataset | list | tuple)
     if whole and "example_id" not in rows[0]:
         rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)

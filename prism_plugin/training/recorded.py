@@ -33,7 +33,8 @@ class RecordedPrismObjective:
     exact posterior is then one of the recorded canvases: the minimiser is p(clean = token | canvas) under the distribution
     that was recorded, and holds for samplers that visit such canvases.
 
-    Nothing is drawn: the losses are a function of the batch and the weights, the same in each epoch and for each seed.
+    Neither epoch nor seed is read: without dropout the losses are a function of the batch and the weights. With dropout the
+    second look differs each time, by torch's random state; the first has none.
 
     Args:
         diffusion_weight: Weight of the masked diffusion cross-entropy, >= 0, as `PrismObjective` has it. At 0 the look that it

@@ -29,6 +29,7 @@ from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.checks import (
     as_prepared,
     check_optimization,
+    check_recorded,
     check_together,
     chosen_optimizer,
     collator_of,
@@ -166,6 +167,7 @@ class PrismTrainer(Trainer):
         """Two looks; the first goes backward before the second is made, where it can. The meters take note."""
         keep_output_dtype(self.accelerator, self.prism_model)
         apart = backward_apart(self, model, self.prism_model)
+        check_recorded(self.objective, inputs, "batch")  # rows that are given later, or by a loader of their own
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
         )
@@ -189,6 +191,7 @@ class PrismTrainer(Trainer):
             each row, [batch, 2]; and whether each token is right, -100 where it is not judged.
         """
         inputs = self._prepare_inputs(inputs)
+        check_recorded(self.objective, inputs, "batch")
         keep_output_dtype(self.accelerator, self.prism_model)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)

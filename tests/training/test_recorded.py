@@ -9,6 +9,7 @@ from reference import training as reference
 
 from prism_plugin.errors import ConfigurationError, DataFormatError, UnknownKeyError
 from prism_plugin.training import PrismObjective, RecordedPrismObjective, get_objective, objective_to_dict
+from prism_plugin.training.checks import as_prepared
 
 
 def run(model, rows, lab, objective=None, *, seed=5, epoch=2, **how):
@@ -152,3 +153,28 @@ def test_drafts_that_would_be_ignored_and_rows_without_them_are_refused(lab, tmp
             lab.make_trainer(tmp_path, objective=objective, rows=bad)
         with pytest.raises(DataFormatError, match=words.format("eval_dataset")):
             lab.make_trainer(tmp_path, objective=objective, rows=good, eval_rows=bad)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_every_row_of_a_list_is_looked_at(lab, raw):
+    rows, plain = lab.recorded_rows(4), lab.make_rows(4)
+    if raw:
+        rows, plain = ([{key: one[key] for key in one if key != "example_id"} for one in given] for given in (rows, plain))
+    model = lab.build_model()
+    with pytest.raises(DataFormatError, match=r"`rows` has recorded drafts, .* which PrismObjective would ignore"):
+        as_prepared([*plain[:2], *rows[2:]], model, "rows", PrismObjective())
+    with pytest.raises(DataFormatError, match=r"RecordedPrismObjective learns from recorded drafts, .* but `rows` has none"):
+        as_prepared([*rows[:2], *plain[2:]], model, "rows", RecordedPrismObjective())
+    assert len(as_prepared(rows, model, "rows", RecordedPrismObjective())) == 4
+
+
+def test_a_batch_that_no_check_has_seen_is_refused_by_itself(lab, tmp_path):
+    rows, plain = lab.recorded_rows(4), lab.make_rows(4)
+    ignored = "`batch` has recorded drafts, the column `draft_ids`, which PrismObjective would ignore"
+    missing = "RecordedPrismObjective learns from recorded drafts, the column `draft_ids`, but `batch` has none"
+    for objective, good, bad, words in ((None, plain, rows, ignored), (RecordedPrismObjective(), rows, plain, missing)):
+        trainer = lab.make_trainer(tmp_path, objective=objective, rows=good)
+        with pytest.raises(DataFormatError, match=words):
+            trainer.evaluate(datasets.Dataset.from_list(bad))
+        with pytest.raises(DataFormatError, match=words):
+            trainer.compute_loss(trainer.model, lab.collate(bad))
