@@ -156,6 +156,7 @@ def _memory(
         masked_share=getattr(objective, "t_max", 1.0),
         num_drafts=getattr(objective, "num_drafts", 1),
         diffusion_weight=objective.diffusion_weight,
+        recorded=getattr(objective, "reads_drafts", False),
         autocast=mixed.get(training.bf16 or training.fp16),
         four_bit=recipe.backbone.quantization is not None,
     )

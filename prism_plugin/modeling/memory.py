@@ -50,6 +50,8 @@ class StepShape:
         looks_apart: The first look goes backward before the second is made, so that their graphs are never alive together.
             False for engines that step at every backward, as DeepSpeed does.
         diffusion_weight: 0 where the first look needs no gradient, as with a frozen backbone.
+        recorded: Drafts come with the rows, as `RecordedPrismObjective` has them: none is drawn from the first look, and
+            without `diffusion_weight` there is no first look.
         autocast: dtype of mixed precision (`bf16: true`), or None.
         four_bit: Hold the backbone's linear layers in NF4, except for the LM head.
         optimizer_states: Numbers that the optimizer keeps per trained weight; AdamW: 2.
@@ -61,6 +63,7 @@ class StepShape:
     num_drafts: int = 1
     looks_apart: bool = True
     diffusion_weight: float = 0.5
+    recorded: bool = False
     autocast: torch.dtype | None = None
     four_bit: bool = False
     optimizer_states: int = 2
@@ -124,7 +127,7 @@ class MemoryEstimate:
 class _Peaks:
     """Largest bytes of a step beyond what stays: of each kind, and of their sum."""
 
-    of_kind: dict[str, int]
+    of_kind: Counter[str]
     together: int
 
 
@@ -277,7 +280,7 @@ def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peak
         tracker = _LiveBytes(stand_in, model.config.get_text_config())
         with tracker:
             _step(stand_in, shape)
-    return _Peaks(dict(tracker.peak), tracker.together)
+    return _Peaks(tracker.peak, tracker.together)
 
 
 @contextmanager
@@ -307,12 +310,13 @@ def _without_data(model: PrismModel, mode: FakeTensorMode) -> PrismModel:
 
 
 def _step(model: PrismModel, shape: StepShape) -> None:
-    """One micro-batch forward and backward, in the order of `PrismObjective.step`, with the functions that it calls."""
+    """One micro-batch forward and backward, in the order of `Objective.step`, with the functions that objectives call."""
     tokens = torch.zeros(shape.batch_size, shape.length, dtype=torch.int64)
     drafts = tokens.repeat(shape.num_drafts, 1)
     labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=torch.ones_like(drafts).bool())
     with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
-        loss = _first_look(model, shape, tokens)
+        looks_first = shape.diffusion_weight or not shape.recorded
+        loss = _first_look(model, shape, tokens) if looks_first else torch.zeros(())
     if shape.looks_apart and loss.requires_grad:
         loss.backward()
         loss = loss.detach()
@@ -325,8 +329,9 @@ def _first_look(model: PrismModel, shape: StepShape, tokens: Tensor) -> Tensor:
     row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
     with nullcontext() if shape.diffusion_weight else torch.no_grad():
         rows = model(tokens, logits_at=row_index, with_quality=False).logits
-    with torch.no_grad():  # the draft goes through the rows a chunk at a time, so one chunk is all that it takes
-        chunk = rows.detach()[next(chunk_slices(rows))]
-        draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
+    if not shape.recorded:
+        with torch.no_grad():  # the draft goes through the rows a chunk at a time, so one chunk is all that it takes
+            chunk = rows.detach()[next(chunk_slices(rows))]
+            draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
     maskable, times = torch.ones_like(tokens).bool(), torch.ones(shape.batch_size)
     return shape.diffusion_weight * diffusion_loss_per_row(rows, row_index, tokens, maskable, times, overwrite_rows=True).mean()

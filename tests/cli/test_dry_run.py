@@ -94,6 +94,22 @@ def test_4_bits_are_counted_without_weights(folder, capsys):
     assert json.loads(capsys.readouterr().out)["memory_gb"]["weights"] < plain["weights"] / 2
 
 
+def test_recorded_drafts_are_counted_as_they_are_trained_on(folder, capsys):
+    canvas = {"input_ids": [3, 4, 5, 6] * 4, "maskable": [True] * 16, "draft_ids": [3, 31, 4, 6] * 4}
+    (folder / "canvases.jsonl").write_text("".join(json.dumps(canvas) + "\n" for _ in range(20)))
+    memory = {}
+    for name, data in (("prism", "rows.txt"), ("prism_recorded", "canvases.jsonl")):
+        for weight in (0.0, 0.5):
+            content = yaml.safe_load(write(folder, data={"path": data, "max_length": 4096}).read_text())
+            content["objective"] = {"name": name, "diffusion_weight": weight}
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+            assert run(folder / "recipe.yaml", "--json") == 0
+            memory[name, weight] = json.loads(capsys.readouterr().out)["memory_gb"]
+    assert memory["prism_recorded", 0.0]["logits"] == 0, "there is no first look"
+    assert memory["prism", 0.0]["logits"] > 0
+    assert memory["prism", 0.5]["logits"] > memory["prism_recorded", 0.5]["logits"] > 0
+
+
 def test_a_config_alone_will_do(folder, capsys):
     for path in (folder / "backbone").glob("token*"):
         path.unlink()

@@ -80,6 +80,21 @@ def test_a_first_look_without_gradient_keeps_nothing():
     assert estimate_memory(model, StepShape(4, 32, diffusion_weight=0)).activations < 0.5 * with_gradient.activations
 
 
+def test_recorded_drafts_leave_out_the_draw_and_without_weight_the_first_look():
+    model = attached(vocab_size=128)
+    rows = 4 * 32 * 128 * 4
+    drawn, recorded = estimate_memory(model, SHAPE), estimate_memory(model, StepShape(4, 32, recorded=True))
+    assert recorded.activations == pytest.approx(drawn.activations, rel=0.02)
+    assert rows <= recorded.logits < drawn.logits
+    frozen = attached(lora=None, vocab_size=4096)
+    first_look = estimate_memory(frozen, StepShape(4, 32, diffusion_weight=0))
+    one_look = estimate_memory(frozen, StepShape(4, 32, diffusion_weight=0, recorded=True))
+    assert first_look.logits > 0
+    assert one_look.logits == 0
+    assert one_look.logits_full == 4 * 32 * 4096 * 4, "what the second look's rows would take"
+    assert one_look.total < first_look.total
+
+
 def test_mixed_precision_and_half_weights():
     single, half = attached(vocab_size=512), attached(vocab_size=512)
     half.backbone.to(torch.bfloat16)
