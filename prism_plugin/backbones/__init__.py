@@ -3,7 +3,14 @@
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
-from prism_plugin.backbones.loading import build_backbone, has_weights, load_backbone, load_tokenizer, read_weights
+from prism_plugin.backbones.loading import (
+    build_backbone,
+    has_weights,
+    load_backbone,
+    load_tokenizer,
+    looks_like_path,
+    read_weights,
+)
 from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
@@ -39,6 +46,7 @@ __all__ = [
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",
+    "looks_like_path",
     "max_row_length",
     "pad_rows",
     "pairwise_mask",

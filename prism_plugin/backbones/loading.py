@@ -287,11 +287,15 @@ def _has_file(where: str, name: str, revision: str | None) -> bool:
     return cached_file(where, name, revision=revision, _raise_exceptions_for_missing_entries=False) is not None
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be one of a folder, there or not: no id on the Hub is written like it."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def _checked_location(name_or_path: str | Path) -> str:
     """Tell a folder that is not there from a Hub id, before anything asks the network about a path."""
     where, path = str(name_or_path), Path(name_or_path)
-    looks_like_path = isinstance(name_or_path, Path) or where.startswith((".", "/", "~")) or where.count("/") > 1
-    if looks_like_path and not path.is_dir():
+    if (isinstance(name_or_path, Path) or looks_like_path(where)) and not path.is_dir():
         raise BackboneError(f"{where!r} must be a folder with a transformers model, but there is no such folder.")
     return where
 

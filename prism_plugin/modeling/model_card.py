@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from jinja2 import Environment, StrictUndefined
 
+from prism_plugin.backbones import looks_like_path
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 
@@ -222,7 +223,7 @@ def _metadata(config: PrismConfig, has_adapter: bool, facts: CardFacts, export: 
     ]  # fmt: skip
     return ModelCardData(
         library_name="transformers" if export else "peft" if has_adapter else "prism-plugin",
-        base_model=config.base_model or (None if name is None or name.startswith(".") else name),
+        base_model=config.base_model or (None if name is None or looks_like_path(name) else name),
         license=facts.base_license,
         tags=[*TAGS, *(["custom_generate"] if export else [])],
         model_name=f"PRISM on {_title(config)}" if results else None,

@@ -31,6 +31,7 @@ from prism_plugin.backbones import (
     hidden_size_of,
     load_backbone,
     load_tokenizer,
+    looks_like_path,
     read_weights,
 )
 from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
@@ -183,7 +184,7 @@ def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
 
 
 def _hub_id(name: str | None) -> str | None:
-    return None if name is None or name.startswith(".") or Path(name).is_dir() else name
+    return None if name is None or looks_like_path(name) or Path(name).is_dir() else name
 
 
 def _recorded_name(name: str | None, directory: Path) -> str | None:

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from moved_weights import trained
 from saved_folders import ADAPTER, OURS, TOKENIZER, contents, names
 
 from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling import PrismConfig, PrismModel
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.persistence import write_files
+from prism_plugin.testing import tiny_backbone
 
 
 def full_disk(*args, **kwargs):
@@ -76,6 +79,19 @@ def test_model_card_tells_what_was_measured(project, lora_model, tmp_path):
     card = (tmp_path / "hub" / "README.md").read_text()
     assert card.startswith("---\nbase_model: org/model\nlibrary_name: peft\ntags:\n- prism\n- masked-diffusion\n---\n")
     assert "None were measured when this was saved." in card
+
+
+@pytest.mark.parametrize("name", ["{}/vanished/backbone", "~/vanished", "./vanished", "some/folder/vanished"])
+def test_a_folder_that_is_gone_is_no_base_model(lora_model, tmp_path, name):
+    named = {"backbone_name": name.format(tmp_path)}
+    lora_model.prism_config = PrismConfig.from_dict(lora_model.prism_config.to_dict() | named)
+    lora_model.save_pretrained(tmp_path / "head")
+    assert ModelCard.load(tmp_path / "head" / "README.md").data.base_model is None
+    (tmp_path / "whole").mkdir()
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=31, **named))
+    config = write_files(model, tmp_path / "whole", tmp_path / "whole", with_backbone=True)
+    assert (config.backbone_name, config.base_model) == (".", None)
+    assert str(tmp_path) not in (tmp_path / "whole" / "prism_config.json").read_text()
 
 
 def test_push_to_hub_needs_a_backbone_that_others_can_load(project):
