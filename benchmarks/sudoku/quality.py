@@ -38,7 +38,8 @@ def main() -> None:
     print(f"{len(rows)} puzzles, {figures.tokens} judged tokens, {figures.right:.4f} of them right\n")
     print("| score | AUROC within a state | AUROC pooled | ECE | Brier |\n| --- | ---: | ---: | ---: | ---: |")
     for name, one in figures.scores.items():
-        print(f"| {name} | {one.auroc_within:.3f} | {one.auroc:.3f} | {one.ece:.3f} | {one.brier:.3f} |")
+        cells = (f"{figure:.3f}" if figure == figure else "" for figure in (one.auroc_within, one.auroc, one.ece, one.brier))
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

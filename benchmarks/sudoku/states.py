@@ -60,34 +60,37 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = attach_quality_head(load_backbone(args.backbone), PrismConfig(mask_token_id=sudoku.MASK_TOKEN_ID))
     solutions, puzzles = read_training_puzzles(args.puzzles)
-    rows: list[tuple[float, dict[str, list[Any]]]] = []  # with how far its puzzle stands among those of its sampler
+    # how far the puzzle stands among those of its sampler, its number, a state
+    kept: list[tuple[float, int, torch.Tensor]] = []
     begin = 0
     for source in SOURCES:
         end = begin + round(source.share * len(puzzles))
         sampler = RemaskingSampler.from_preset(source.preset, model, num_steps=source.num_steps, **source.settings)
         for first in tqdm(range(begin, end, BATCH_SIZE), desc=source.preset, unit="batch"):
             here = slice(first, min(first + BATCH_SIZE, end))
-            for puzzle, state in record(sampler, source, puzzles[here], solutions[here], first):
-                row = {
-                    "input_ids": solutions[puzzle].tolist(),
-                    "maskable": (puzzles[puzzle] == sudoku.MASK_TOKEN_ID).tolist(),
-                    "draft_ids": state.tolist(),
-                }
-                rows.append(((puzzle - begin) / (end - begin), row))
+            found = record(sampler, source, puzzles[here], solutions[here], first)
+            kept += [((number - begin) / (end - begin), number, state) for number, state in found]
         begin = end
-    rows.sort(key=lambda row: row[0])  # states of one puzzle stay together, and compress
+    kept.sort(key=lambda one: one[:2])
+    numbers = torch.tensor([number for _, number, _ in kept])
+    # every state by a symmetry of its own, or the language model would learn the grids by heart
+    rows = move(SEED, solutions[numbers], puzzles[numbers], torch.stack([state for *_, state in kept]))
+    training = sum(place < 1 - HELD_OUT for place, *_ in kept)
     args.output.mkdir(parents=True, exist_ok=True)
-    write([row for place, row in rows if place < 1 - HELD_OUT], args.output / "states.parquet")
-    write([row for place, row in rows if place >= 1 - HELD_OUT], args.output / "held-out.parquet")
+    write(args.output / "states.parquet", *(one[:training] for one in rows))
+    write(args.output / "held-out.parquet", *(one[training:] for one in rows))
 
 
-def read_training_puzzles(count: int) -> tuple[TokenIds, TokenIds]:
-    """Solutions and puzzles of the first training rows, each moved by a symmetry of its own."""
+def read_training_puzzles(count: int) -> tuple[TokenIds, ...]:
+    """Solutions and puzzles of the first training rows, each moved by a symmetry."""
     rows = datasets.Dataset.from_parquet(str(FOLDER / "data" / "train.parquet")).select(range(count)).with_format("torch")
     solutions, labels = rows["input_ids"][:].long(), rows["labels"][:].long()
-    puzzles = torch.where(labels == -100, solutions, sudoku.MASK_TOKEN_ID)
-    # the same generator state moves both alike
-    return tuple(sudoku.augment(grids, torch.Generator().manual_seed(SEED)) for grids in (solutions, puzzles))
+    return move(SEED, solutions, torch.where(labels == -100, solutions, sudoku.MASK_TOKEN_ID))
+
+
+def move(seed: int, *grids: TokenIds) -> tuple[TokenIds, ...]:
+    """Move grids, [count, 81] each, by random symmetries: a different one for each row, the same one for a row of all."""
+    return tuple(sudoku.augment(one, torch.Generator().manual_seed(seed)) for one in grids)
 
 
 def record(
@@ -109,19 +112,18 @@ def record(
     return kept
 
 
-def write(rows: list[dict[str, list[Any]]], path: Path) -> None:
+def write(path: Path, solutions: TokenIds, puzzles: TokenIds, states: TokenIds) -> None:
     """Write rows, and say how many of them hold an error."""
+    blanks = puzzles == sudoku.MASK_TOKEN_ID
+    columns = {"input_ids": solutions.tolist(), "maskable": blanks.tolist(), "draft_ids": states.tolist()}
     cells, flags = datasets.List(datasets.Value("int8")), datasets.List(datasets.Value("bool"))
     features = datasets.Features({"input_ids": cells, "maskable": flags, "draft_ids": cells})
     beside = path.with_name(f".{path.name}")
-    # by hand, since `to_parquet` always takes snappy, under which repeated grids cost half as much again
-    pyarrow.parquet.write_table(datasets.Dataset.from_list(rows, features=features).data.table, beside, compression="zstd")
+    # by hand, since `to_parquet` always takes snappy, under which a row costs half as much again
+    pyarrow.parquet.write_table(datasets.Dataset.from_dict(columns, features=features).data.table, beside, compression="zstd")
     beside.replace(path)
-    wrong = [
-        any(cell not in (sudoku.MASK_TOKEN_ID, right) for cell, right in zip(row["draft_ids"], row["input_ids"], strict=True))
-        for row in rows
-    ]
-    print(f"{path}: {len(rows)} states, {sum(wrong)} with a wrong cell")
+    wrong = ((states != solutions) & (states != sudoku.MASK_TOKEN_ID)).any(-1).sum()
+    print(f"{path}: {len(states)} states, {wrong} with a wrong cell")
 
 
 if __name__ == "__main__":
