@@ -97,7 +97,7 @@ def test_the_sudoku_adapter_knows_right_from_wrong_and_solves_puzzles():
 def test_every_preset_of_the_table_was_tuned_at_every_budget():
     settings = sudoku_eval.read_settings(SUDOKU / "sampler.yaml")
     model = PrismModel.from_pretrained(SUDOKU / "weights")
-    for preset in sudoku_eval.PRESETS:
+    for preset in (*sudoku_eval.PRESETS, "prism-redraft"):
         for num_steps in settings[preset]:
             sudoku_eval.make_samplers(model, [preset], num_steps, settings)
         assert set(settings[preset]) >= {17, 26, 51}

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_sudoku_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
     parser.add_argument("--data", type=Path, required=True, help="puzzles, one a line, 81 characters, 0 or . for blank")
-    parser.add_argument("--presets", default=",".join(sudoku_eval.PRESETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--presets", default=",".join((*sudoku_eval.PRESETS, "prism-redraft")), help="comma-separated (default: %(default)s)"
+    )
     parser.add_argument("--num-steps", type=int, default=26, help="forward passes at most per puzzle (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first puzzles of the file")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers' draws (default: %(default)s)")

@@ -160,12 +160,17 @@ def test_a_loud_head_is_scaled_and_saved(writer, rows, capsys):
     assert after["scores"]["quality"]["auroc"] == pytest.approx(before["drafts"]["scores"]["quality"]["auroc"], abs=1e-3)
 
 
-def test_the_recorded_drafts_are_those_of_training(tmp_path, capsys):
+def test_drafts_are_those_of_training_unless_others_are_given(tmp_path, capsys):
     (tmp_path / "puzzles.txt").write_text(f"{PUZZLE}\n")
-    recorded = json.loads((SHIPPED / "prism_config.json").read_text())["objective"]
-    report = report_of(capsys, SHIPPED, tmp_path / "puzzles.txt", "--on", "drafts")
-    assert report["objective"] | recorded == report["objective"]  # what was added to objectives since is at its default
-    other = report_of(capsys, SHIPPED, tmp_path / "puzzles.txt", "--on", "drafts", "--drafts", "[{num_drafted: 5}]")[
+    adapter = tmp_path / "weights"
+    shutil.copytree(SHIPPED, adapter)
+    (tmp_path / "backbone").symlink_to(SHIPPED.parent / "backbone")
+    config = json.loads((adapter / "prism_config.json").read_text())
+    recorded = objective_to_dict(get_objective("prism", num_drafted=3, diffusion_weight=0.25))
+    (adapter / "prism_config.json").write_text(json.dumps(config | {"objective": recorded}))
+    report = report_of(capsys, adapter, tmp_path / "puzzles.txt", "--on", "drafts")
+    assert report["objective"] == recorded
+    other = report_of(capsys, adapter, tmp_path / "puzzles.txt", "--on", "drafts", "--drafts", "[{num_drafted: 5}]")[
         "objective"
     ]
     assert [rule["num_drafted"] for rule in other.pop("drafts")] == [5]

@@ -56,9 +56,8 @@ def test_every_preset_runs_within_its_forwards_and_tells_each_step(model, puzzle
     results = sudoku_eval.evaluate_presets(model, puzzles, sudoku_eval.PRESETS, num_steps=6, on_step=steps.append)
     assert [result.preset for result in results] == list(sudoku_eval.PRESETS)
     assert all(0 < result.num_forward_passes <= 6 for result in results)
-    may_end_early = {"threshold", "prism-redraft"}
-    assert {name: steps.count(name) for name in sudoku_eval.PRESETS if name not in may_end_early} == dict.fromkeys(
-        set(sudoku_eval.PRESETS) - may_end_early, 6
+    assert {name: steps.count(name) for name in sudoku_eval.PRESETS if name != "threshold"} == dict.fromkeys(
+        set(sudoku_eval.PRESETS) - {"threshold"}, 6
     )
 
 

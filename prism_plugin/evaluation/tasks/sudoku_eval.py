@@ -18,7 +18,7 @@ from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import TokenIds
 
 BATCH_SIZE = 256
-PRESETS = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence", "prism-redraft")
+PRESETS = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence")
 
 Settings = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Preset -> number of steps it was tuned for -> settings."""
