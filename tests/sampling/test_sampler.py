@@ -119,8 +119,9 @@ def test_every_preset_keeps_what_it_must(counted, name, num_steps, block_length,
     assert output.num_forward_passes.max() <= num_steps
     assert sum(calls["batch"]) == output.num_forward_passes.sum()
     assert len(calls["batch"]) == len(output.trace) == output.num_forward_passes.max()
+    reads_visible = "visible_confidence" in sampler.remasking.needs
     assert calls["rows"] == [
-        int(((look.tokens_before == MASK) & _block_of_row(look, block_length)).sum()) for look in output.trace
+        int((((look.tokens_before == MASK) | reads_visible) & _block_of_row(look, block_length)).sum()) for look in output.trace
     ]
     _check_trace(output, ids, num_remask if settings else 0)
 
