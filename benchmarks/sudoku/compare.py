@@ -72,7 +72,8 @@ def _table_by_puzzle(results: list[Result]) -> str:
     for preset in presets:
         cells = [_cell(found[preset, one]) if (preset, one) in found else "" for one in steps]
         lines.append(f"| `{preset}` | " + " | ".join(cells) + " |")
-    for ours, theirs in (("prism", "random"), ("prism", "remdm-conf"), ("prism-redraft", "redraft")):
+    pairs = (("prism", "random"), ("prism", "remdm-conf"), ("prism-redraft", "redraft"), ("prism-redraft", "confidence"))
+    for ours, theirs in pairs:
         if {ours, theirs} <= set(presets):
             both = [one for one in steps if (ours, one) in found and (theirs, one) in found]
             cells = [_mean(found[ours, one].solved - found[theirs, one].solved) for one in both]
