@@ -1,5 +1,6 @@
 """Read raw rows from a local file or from the Hub; a bad line is one sentence that names it."""
 
+import codecs
 import csv
 import json
 from pathlib import Path
@@ -56,9 +57,13 @@ def _read_file(file: Path, split: str | None, revision: str | None) -> datasets.
         raise DataFormatError(f"{file} is a local file and has no split {split!r} or revision; leave both out.")
     if not file.stat().st_size:
         raise DataFormatError(f"{file} holds no row; training needs at least one.")
+    if builder == "json" and (fault := _not_utf8(file)):
+        raise DataFormatError(fault)  # the reader of json would find out when a row is used
     try:
         rows = datasets.load_dataset(builder, data_files=str(file), split="train")
     except _READING_ERRORS as error:
+        if "corresponds to no data" in str(error):  # an empty list, a header without a line
+            raise DataFormatError(f"{file} holds no row; training needs at least one.") from error
         raise DataFormatError(
             _bad_line(file, builder) or f"{file} cannot be read as {builder}: {_first_line(error)}"
         ) from error
@@ -84,16 +89,31 @@ def _first_line(error: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
+def _not_utf8(file: Path) -> str | None:
+    """Find the first byte that is no UTF-8, for the message; None when all are."""
+    decoder, before = codecs.getincrementaldecoder("utf-8")(), 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            held = len(decoder.getstate()[0])  # bytes of the last chunk that a character of this one begins with
+            try:
+                decoder.decode(chunk, final=len(chunk) < 1 << 20)
+            except UnicodeDecodeError as error:
+                at = before - held + error.start
+                return f"{file} must be UTF-8 text, found byte {error.object[error.start]:#x} at offset {at}."
+            before += len(chunk)
+    return None
+
+
 def _bad_line(file: Path, builder: str) -> str | None:
     """Find the first line that cannot be read, for the message; None when the fault lies elsewhere."""
     if builder not in ("json", "csv", "text"):
         return None
     try:
+        if fault := _not_utf8(file):
+            return fault
         text = file.read_text(encoding="utf-8")
     except OSError:
         return None
-    except UnicodeDecodeError as error:
-        return f"{file} must be UTF-8 text, found byte {error.object[error.start]:#x} at offset {error.start}."
     if builder == "json" and not text.lstrip().startswith("["):
         keys: set[str] | None = None
         for number, line in enumerate(text.splitlines(), start=1):
