@@ -22,7 +22,7 @@ from prism_plugin.cli.from_recipe import (
     where_of,
 )
 from prism_plugin.cli.recipe import Recipe
-from prism_plugin.data import longest_row, prepare_rows
+from prism_plugin.data import given_columns, longest_row, prepare_rows
 from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.memory import StepShape, estimate_memory
@@ -118,7 +118,7 @@ def _look_at_data(
     except UnreachableDataError as error:
         return {"path": recipe.data.path, "rows": None}, None, [f"data and steps: {error}"]
     found = {"path": recipe.data.path, "rows": len(rows), "eval_rows": 0 if eval_rows is None else len(eval_rows)}
-    found["columns"] = rows.column_names
+    found["columns"] = given_columns(rows)
     if model.tokenizer is None and "input_ids" not in {*rows.column_names, *recipe.data.columns}:
         return found, None, [f"tokens of the data: {recipe.backbone.path} holds no tokenizer"]
     sample = _prepared_sample(rows, recipe, model, "train_dataset")

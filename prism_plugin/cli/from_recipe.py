@@ -6,10 +6,11 @@ import datasets
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
+from transformers.integrations import get_reporting_integration_callbacks
 
 from prism_plugin.backbones import load_tokenizer
 from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, Recipe
-from prism_plugin.data import read_rows
+from prism_plugin.data import ROW_NUMBER, read_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.training import Objective, PrismTrainingArguments
@@ -23,7 +24,11 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
         ConfigurationError: If transformers refuses one of them.
     """
     try:
-        return PrismTrainingArguments(**recipe.training)
+        arguments = PrismTrainingArguments(**recipe.training)
+        # a tracker that is unknown, or not installed, is found before anything is loaded
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+        return arguments
     except PrismError:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:  # how TrainingArguments refuses values
@@ -57,6 +62,8 @@ def _train_and_eval(data: DataSection) -> tuple[datasets.Dataset, datasets.Datas
         raise DataFormatError(
             f"`eval_share` {data.eval_share} of {len(rows)} rows leaves none to train on; lower it or add data."
         )
+    if ROW_NUMBER not in rows.column_names:
+        rows = rows.add_column(ROW_NUMBER, list(range(len(rows))))
     parts = rows.train_test_split(test_size=held_out, seed=0)
     return parts["train"], parts["test"]
 

@@ -9,29 +9,28 @@ Four kinds of row, told apart by their columns:
   rows may bring `draft_ids`, recorded drafts: what a sampler's canvas held at some moment, mask tokens included.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
 import datasets
-import numpy as np
-import pyarrow.compute
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from prism_plugin.data.prepared import DRAFT_COLUMN
 from prism_plugin.errors import ConfigurationError, DataFormatError
 
-PREPARED_COLUMNS = ("example_id", "input_ids", "maskable")
 _KINDS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
     "input_ids": ("input_ids",),
 }
-_DRAFT_COLUMN = "draft_ids"
-_OPTIONAL_COLUMNS = ("labels", "maskable", _DRAFT_COLUMN)
+_OPTIONAL_COLUMNS = ("labels", "maskable", DRAFT_COLUMN)
 _IGNORED_LABEL = -100
+# What a row is called in errors where its index is another than in the file, as after a split.
+ROW_NUMBER = "row_number"
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,11 @@ def prepare_rows(
         rows = datasets.Dataset.from_list([dict(row) for row in rows])
     if not len(rows):
         raise DataFormatError("The data holds no row; training needs at least one.")
-    rows = rows.rename_columns({theirs: ours for ours, theirs in _renamed(rows, settings).items()})
-    kind = _kind_of(rows.column_names)
+    rows = rows.rename_columns({theirs: ours for ours, theirs in _renamed(given_columns(rows), settings).items()})
+    kind = _kind_of(given_columns(rows))
     encoder = _Encoder(kind, tokenizer, settings, mask_token_id, sample=rows[0])
-    id_columns = ["input_ids", *([_DRAFT_COLUMN] if encoder.with_drafts else [])]
-    wanted = [name for name in (*_KINDS[kind], *_OPTIONAL_COLUMNS) if name in rows.column_names]
+    id_columns = ["input_ids", *([DRAFT_COLUMN] if encoder.with_drafts else [])]
+    wanted = [name for name in (*_KINDS[kind], *_OPTIONAL_COLUMNS, ROW_NUMBER) if name in rows.column_names]
     prepared = rows.select_columns(wanted).map(
         encoder,
         with_indices=True,
@@ -133,44 +132,6 @@ def prepare_rows(
         if not len(prepared):
             raise DataFormatError(f"All {len(rows)} rows are longer than `max_length` {settings.max_length}; raise it.")
     return prepared
-
-
-def check_prepared(row: Mapping[str, Any], name: str) -> None:
-    """Refuse a data set whose first row is not a prepared one.
-
-    Raises:
-        DataFormatError: If a column is missing, or `input_ids` and `maskable` differ in length.
-    """
-    if missing := [column for column in PREPARED_COLUMNS if column not in row]:
-        raise DataFormatError(
-            f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
-            "`prepare_rows`."
-        )
-    for other in ("maskable", _DRAFT_COLUMN):
-        lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
-        if lengths[0] != lengths[-1]:
-            raise DataFormatError(
-                f"`input_ids` and `{other}` of a row must be equally long, found {lengths[0]} and {lengths[1]}."
-            )
-
-
-def longest_row(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> int:
-    """Tokens of the longest prepared row."""
-    if not isinstance(prepared, datasets.Dataset):
-        return max(len(row["input_ids"]) for row in prepared)
-    batches = prepared.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
-    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(batch.column("input_ids"))).as_py() for batch in batches)
-
-
-def fingerprint(prepared: datasets.Dataset) -> str:
-    """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
-    digest = hashlib.sha256()
-    for name in ("input_ids", "maskable", *([_DRAFT_COLUMN] if _DRAFT_COLUMN in prepared.column_names else [])):
-        for chunk in prepared.with_format("arrow").iter(batch_size=10_000):
-            column = chunk.column(name).combine_chunks()
-            digest.update(pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-            digest.update(pyarrow.compute.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def _unasked_header(tokenizer: Any) -> list[int]:
@@ -197,10 +158,15 @@ def _unasked_header(tokenizer: Any) -> list[int]:
     return ending[places[0] + 1 :] if len(places) > 1 else []
 
 
-def _renamed(rows: datasets.Dataset, settings: DataSettings) -> dict[str, str]:
-    if missing := sorted(set(settings.columns.values()) - set(rows.column_names)):
-        raise DataFormatError(f"The data has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
-    if taken := sorted(ours for ours, theirs in settings.columns.items() if ours != theirs and ours in rows.column_names):
+def given_columns(rows: datasets.Dataset) -> list[str]:
+    """The columns that the data came with."""
+    return [name for name in rows.column_names if name != ROW_NUMBER]
+
+
+def _renamed(columns: Sequence[str], settings: DataSettings) -> dict[str, str]:
+    if missing := sorted(set(settings.columns.values()) - set(columns)):
+        raise DataFormatError(f"The data has no column {', '.join(missing)}; it has {', '.join(columns)}.")
+    if taken := sorted(ours for ours, theirs in settings.columns.items() if ours != theirs and ours in columns):
         raise DataFormatError(f"The data already has a column {', '.join(taken)}; `columns` cannot give its name to another.")
     return dict(settings.columns)
 
@@ -225,7 +191,7 @@ class _Encoder:
     ) -> None:
         self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
         self.eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
-        self.with_drafts = _DRAFT_COLUMN in sample
+        self.with_drafts = DRAFT_COLUMN in sample
         if self.with_drafts:
             self._check_drafts_suit()
         if tokenizer is None and kind != "input_ids":
@@ -243,6 +209,9 @@ class _Encoder:
         self.leading, self.trailing = ([], []) if is_chat or kind == "input_ids" else self._added_specials(sample)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        return {"example_id": index, **self._encode(row, row.get(ROW_NUMBER, index))}
+
+    def _encode(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         ids, maskable = getattr(self, f"_{self.kind}")(row, index)
         if self.mask_token_id in ids:
             raise DataFormatError(f"Row {index}: data must not contain the mask token (id {self.mask_token_id}); it does.")
@@ -253,40 +222,40 @@ class _Encoder:
                 f"Row {index}: nothing may be masked in its {len(ids)} tokens; raise `max_length`, set `overlong: drop`, or "
                 "remove it."
             )
-        prepared = {"example_id": index, "input_ids": ids, "maskable": maskable}
+        prepared = {"input_ids": ids, "maskable": maskable}
         if not self.with_drafts:
             return prepared
         draft = draft[: len(ids)]
         if ids and not any(may and token != self.mask_token_id for may, token in zip(maskable, draft, strict=True)):
             raise DataFormatError(
-                f"Row {index}: `{_DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
+                f"Row {index}: `{DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
                 f"all {sum(maskable)} are masked; remove the row."
             )
-        return {**prepared, _DRAFT_COLUMN: draft}
+        return {**prepared, DRAFT_COLUMN: draft}
 
     def _check_drafts_suit(self) -> None:
         if self.kind != "input_ids":
             raise DataFormatError(
-                f"`{_DRAFT_COLUMN}` goes with `input_ids`, which it is compared with, but these rows are of kind "
+                f"`{DRAFT_COLUMN}` goes with `input_ids`, which it is compared with, but these rows are of kind "
                 f"`{self.kind}`; give `input_ids`, or drop it."
             )
         if self.settings.append_eos or self.settings.pads == "supervised":
             setting = "append_eos" if self.settings.append_eos else "pads: supervised"
             raise ConfigurationError(
-                f"`{setting}` adds tokens to `input_ids` that the recorded `{_DRAFT_COLUMN}` do not have; leave it out."
+                f"`{setting}` adds tokens to `input_ids` that the recorded `{DRAFT_COLUMN}` do not have; leave it out."
             )
 
     def _draft(self, row: Mapping[str, Any], ids: list[int], maskable: list[bool], index: int) -> list[int]:
         """The recorded draft of a row, checked against its right tokens."""
-        draft = list(row[_DRAFT_COLUMN] or ())
+        draft = self._ids(row, DRAFT_COLUMN, index)
         if len(draft) != len(ids):
             raise DataFormatError(
-                f"Row {index}: `{_DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {len(ids)}."
+                f"Row {index}: `{DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {len(ids)}."
             )
         changed = [at for at, may in enumerate(maskable) if not may and draft[at] != ids[at]]
         if changed:
             raise DataFormatError(
-                f"Row {index}: `{_DRAFT_COLUMN}` must equal `input_ids` where tokens are not maskable, found "
+                f"Row {index}: `{DRAFT_COLUMN}` must equal `input_ids` where tokens are not maskable, found "
                 f"{draft[changed[0]]} for {ids[changed[0]]} at position {changed[0]}."
             )
         return draft
@@ -342,11 +311,18 @@ class _Encoder:
 
     def _messages(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
         messages = row["messages"]
-        if not isinstance(messages, Sequence) or not messages or messages[-1].get("role") != "assistant":
+        if not isinstance(messages, Sequence) or not all(isinstance(one, Mapping) for one in messages):
+            raise DataFormatError(f"Row {index}: `messages` must list messages with role and content, found {messages!r:.60}.")
+        if not messages or messages[-1].get("role") != "assistant":
             raise DataFormatError(f"Row {index}: `messages` must end with a message whose role is assistant.")
         write = self.tokenizer.apply_chat_template
-        prompt = write(list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=False)
-        ids = write(list(messages), tokenize=True, return_dict=False)
+        try:
+            prompt = write(list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = write(list(messages), tokenize=True, return_dict=False)
+        except jinja2.TemplateError as error:  # templates refuse what they do not know, such as a system message
+            raise DataFormatError(
+                f"Row {index}: the tokenizer's chat template must be able to write the conversation, but refuses: {error}"
+            ) from error
         if ids[: len(prompt)] != prompt:
             raise DataFormatError(
                 f"Row {index}: the chat template must write the conversation as the prompt followed by the reply, and does "
@@ -358,9 +334,19 @@ class _Encoder:
             ids = [*ids, self.eos_token_id]
         return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
+    def _ids(self, row: Mapping[str, Any], column: str, index: int) -> list[int]:
+        ids = row[column] or []
+        listed = isinstance(ids, list)
+        wrong = [one for one in ids if not isinstance(one, int) or not 0 <= one < 2**31] if listed else [ids]
+        if wrong:
+            raise DataFormatError(f"Row {index}: `{column}` must list token ids, integers of at least 0, found {wrong[0]!r}.")
+        return ids
+
     def _input_ids(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
-        ids = list(row["input_ids"] or ())
+        ids = self._ids(row, "input_ids", index)
         labels, maskable = row.get("labels"), row.get("maskable")
+        if not all(isinstance(one, list | None) for one in (labels, maskable)):
+            raise DataFormatError(f"Row {index}: `labels` and `maskable` must be lists, one value for each of `input_ids`.")
         if labels is not None and maskable is not None:
             raise DataFormatError(f"Row {index}: give `labels` or `maskable`, not both.")
         if labels is not None:

@@ -10,7 +10,7 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from prism_plugin.backbones import max_row_length
-from prism_plugin.data import PrismCollator, check_prepared, longest_row, prepare_rows
+from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
@@ -175,4 +175,15 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
             f"A row of `{name}` must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{longest_row(rows)}; set `max_length`."
         )
+    if whole:
+        _check_vocabulary(rows, model, name)
     return rows
+
+
+def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:
+    vocabulary, (smallest, largest) = model.config.get_text_config().vocab_size, id_range(rows)
+    if smallest < 0 or largest >= vocabulary:
+        raise DataFormatError(
+            f"The tokens of `{name}` must lie in the model's vocabulary, 0 to {vocabulary - 1}, found "
+            f"{smallest if smallest < 0 else largest}; use the tokenizer that belongs to the model."
+        )

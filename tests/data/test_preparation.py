@@ -171,6 +171,15 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
         ([{"input_ids": [3, 4], "labels": [3]}], "Row 0: 2 `input_ids` need as many labels, found 1"),
         ([{"input_ids": [3, 4], "labels": [3, 5]}], "Row 0: a label must be its token's id, or -100 where not maskable"),
         ([{"input_ids": [3], "labels": [3], "maskable": [True]}], "Row 0: give `labels` or `maskable`, not both"),
+        ([{"input_ids": ["a"]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 'a'"),
+        ([{"input_ids": [3, 1.5]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 3.0"),
+        ([{"input_ids": [3]}, {"input_ids": [3, -1]}], "Row 1: `input_ids` must list token ids.* found -1"),
+        ([{"input_ids": [2**40]}], "Row 0: `input_ids` must list token ids.* found 1099511627776"),
+        ([{"input_ids": 7}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 7"),
+        ([{"input_ids": [3], "labels": 3}], "Row 0: `labels` and `maskable` must be lists, one value for each"),
+        ([{"messages": ["a"]}], r"Row 0: `messages` must list messages with role and content, found \['a'\]"),
+        ([{"messages": "a"}], "Row 0: `messages` must list messages with role and content, found 'a'"),
+        ([{"messages": []}], "Row 0: `messages` must end with a message whose role is assistant"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "Row 0: `messages` must end with a message whose role is assist"),
     ],
 )
@@ -178,6 +187,22 @@ def test_rows_that_cannot_be_used_are_named(tokenizer, rows, words):
     tokenizer.chat_template = CHAT
     with pytest.raises(DataFormatError, match=words):
         prepare(rows, tokenizer)
+
+
+def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
+    rows = [{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}]
+    with pytest.raises(DataFormatError, match=r"Row 0: the tokenizer's chat template must be able .* refuses: no system role"):
+        prepare(rows, tokenizer)
+
+
+def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
+    rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
+    with pytest.raises(DataFormatError, match="Row 2 is empty"):
+        prepare(rows, tokenizer)
+    with pytest.raises(DataFormatError, match=r"found none in body\. Rename"):
+        prepare([{"body": "ab", "row_number": 7}], tokenizer)
+    assert set(prepare(rows[:1], tokenizer)[0]) == {"example_id", "input_ids", "maskable"}
 
 
 def test_a_template_that_rewrites_the_conversation_is_refused(tokenizer):

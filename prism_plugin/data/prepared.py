@@ -1,0 +1,73 @@
+"""What can be asked of prepared rows: whether they are, how long, which tokens, and whether they are those of before."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.compute
+
+from prism_plugin.errors import DataFormatError
+
+PREPARED_COLUMNS = ("example_id", "input_ids", "maskable")
+DRAFT_COLUMN = "draft_ids"
+
+
+def check_prepared(row: Mapping[str, Any], name: str) -> None:
+    """Refuse a data set whose first row is not a prepared one.
+
+    Raises:
+        DataFormatError: If a column is missing, or `input_ids` and `maskable` differ in length.
+    """
+    if missing := [column for column in PREPARED_COLUMNS if column not in row]:
+        raise DataFormatError(
+            f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
+            "`prepare_rows`."
+        )
+    for other in ("maskable", DRAFT_COLUMN):
+        lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
+        if lengths[0] != lengths[-1]:
+            raise DataFormatError(
+                f"`input_ids` and `{other}` of a row must be equally long, found {lengths[0]} and {lengths[1]}."
+            )
+
+
+def longest_row(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest prepared row."""
+    if not isinstance(prepared, datasets.Dataset):
+        return max(len(row["input_ids"]) for row in prepared)
+    return max(
+        pyarrow.compute.max(pyarrow.compute.list_value_length(chunk)).as_py() for chunk in _chunks(prepared, "input_ids")
+    )
+
+
+def id_range(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """The smallest and the largest token id of prepared rows, recorded drafts included."""
+    if not isinstance(prepared, datasets.Dataset):
+        ids = [int(one) for row in prepared for name in ("input_ids", DRAFT_COLUMN) for one in row.get(name, ())]
+        return min(ids), max(ids)
+    names = [name for name in ("input_ids", DRAFT_COLUMN) if name in prepared.column_names]
+    ends = [
+        pyarrow.compute.min_max(pyarrow.compute.list_flatten(chunk)).as_py()
+        for name in names
+        for chunk in _chunks(prepared, name)
+    ]
+    return min(end["min"] for end in ends), max(end["max"] for end in ends)
+
+
+def _chunks(prepared: datasets.Dataset, name: str) -> Iterator[pyarrow.ChunkedArray]:
+    for batch in prepared.select_columns([name]).with_format("arrow").iter(batch_size=10_000):
+        yield batch.column(name)
+
+
+def fingerprint(prepared: datasets.Dataset) -> str:
+    """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name in ("input_ids", "maskable", *([DRAFT_COLUMN] if DRAFT_COLUMN in prepared.column_names else [])):
+        for chunk in _chunks(prepared, name):
+            column = chunk.combine_chunks()
+            digest.update(pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            digest.update(pyarrow.compute.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    return digest.hexdigest()
