@@ -19,6 +19,17 @@ _FIXED = {
     "neftune_noise_alpha": (None, "noise on the embeddings would reach the drafts, which must be what the sampler would write"),
     "train_sampling_strategy": ("random", "the order of rows must be a function of the seed and the epoch alone"),
 }
+# Whole numbers and the least that each may be: TrainingArguments takes what only fails, or is ignored, when it is used.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0, "seed": 0, "data_seed": 0,
+}  # fmt: skip
+_LARGEST_SEED = 2**32 - 1  # numpy's
+# What an evaluation measures; of the last two, less is better.
+EVALUATED = (
+    "loss", "quality_loss", "diffusion_loss", "base_rate", "quality_auroc", "quality_auroc_within", "quality_ece",
+    "quality_brier",
+)  # fmt: skip
 
 
 @dataclass
@@ -41,6 +52,11 @@ class PrismTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        best = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        if best not in EVALUATED:
+            raise ConfigurationError(f"`metric_for_best_model` must be one of {', '.join(EVALUATED)}, got {best!r}.")
+        if best in EVALUATED[-2:] and self.greater_is_better is None:
+            self.greater_is_better = False  # transformers takes all but losses for scores
         super().__post_init__()
         for name, (value, reason) in _FIXED.items():
             found = getattr(self, name)
@@ -50,5 +66,21 @@ class PrismTrainingArguments(TrainingArguments):
             found = getattr(self, name)
             if found is not None and not found > 0:
                 raise ConfigurationError(f"`{name}` must be positive, got {found}.")
+        for name, least in _AT_LEAST.items():
+            found = getattr(self, name)
+            if found is not None and found < least:
+                raise ConfigurationError(f"`{name}` must be at least {least}, got {found}.")
+        for name in ("seed", "data_seed"):
+            found = getattr(self, name)
+            if found is not None and found > _LARGEST_SEED:
+                raise ConfigurationError(f"`{name}` must be at most {_LARGEST_SEED}, got {found}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ConfigurationError(f"`max_steps` must be at least 1, or -1 for `num_train_epochs`, got {self.max_steps}.")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise ConfigurationError(f"`num_train_epochs` must be positive, got {self.num_train_epochs}.")
+        if self.save_strategy == "steps" and not self.save_steps > 0:
+            raise ConfigurationError(
+                f"`save_steps` must be positive, got {self.save_steps}; `save_strategy: no` saves at the end."
+            )
         if self.data_seed is None:
             self.data_seed = self.seed

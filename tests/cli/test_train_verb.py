@@ -111,6 +111,9 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--eval_strategy", "steps", "--eval_share", "null"], "`eval_strategy: steps` needs `data.eval_share`"),
         (["--eval_share", "0.99"], "`eval_share` 0.99 of 12 rows leaves none to train on"),
         (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
+        (["--seed", "-1"], "`seed` must be at least 0, got -1"),
+        (["--report_to", "pigeon"], "training: pigeon is not supported, only"),
+        (["--report_to", "wandb"], "training: WandbCallback requires wandb to be installed"),
         (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),
         (
             ["--quantization", "nf4", "--lora", "null", "--diffusion_weight", "0"],
@@ -125,6 +128,13 @@ def test_mistakes_are_one_sentence_and_exit_code_2(recipe, tmp_path, capsys, opt
     assert len(message) == 1
     assert words in message[0]
     assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_a_bad_row_keeps_its_number_when_rows_are_held_out(recipe, tmp_path, capsys):
+    lines = [json.dumps({"text": "" if index == 5 else "abcd"}) for index in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    assert run(recipe, "--data.path", str(tmp_path / "rows.jsonl")) == 2
+    assert "prism-plugin train: Row 5 is empty; remove it." in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_refused_and_names_are_not_guessed(recipe, capsys):

@@ -15,6 +15,7 @@ from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
 from prism_plugin.training import objectives as objectives_module
+from prism_plugin.training.arguments import EVALUATED
 
 LEARNT = ("quality_loss", "diffusion_loss", "loss", "base_rate", "grad_norm")
 
@@ -117,10 +118,7 @@ def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch_size(lab, tmp
         )
         figures += [trainer.evaluate(), trainer.evaluate()]
     names = [name for name in figures[0] if "runtime" not in name and "second" not in name and "time" not in name]
-    assert {
-        "eval_loss", "eval_quality_loss", "eval_diffusion_loss", "eval_base_rate", "eval_quality_auroc",
-        "eval_quality_auroc_within", "eval_quality_ece", "eval_quality_brier",
-    } <= set(names)  # fmt: skip
+    assert {f"eval_{name}" for name in EVALUATED} == set(names) - {"epoch"}
     for other in figures[1:]:
         assert [other[name] for name in names] == pytest.approx([figures[0][name] for name in names], rel=1e-4, nan_ok=True)
     weighted = figures[0]["eval_quality_loss"] + 0.5 * figures[0]["eval_diffusion_loss"]
@@ -234,6 +232,17 @@ def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
     [
         ({"head_learning_rate": 0.0}, "`head_learning_rate` must be positive, got 0.0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive, got -1.0"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, got 0"),
+        ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be at least 0, got -1"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"data_seed": 2**32}, "`data_seed` must be at most 4294967295, got 4294967296"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1, or -1 for `num_train_epochs`, got 0"),
+        ({"max_steps": -5}, "`max_steps` must be at least 1, or -1 for `num_train_epochs`, got -5"),
+        ({"num_train_epochs": 0}, "`num_train_epochs` must be positive, got 0"),
+        ({"save_steps": 0}, "`save_steps` must be positive, got 0; `save_strategy: no` saves at the end"),
+        ({"metric_for_best_model": "eval_accuracy"}, "`metric_for_best_model` must be one of loss, .*, got 'accuracy'"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, because the objective reads columns"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` must be False, because evaluation would lose rows"),
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` must be 'random', because"),
@@ -242,6 +251,16 @@ def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
 def test_arguments_that_nothing_would_read_are_refused(tmp_path, settings, words):
     with pytest.raises(ConfigurationError, match=words):
         PrismTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+def test_the_best_checkpoint_is_chosen_the_right_way_round(tmp_path):
+    for metric, greater in (("loss", False), ("quality_auroc", True), ("quality_ece", False), ("eval_quality_brier", False)):
+        args = PrismTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
+        assert args.greater_is_better is greater
+    args = PrismTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, metric_for_best_model="quality_ece", greater_is_better=True
+    )
+    assert args.greater_is_better
 
 
 def test_data_that_cannot_be_trained_on_is_refused(lab, tmp_path):
@@ -254,6 +273,13 @@ def test_data_that_cannot_be_trained_on_is_refused(lab, tmp_path):
     for rows in (longer, datasets.Dataset.from_list(longer)):
         with pytest.raises(DataFormatError, match=f"must have at most {positions} tokens.* found {positions + 2}"):
             lab.make_trainer(tmp_path, rows=rows)
+    for wrong in (-1, 32):
+        foreign = [{"example_id": i, "input_ids": [3, wrong], "maskable": [True] * 2} for i in range(2)]
+        for rows in (foreign, datasets.Dataset.from_list(foreign)):
+            with pytest.raises(
+                DataFormatError, match=f"must lie in the model's vocabulary, 0 to 31, found {wrong}; use the tok"
+            ):
+                lab.make_trainer(tmp_path, rows=rows)
     trainer = lab.make_trainer(tmp_path, rows=lab.make_rows(3))
     with pytest.raises(ConfigurationError, match=r"A step needs 4 rows .* but the training data has 3"):
         trainer.train()
