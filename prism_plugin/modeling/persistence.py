@@ -145,9 +145,19 @@ def write_files(
     head = model.quality_head.state_dict() if weights is None else _without_prefix(weights, "quality_head.")
     save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(stage)
+        _write_tokenizer(model.tokenizer, stage)
     _write_config(config, stage, has_adapter=has_adapter)
     return config
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions: "No space left on device (os error 28)".
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
 
 
 def _write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:

@@ -305,7 +305,11 @@ class PrismTrainer(Trainer):
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
-            raise SavingError(f"{run_dir / name} could not be written, and older checkpoints are unchanged: {error}") from error
+            cause = str(error.__cause__ if isinstance(error, SavingError) else error).split("\n")[0]
+            raise SavingError(
+                f"{run_dir / name} could not be written ({cause}), and older checkpoints are unchanged; make room or choose "
+                "another `output_dir`."
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))

@@ -18,6 +18,10 @@ def full_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
+def full_disk_as_tokenizers_tells(*args, **kwargs):
+    raise Exception("No space left on device (os error 28)")
+
+
 FAILING = {
     "head": "prism_plugin.modeling.persistence.save_file",
     "adapter": "peft.peft_model.safe_save_file",
@@ -35,6 +39,16 @@ def test_a_full_disk_changes_nothing(project, monkeypatch, where):
         model.save_pretrained(project / "weights")
     with pytest.raises(SavingError, match="No space left on device"):
         model.save_pretrained(project / "new")
+    assert contents(project / "weights") == before
+    assert names(project) == {"backbone", "weights"}
+
+
+def test_a_full_disk_under_the_tokenizer_changes_nothing(project, monkeypatch):
+    model = PrismModel.from_pretrained(project / "weights")
+    before = contents(project / "weights")
+    monkeypatch.setattr(type(model.tokenizer), "save_pretrained", full_disk_as_tokenizers_tells)
+    with pytest.raises(SavingError, match=r"Nothing could be saved in '.*weights' \(No space left on device \(os error 28\)\)"):
+        model.save_pretrained(project / "weights")
     assert contents(project / "weights") == before
     assert names(project) == {"backbone", "weights"}
 
