@@ -68,9 +68,25 @@ def test_the_solver_counts_solutions():
     assert sudoku.solve(clash) == []
 
 
+def test_a_puzzle_without_a_solution_is_soon_known():
+    """By the fewest candidates of a cell alone this one, which norvig.com/sudoku.html found, takes longer than anyone waits."""
+    impossible = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
+    search = sudoku._Search([0 if cell == "." else int(cell) for cell in impossible])
+    visited, choices = [], search._choices
+
+    def counted(rng):
+        visited.append(1)
+        assert len(visited) < 50_000
+        return choices(rng)
+
+    search._choices = counted
+    assert search.run(2) == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (sudoku.format_grid(GRID[0]), r"line 1: a puzzle must have a blank cell to fill, found none; remove the line"),
         ("." * 80, r"line 1: a puzzle is 81 characters of 1-9 and 0 or \. for blank, found"),
         ("." * 80 + "x", r"line 1: a puzzle is 81 characters"),
         ("." * 81 + "\n55" + "." * 79, r"line 2: the clues contradict each other"),

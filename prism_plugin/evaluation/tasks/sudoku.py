@@ -27,7 +27,11 @@ _CELLS_OF_UNIT = torch.tensor(
 
 
 class _Search:
-    """Depth-first search that always fills the blank with the fewest candidates; used digits are bit masks per unit."""
+    """Depth-first search that always fills the blank with the fewest candidates; used digits are bit masks per unit.
+
+    Without `rng` it also places the digit with the fewest places in a unit, where that is fewer: by candidates alone, a puzzle
+    without a solution can take hours to be known as one. With `rng` it does not, so that grids of a seed stay what they are.
+    """
 
     def __init__(self, cells: Sequence[int]) -> None:
         self.cells = list(cells)
@@ -59,29 +63,59 @@ class _Search:
         if not self.blanks:
             found.append(list(self.cells))
             return
-        best, fewest, options = 0, 10, 0
-        for index, cell in enumerate(self.blanks):
-            free = _ALL_DIGITS & ~self._used(cell)
-            count = free.bit_count()
-            if count < fewest:
-                best, fewest, options = index, count, free
-                if count <= 1:
-                    break
-        if not fewest:
-            return
-        cell = self.blanks.pop(best)
-        bits = [1 << digit for digit in range(9) if options >> digit & 1]
-        if rng is not None:
-            rng.shuffle(bits)
-        for bit in bits:
+        for cell, bit in self._choices(rng):
+            index = self.blanks.index(cell)
+            del self.blanks[index]
             self.cells[cell] = bit.bit_length()
             self._flip(cell, bit)
             self._fill(found, limit, rng)
             self._flip(cell, bit)
+            self.cells[cell] = 0
+            self.blanks.insert(index, cell)
             if len(found) >= limit:
                 break
-        self.cells[cell] = 0
-        self.blanks.insert(best, cell)
+
+    def _choices(self, rng: random.Random | None) -> list[tuple[int, int]]:
+        """The ways to go on, one of which holds in every solution: a cell and the bit of its digit."""
+        best, fewest, options = 0, 10, 0
+        for cell in self.blanks:
+            free = _ALL_DIGITS & ~self._used(cell)
+            count = free.bit_count()
+            if count < fewest:
+                best, fewest, options = cell, count, free
+                if count <= 1:
+                    break
+        if fewest > 1 and rng is None:
+            places = self._places(fewest)
+            if places is not None:
+                return places
+        bits = [1 << digit for digit in range(9) if options >> digit & 1]
+        if rng is not None:
+            rng.shuffle(bits)
+        return [(best, bit) for bit in bits]
+
+    def _places(self, fewest: int) -> list[tuple[int, int]] | None:
+        """The places of a digit that has fewer than `fewest` in a unit, and at most two; None if there is none such."""
+        one, two, three = ([0] * 27 for _ in range(3))  # digits with at least so many places, per unit
+        for cell in self.blanks:
+            free = _ALL_DIGITS & ~self._used(cell)
+            for unit in _numbered(cell):
+                three[unit] |= two[unit] & free
+                two[unit] |= one[unit] & free
+                one[unit] |= free
+        missing = [_ALL_DIGITS & ~used for used in (*self.rows, *self.columns, *self.boxes)]
+        for more in (one, two, three)[:fewest]:  # no place at all first, then one, then two
+            for unit in range(27):
+                scarce = missing[unit] & ~more[unit]
+                if scarce:
+                    bit = scarce & -scarce
+                    return [(cell, bit) for cell in self.blanks if unit in _numbered(cell) and not self._used(cell) & bit]
+        return None
+
+
+def _numbered(cell: int) -> tuple[int, int, int]:
+    row, column, box = _UNITS_OF_CELL[cell]
+    return row, SIDE + column, 2 * SIDE + box
 
 
 def solve(cells: Sequence[int], limit: int = 2) -> list[list[int]]:
@@ -180,7 +214,7 @@ def read_puzzles(path: str | Path) -> TokenIds:
     """Read a file of puzzles: one a line, 81 characters, digits 1-9 for clues and `0` or `.` for blanks.
 
     Raises:
-        DataFormatError: If the file holds no puzzle, or a line is not one, or contradicts itself; names the line.
+        DataFormatError: If the file holds no puzzle, or a line is not one, contradicts itself or has no blank; names the line.
     """
     puzzles: list[list[int]] = []
     try:
@@ -198,6 +232,10 @@ def read_puzzles(path: str | Path) -> TokenIds:
         cells = [0 if character == "." else int(character) for character in text]
         if not _Search(cells).consistent:
             raise DataFormatError(f"{path}, line {number}: the clues contradict each other; two equal digits meet in a unit.")
+        if 0 not in cells:
+            raise DataFormatError(
+                f"{path}, line {number}: a puzzle must have a blank cell to fill, found none; remove the line."
+            )
         puzzles.append(cells)
     if not puzzles:
         raise DataFormatError(f"{path} holds no puzzle; write one a line, 81 characters of 1-9 and 0 or . for blank.")
