@@ -19,6 +19,7 @@ from prism_plugin.cli.eval import SETTINGS_FILE
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.cli.recipe import load_recipe
 from prism_plugin.cli.train import train_by_recipe
+from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import StoredStateError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, load, solve, print. Returns the exit code."""
     folder = find_folder(FOLDER)
     size = QUICK if args.quick else FULL
+    require_seed(args.seed, "--seed")
     require_page_path(args.report)
     log = Console(stderr=True)
     # the bars that matter are the trainer's and the samplers'

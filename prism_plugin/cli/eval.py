@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prism_plugin.cli import eval_quality
 from prism_plugin.cli.progress import sampling_progress
+from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
@@ -50,9 +51,12 @@ def _run_sudoku(args: argparse.Namespace) -> int:
     for name, value in (("--limit", args.limit), ("--num-steps", args.num_steps)):
         if value is not None and value < 1:
             raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
+    require_seed(args.seed, "--seed")
     presets = [name.strip() for name in args.presets.split(",")]
     for preset in presets:
         get_preset(preset)  # a misspelt name is found before anything is loaded
+        if presets.count(preset) > 1:
+            raise ConfigurationError(f"`--presets` takes each preset once, found {preset!r} twice; leave one of them out.")
     beside = args.adapter.resolve().parent / SETTINGS_FILE
     path = args.settings or (beside if beside.exists() else None)
     settings = sudoku_eval.read_settings(path) if path else {}

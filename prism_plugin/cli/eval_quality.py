@@ -14,6 +14,7 @@ from rich.console import Console
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.recipe import parse_yaml
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
+from prism_plugin.core.validation import require_seed
 from prism_plugin.data import DataSettings, prepare_rows, read_rows
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.calibration import (
@@ -147,6 +148,7 @@ def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | No
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be or would be ignored, before anything is loaded."""
+    require_seed(args.seed, "--seed")
     for name in ("limit", "batch_size", "max_length"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -9,6 +9,7 @@ import torch
 from prism_plugin.backbones import pad_rows
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
+from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample and print. Returns the exit code."""
     texts, settings = _texts(args), chosen_settings(args)
+    require_seed(args.seed, "--seed")
     check_show_options(args)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
@@ -80,14 +82,26 @@ def _lay(
     args: argparse.Namespace, sampler: RemaskingSampler, texts: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int] | None]:
     """Token ids with masks to fill, their attention mask, and where new tokens start; None where masks were in the texts."""
-    tokenizer = sampler.model.tokenizer
+    tokenizer, mask_token_id = sampler.model.tokenizer, sampler.model.mask_token_id
+    rows = [read_text(tokenizer, text) for text in texts]
+    holds_mask, mask_token = any(mask_token_id in row for row in rows), tokenizer.convert_ids_to_tokens(mask_token_id)
     if args.max_new_tokens is not None:
+        if holds_mask:
+            raise SamplingError(
+                f"a text that is continued must not hold the mask token, {mask_token!r}, found it in one; leave "
+                "`--max-new-tokens` out to fill masks in place."
+            )
         laid = lay_prompts(
             tokenizer,
             texts,
             max_new_tokens=args.max_new_tokens,
-            mask_token_id=sampler.model.mask_token_id,
+            mask_token_id=mask_token_id,
             pad_token_id=sampler.fill_id,
         )
         return laid.input_ids, laid.attention_mask, laid.starts
-    return *pad_rows([read_text(tokenizer, text) for text in texts], sampler.fill_id), None
+    if not holds_mask:
+        raise SamplingError(
+            f"a text must hold the mask token, {mask_token!r}, where something is to be filled, found it in none; write it, or "
+            "give `--max-new-tokens` to continue the texts."
+        )
+    return *pad_rows(rows, sampler.fill_id), None

@@ -51,6 +51,20 @@ def require_choice(owner: object, name: str, allowed: tuple[str, ...]) -> None:
         raise ConfigurationError(f"`{name}` of {type(owner).__name__} must be one of {', '.join(allowed)}, found {value!r}.")
 
 
+def require_seed(seed: int | None, name: str) -> None:
+    """Check a seed, if there is one.
+
+    Args:
+        seed: What was given.
+        name: What the user calls it.
+
+    Raises:
+        ConfigurationError: If it is below 0, or above what numpy takes.
+    """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigurationError(f"`{name}` must be at least 0 and below 2**32, got {seed}.")
+
+
 def require_ints(owner: object, name: str, *, minimum: int) -> tuple[int, ...]:
     """Check that the field `name` of `owner` lists integers of at least `minimum`, and give them as a tuple: JSON has lists.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
 
 # Settings of `TrainingArguments` that another value would break or that nothing here would read: name -> value, reason.
@@ -22,9 +23,8 @@ _FIXED = {
 # Whole numbers and the least that each may be: TrainingArguments takes what only fails, or is ignored, when it is used.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0, "seed": 0, "data_seed": 0,
+    "dataloader_num_workers": 0,
 }  # fmt: skip
-_LARGEST_SEED = 2**32 - 1  # numpy's
 # What an evaluation measures; of the last two, less is better.
 EVALUATED = (
     "loss", "quality_loss", "diffusion_loss", "base_rate", "quality_auroc", "quality_auroc_within", "quality_ece",
@@ -71,9 +71,7 @@ class PrismTrainingArguments(TrainingArguments):
             if found is not None and found < least:
                 raise ConfigurationError(f"`{name}` must be at least {least}, got {found}.")
         for name in ("seed", "data_seed"):
-            found = getattr(self, name)
-            if found is not None and found > _LARGEST_SEED:
-                raise ConfigurationError(f"`{name}` must be at most {_LARGEST_SEED}, got {found}.")
+            require_seed(getattr(self, name), name)
         if self.max_steps != -1 and self.max_steps < 1:
             raise ConfigurationError(f"`max_steps` must be at least 1, or -1 for `num_train_epochs`, got {self.max_steps}.")
         if self.max_steps == -1 and not self.num_train_epochs > 0:

@@ -36,6 +36,12 @@ def test_a_page_that_could_not_be_written_is_known_before_training(tmp_path, mon
     assert "no page can be written to" in capsys.readouterr().err
 
 
+def test_a_seed_that_cannot_be_is_known_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "train_by_recipe", lambda *_, **__: pytest.fail("it trained"))
+    assert cli.main(["demo", "--quick", "--seed", "-1", "--report", str(tmp_path / "page.html")]) == 2
+    assert capsys.readouterr().err == "prism-plugin demo: `--seed` must be at least 0 and below 2**32, got -1.\n"
+
+
 def test_a_folder_that_is_nowhere_is_named():
     with pytest.raises(StoredStateError, match=r"The demo needs the folder none-such, found it neither in .* nor in "):
         demo.find_folder("none-such")

@@ -227,6 +227,7 @@ def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
     [
         ([], "does not say on which drafts it was trained; give `--drafts`"),
         (["--limit", "0"], "`--limit` must be at least 1, got 0"),
+        (["--seed", "-1"], "`--seed` must be at least 0 and below 2**32, got -1"),
         (["--batch-size", "0"], "`--batch-size` must be at least 1, got 0"),
         (["--max-length", "-1"], "`--max-length` must be at least 1, got -1"),
         (["--masked", "0"], "`--masked` must be a share in (0, 1], got 0.0"),

@@ -111,7 +111,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--eval_strategy", "steps", "--eval_share", "null"], "`eval_strategy: steps` needs `data.eval_share`"),
         (["--eval_share", "0.99"], "`eval_share` 0.99 of 12 rows leaves none to train on"),
         (["--per_device_train_batch_size", "64"], "A step needs 64 rows"),
-        (["--seed", "-1"], "`seed` must be at least 0, got -1"),
+        (["--seed", "-1"], "`seed` must be at least 0 and below 2**32, got -1"),
         (["--report_to", "pigeon"], "training: pigeon is not supported, only"),
         (["--report_to", "wandb"], "training: WandbCallback requires wandb to be installed"),
         (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),

@@ -106,7 +106,7 @@ def read_settings(path: Path) -> Settings:
     for preset, by_steps in stored.items():
         get_preset(preset)
         for num_steps, settings in by_steps.items():
-            if not isinstance(num_steps, int) or not isinstance(settings, dict):
+            if not isinstance(num_steps, int) or isinstance(num_steps, bool) or not isinstance(settings, dict):
                 raise ConfigurationError(f"{path}: {preset} must map numbers of steps to settings, found {num_steps!r}.")
     return stored
 
