@@ -131,9 +131,10 @@ def _one_sentence(where: str, model_type: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         if isinstance(error, BackboneError):
             raise
-        raise BackboneError(
-            f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({_first_line(error)})."
-        ) from error
+        cause = _first_line(error)
+        if "ignore_mismatched_sizes" in cause:  # transformers speaks of a report that it printed
+            cause = "their shapes are not those that its config.json describes"
+        raise BackboneError(f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({cause}).") from error
 
 
 def _adapted(where: str, stated: Mapping[str, Any], spec: BackboneSpec) -> PreTrainedConfig:
@@ -231,7 +232,10 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         raise BackboneError(f"The folder {where!r} must hold a transformers model, but it has no config.json.")
     try:
-        return PreTrainedConfig.get_config_dict(where, revision=revision)[0]
+        stated = PreTrainedConfig.get_config_dict(where, revision=revision)[0]
+        if not isinstance(stated, dict):
+            raise ValueError(f"it must be a JSON object, found a {type(stated).__name__}")
+        return stated
     except (OSError, ValueError) as error:
         if isinstance(error.__cause__, GatedRepoError):
             raise BackboneError(

@@ -4,11 +4,15 @@ A folder named `checkpoint-N` is whole, because the name is given last. What is 
 differently, so that neither Trainer nor we ever resume from it.
 """
 
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer_utils import sort_checkpoints
 
+from prism_plugin.errors import PrismError, StoredStateError
 from prism_plugin.modeling.staging import flush
 
 STATE_FILE = "trainer_state.json"
@@ -55,6 +59,25 @@ def remove_oldest(run_dir: Path, limit: int | None, best: str | None) -> None:
     others = [path for path in checkpoints if path not in kept]
     for path in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
         remove(path)
+
+
+@contextmanager
+def reading(checkpoint: str | Path) -> Iterator[None]:
+    """What is raised by a damaged file of a checkpoint becomes one sentence.
+
+    Raises:
+        StoredStateError: If a file of the run's state cannot be read.
+    """
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        if isinstance(error, PrismError):
+            raise
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise StoredStateError(
+            f"{checkpoint} must hold the state of a run, but it cannot be read ({cause}); remove that folder to go on from an "
+            "older checkpoint, or start over."
+        ) from error
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:

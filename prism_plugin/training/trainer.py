@@ -146,7 +146,8 @@ class PrismTrainer(Trainer):
 
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""
-        state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
+        with checkpoints.reading(checkpoint):
+            state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return state if state.global_step >= max_steps else None
 
@@ -335,6 +336,14 @@ class PrismTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.prism_model, resume_from_checkpoint)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_best_model(self) -> None:
         load_weights(self.prism_model, self.state.best_model_checkpoint)
 
@@ -345,7 +354,8 @@ class PrismTrainer(Trainer):
 
     def restore_log_state(self, checkpoint: Path) -> None:
         """Go on measuring where the checkpoint was made."""
-        state = json.loads((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
+        with checkpoints.reading(checkpoint):
+            state = json.loads((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
         self._tr_loss += state["loss"]
         self._globalstep_last_logged = state["logged_at"]
         if self.accelerator.is_main_process:

@@ -63,6 +63,22 @@ def test_truncated_weights(tmp_path):
         load_backbone(tmp_path)
 
 
+def test_weights_of_other_shapes(tmp_path):
+    tiny_backbone().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 64}), encoding="utf-8")
+    with pytest.raises(
+        BackboneError, match=r"could not be loaded \(their shapes are not those that its config.json describes\)"
+    ):
+        load_backbone(tmp_path)
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BackboneError, match=r"No config .* could be read from .*it must be a JSON object, found a list"):
+        load_backbone(tmp_path)
+
+
 def test_a_checkpoint_without_lm_head(tmp_path):
     tiny_backbone().bert.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"must hold every weight of BertForMaskedLM, but 6 are missing, `cls.predictions"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
 from prism_plugin.training import PrismObjective, checkpoints
 from prism_plugin.training import trainer as trainer_module
 
@@ -75,6 +75,21 @@ def test_resuming_ignores_what_is_not_whole(lab, tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-5")
     with pytest.raises(ConfigurationError, match=r"Resuming needs a whole checkpoint in .*, found none; start afresh"):
         new_trainer(lab, tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [("trainer_state.json", 20), ("optimizer.pt", 20), ("scheduler.pt", 0), ("rng_state.pth", 20), ("log_state.json", 0)],
+)
+def test_a_damaged_checkpoint_is_one_sentence(lab, tmp_path, file, size):
+    new_trainer(lab, tmp_path, max_steps=5).train()
+    path = tmp_path / "checkpoint-5" / file
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(
+        StoredStateError, match=r"checkpoint-5 must hold the state of a run, but .*; remove that folder"
+    ) as raised:
+        new_trainer(lab, tmp_path).train(resume_from_checkpoint=True)
+    assert "\n" not in str(raised.value)
 
 
 def test_what_a_killed_run_left_is_cleared_away(lab, tmp_path):
