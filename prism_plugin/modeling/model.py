@@ -32,7 +32,7 @@ from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.texts import encode_texts
+from prism_plugin.modeling.texts import check_ids, encode_texts
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
@@ -163,7 +163,8 @@ class PrismModel(BackbonePassthrough):
 
         Raises:
             ConfigurationError: If there is nothing to rate, texts are given but the model has no tokenizer, or with a mask,
-                `batch_size` is below 1, or there is padding and the family takes no attention mask.
+                `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions, or there is
+                padding and the family takes no attention mask.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -178,6 +179,7 @@ class PrismModel(BackbonePassthrough):
                     "`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out."
                 )
             input_ids, attention_mask = encode_texts(self, texts_or_ids)
+        check_ids(self, input_ids)
         if self.spec.attention_mask == "none" and attention_mask is not None and not attention_mask.all():
             raise ConfigurationError(
                 f"{self.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found padding; "

@@ -286,6 +286,15 @@ def test_score_refusals(lora_model):
             lora_model.score(nothing)
     with pytest.raises(ConfigurationError, match="`attention_mask` goes with token ids"):
         lora_model.score(["a"], torch.ones(1, 3).bool())
+    for wrong in (-1, 32):
+        with pytest.raises(ConfigurationError, match=f"in the model's vocabulary, 0 to 31, found {wrong}; use the tokenizer"):
+            lora_model.score(torch.tensor([[3, wrong]]))
+    with pytest.raises(ConfigurationError, match=r"must be integers of shape \[batch, length\], got .*int64 of shape \[2\]"):
+        lora_model.score(torch.tensor([3, 4]))
+    with pytest.raises(
+        ConfigurationError, match=r"A row must have at most .* tokens, as many as bert has positions for, found 999"
+    ):
+        lora_model.score(torch.full((1, 999), 3))
     lora_model.tokenizer = None
     with pytest.raises(ConfigurationError, match="Scoring texts needs a tokenizer, but the model has none"):
         lora_model.score(["a"])
