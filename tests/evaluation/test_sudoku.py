@@ -49,6 +49,8 @@ def test_symmetries_keep_grids_complete_and_puzzles_blank_where_they_were():
     assert len({tuple(grid.tolist()) for grid in moved}) == 200
     puzzles, _ = sudoku.make_puzzles(3, seed=0)
     assert ((sudoku.augment(puzzles) == 0).sum(-1) == 51).all()
+    foreign = torch.where(puzzles == 0, 10, puzzles)  # a language model may write a token that is no digit
+    assert ((sudoku.augment(foreign) == 10).sum(-1) == 51).all()
 
 
 def test_puzzles_have_51_blanks_one_solution_and_keep_it():

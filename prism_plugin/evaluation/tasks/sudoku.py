@@ -133,10 +133,11 @@ def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenI
     """Move each grid by a random element of the Sudoku symmetry group.
 
     Independently per grid: relabelling of the digits, order of the bands and of the rows within a band, the same for
-    columns, and transposition. Blanks (0) stay blank, so puzzles can be moved as well as complete grids.
+    columns, and transposition. Blanks (0) stay blank, so puzzles can be moved as well as complete grids; an id that is no
+    digit, which a language model may have written, is moved as it is.
 
     Args:
-        grids: Cells in 0..9, [count, 81].
+        grids: Cells, ids >= 0, [count, 81].
         generator: Source of randomness on the CPU; the global one when None.
     """
     count = grids.shape[0]
@@ -147,12 +148,12 @@ def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenI
     def lines() -> torch.Tensor:  # [count, 9]: bands permuted, then the three lines inside each
         return (orders(3).unsqueeze(-1) * 3 + orders(3, 3)).reshape(count, SIDE)
 
-    relabel = torch.cat((torch.zeros(count, 1, dtype=torch.long), orders(SIDE) + 1), dim=1)
+    digits = orders(SIDE) + 1
     cells = (lines().unsqueeze(2) * SIDE + lines().unsqueeze(1)).reshape(count, NUM_CELLS)
     transposed = (cells % SIDE) * SIDE + cells // SIDE
     flip = torch.rand(count, 1, generator=generator) < 0.5
     moved = grids.gather(1, torch.where(flip, transposed, cells))
-    return relabel.gather(1, moved)
+    return torch.where((moved > 0) & (moved <= SIDE), digits.gather(1, (moved - 1).clamp(0, SIDE - 1)), moved)
 
 
 def make_puzzles(count: int, seed: int, num_blanks: int = 51) -> tuple[TokenIds, TokenIds]:
