@@ -122,9 +122,11 @@ class LoopSchedule:
 class RedraftSchedule:
     """Draft, look at the whole, and where that is doubted draft it anew, as long as the steps reach.
 
-    The target is the slowest that still ends in time, so an unmasking rule that goes faster, such as `RedraftUnmasking`,
-    sets the pace, and what it saves is there for another draft. Each look at a full canvas may take back all of it; a rule
-    that reveals no more than its grant fills the canvas at the last look, where there is nothing to take back for.
+    The first draft follows the line of `EvenSchedule`, a later one shares what is left to reveal evenly over the looks that
+    are left; no look is granted less than one position. So an unmasking rule that goes faster, such as `RedraftUnmasking`,
+    sets the pace, a draft that is ahead of the line is not hurried, and what it saves is there for another. Each look at a
+    full canvas may take back all of it; a rule that reveals no more than its grant fills the canvas at the last look, where
+    there is nothing to take back for.
 
     Args:
         min_steps: Looks that another draft must have left to be begun, >= 1.
@@ -138,7 +140,9 @@ class RedraftSchedule:
     def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
         left = (num_steps - step).clamp(min=1)  # looks from this one on
         may_redraft = (step > 0) & (revealed == total) & (left > self.min_steps)
-        return Budget(remask=revealed * may_redraft, target=revealed + ceil_div(total - revealed, left))
+        # behind the line, as every draft but the first is, the looks that are left share the rest
+        behind = (even_target(step, num_steps, total) - revealed).clamp(min=1)
+        return Budget(remask=revealed * may_redraft, target=revealed + ceil_div(total - revealed, left).minimum(behind))
 
 
 @SCHEDULES.register("refine")

@@ -32,7 +32,9 @@ def refine_budget(step, num_steps, total, revealed, num_remask, num_rounds):
 def redraft_budget(step, num_steps, total, revealed, min_steps):
     left = num_steps - step
     again = step > 0 and revealed == total and left > min_steps
-    return (total if again else 0), revealed + math.ceil(Fraction(total - revealed, left))
+    share = math.ceil(Fraction(total - revealed, left))
+    behind = even_target(step, num_steps, total) - revealed
+    return (total if again else 0), revealed + (share if behind > share else min(max(behind, 1), share))
 
 
 def round_length(num_steps, num_rounds, number):

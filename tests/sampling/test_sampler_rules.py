@@ -170,6 +170,23 @@ def test_redraft_begins_anew_while_it_doubts_and_ends_where_it_does_not(model):
     assert short == [(NEW, 0), (0, NEW), (4, 0), (3, 0)], "with less than 4 looks left no other draft begins"
 
 
+@pytest.mark.parametrize("num_steps", [3, 5, 9])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 1.0])
+def test_a_draft_that_nothing_doubts_is_that_of_the_threshold_preset(model, num_steps, threshold):
+    """Ahead of the even line neither is hurried; redraft then looks at the whole, if steps are left for another draft."""
+
+    def ask(name, **settings):
+        sampler = RemaskingSampler.from_preset(name, model, num_steps=num_steps, threshold=threshold, **settings)
+        return sampler.sample(prompts(3, PROMPT), max_new_tokens=NEW, return_trace=True)
+
+    plain, redraft = ask("threshold"), ask("prism-redraft", quality_threshold=0.0, min_steps=2)
+    assert torch.equal(plain.sequences, redraft.sequences)
+    for ours, theirs in zip(redraft.trace, plain.trace, strict=False):
+        assert torch.equal(ours.unmasked, theirs.unmasked)
+    passes = plain.num_forward_passes
+    assert torch.equal(redraft.num_forward_passes, passes + (num_steps - passes > 2))
+
+
 def test_redraft_keeps_its_grant_where_the_steps_would_not_reach(model):
     sampler = RemaskingSampler.from_preset(
         "prism-redraft", model, num_steps=4, threshold=1.0, quality_threshold=1.0, paces=(1,)
