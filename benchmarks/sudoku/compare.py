@@ -72,7 +72,8 @@ def _table_by_puzzle(results: list[Result]) -> str:
     for preset in presets:
         cells = [_cell(found[preset, one]) if (preset, one) in found else "" for one in steps]
         lines.append(f"| `{preset}` | " + " | ".join(cells) + " |")
-    pairs = (("prism", "random"), ("prism", "remdm-conf"), ("prism-redraft", "redraft"), ("prism-redraft", "confidence"))
+    pairs = [("prism", "random"), ("prism", "remdm-conf")]
+    pairs += [("prism-redraft", theirs) for theirs in ("confidence", "threshold", "redraft")]
     for ours, theirs in pairs:
         if {ours, theirs} <= set(presets):
             both = [one for one in steps if (ours, one) in found and (theirs, one) in found]

@@ -28,9 +28,9 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "confidence": [{"temperature": t} for t in (0.0, 0.1, 0.2)],
     "threshold": [{"threshold": t} for t in (0.95, 0.98, 0.995)],
     "redraft": [
-        {"threshold": 0.95, "paces": [6, 4, 3, 2], "min_steps": 6, "visible_threshold": 0.5},
-        {"threshold": 0.95, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 6, "visible_threshold": 0.2},
-        {"threshold": 0.98, "paces": [4, 3, 2], "min_steps": 8, "visible_threshold": 0.5, "temperature": 0.5},
+        {"threshold": 0.99, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 4, "visible_threshold": 0.2},
+        {"threshold": 0.99, "paces": [8, 6, 4, 3, 2, 1], "min_steps": 3, "visible_threshold": 0.2},
+        {"threshold": 0.99, "paces": [4, 3, 2], "min_steps": 4, "visible_threshold": 0.5, "temperature": 0.5},
     ],
     "prism-confidence": [
         {"num_remask": 2},
@@ -48,9 +48,9 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"num_rounds": 3, "num_remask": 40, "quality_threshold": 0.99, "temperature": 0.2},
     ],
     "prism-redraft": [
-        {"threshold": 0.95, "paces": [6, 4, 3, 2], "min_steps": 6, "quality_threshold": 0.9},
-        {"threshold": 0.95, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 6, "quality_threshold": 0.9},
-        {"threshold": 0.98, "paces": [4, 3, 2], "min_steps": 8, "quality_threshold": 0.9, "temperature": 0.5},
+        {"threshold": 0.99, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 4, "quality_threshold": 0.9},
+        {"threshold": 0.99, "paces": [8, 6, 4, 3, 2, 1], "min_steps": 3, "quality_threshold": 0.9},
+        {"threshold": 0.99, "paces": [4, 3, 2], "min_steps": 4, "quality_threshold": 0.9, "temperature": 0.5},
     ],
 }
 
