@@ -279,12 +279,12 @@ class _Encoder:
 
     def _added_specials(self, sample: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """The special tokens that this tokenizer puts before and after a text, read off one text of the data."""
-        text = sample[_KINDS[self.kind][-1]]
-        bare = self._tokens(text, _KINDS[self.kind][-1], 0)
+        text, index = sample[_KINDS[self.kind][-1]], sample.get(ROW_NUMBER, 0)
+        bare = self._tokens(text, _KINDS[self.kind][-1], index)
         full = self.tokenizer(text)["input_ids"]
         starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
         if not bare or not starts:
-            raise DataFormatError(f"Row 0: the text must give at least one token, found {text[:60]!r}.")
+            raise DataFormatError(f"Row {index}: the text must give at least one token, found {text[:60]!r}.")
         return full[: starts[0]], full[starts[0] + len(bare) :]
 
     def _wrap(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[bool]]:

@@ -200,6 +200,9 @@ def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
     rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
     with pytest.raises(DataFormatError, match="Row 2 is empty"):
         prepare(rows, tokenizer)
+    for wrong, words in (("", "Row 2: the text must give at least one token"), (None, "Row 2: `text` must be text")):
+        with pytest.raises(DataFormatError, match=words):
+            prepare([{"text": wrong, "row_number": 2}], tokenizer)
     with pytest.raises(DataFormatError, match=r"found none in body\. Rename"):
         prepare([{"body": "ab", "row_number": 7}], tokenizer)
     assert set(prepare(rows[:1], tokenizer)[0]) == {"example_id", "input_ids", "maskable"}
