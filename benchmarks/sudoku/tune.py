@@ -7,6 +7,7 @@ Each budget of forward passes is tuned on its own. Trials that the log holds alr
 """
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def main() -> None:
                 run_trial(log, model, puzzles, preset, num_steps, 0, settings)
     if args.output:
         best = {
-            preset: {num_steps: best_trial(log, preset, num_steps)["settings"] for num_steps in caps_of(preset)}
+            # copies, or settings that two numbers of steps share would be written as a YAML alias
+            preset: {num_steps: copy.deepcopy(best_trial(log, preset, num_steps)["settings"]) for num_steps in caps_of(preset)}
             for preset in TRIALS
         }
         args.output.write_text(yaml.safe_dump(best, sort_keys=False), encoding="utf-8")
