@@ -2,7 +2,7 @@
 
     python -m benchmarks.sudoku.ship --run runs/sudoku-9x9
 
-The sampler is `prism-redraft` with at most 204 forward passes.
+The sampler is `prism-redraft` with at most 102 forward passes, as good on the validation puzzles as with 204.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from prism_plugin.evaluation.tasks.sudoku_eval import read_settings
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
-PRESET, NUM_STEPS = "prism-redraft", 204
+PRESET, NUM_STEPS = "prism-redraft", 102
 
 
 def main() -> None:
