@@ -50,7 +50,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
     "prism-redraft": [
         {"threshold": 0.99, "paces": [6, 5, 4, 3, 2, 1], "min_steps": 4, "quality_threshold": 0.9},
-        {"threshold": 0.99, "paces": [8, 6, 4, 3, 2, 1], "min_steps": 3, "quality_threshold": 0.9},
+        {"threshold": 0.99, "paces": [8, 6, 4, 3, 2, 1], "min_steps": 3, "quality_threshold": 0.5},
         {"threshold": 0.99, "paces": [4, 3, 2], "min_steps": 4, "quality_threshold": 0.9, "temperature": 0.5},
     ],
 }
