@@ -80,7 +80,7 @@ def estimate_and_measure(
     """
     import torch
 
-    from prism_plugin.modeling.memory import StepShape, estimate_memory
+    from prism_plugin.training.memory import StepShape, estimate_memory
 
     with torch.device("meta"):
         without_weights = _model(config, lora)

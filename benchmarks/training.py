@@ -5,7 +5,7 @@
 A step is forward and backward of one batch with LoRA of rank 16 on q, k and v; every token may be masked, half are. `body`: the
 transformer without its LM head, twice forward and backward. `floor`: the same and the LM head's two matrix products, forward
 and for the gradient of its input, on the masked rows. `full logits`: the backbone as it is, twice. `reference`: the field's way
-(`benchmarks/field.py`). `ours`: `PrismObjective`. The last two fill the surest 8 masks of each row.
+(`benchmarks/field.py`). `ours`: the objective `prism`. The last two fill the surest 8 masks of each row.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from benchmarks.report import run, sweep_of
 from benchmarks.shapes import Shape, build_model, training_tokens
 from prism_plugin.core import DraftRule, mask_tokens, uniforms
 from prism_plugin.modeling import PrismModel
-from prism_plugin.training import PrismObjective
+from prism_plugin.training import get_objective
 
 T, NUM_DRAFTED = 0.5, 8
-OBJECTIVE = PrismObjective(
-    drafts=(DraftRule(num_drafted=NUM_DRAFTED, positions="confidence", tokens="argmax"),), t_min=T, t_max=T
+OBJECTIVE = get_objective(
+    "prism", drafts=(DraftRule(num_drafted=NUM_DRAFTED, positions="confidence", tokens="argmax"),), t_min=T, t_max=T
 )
 
 
@@ -94,7 +94,12 @@ def prepare_reference(shape: Shape, machine: Machine) -> Callable[[], object]:
     model = build_model(shape, machine, lora=True).train()
     mask = model.mask_token_id
     clean_ids, noised_ids = training_tokens(shape, machine), noised_tokens(shape, machine, mask)
-    settings = {"t": T, "num_drafted": NUM_DRAFTED, "diffusion_weight": OBJECTIVE.diffusion_weight, "mask_token_id": mask}
+    settings = {
+        "t": T,
+        "num_drafted": NUM_DRAFTED,
+        "diffusion_weight": OBJECTIVE.weights["diffusion_weight"],
+        "mask_token_id": mask,
+    }
 
     def step() -> None:
         field.training_loss(model.backbone, model.quality_head, clean_ids, noised_ids, **settings).backward()
@@ -103,13 +108,13 @@ def prepare_reference(shape: Shape, machine: Machine) -> Callable[[], object]:
 
 
 def prepare_ours(shape: Shape, machine: Machine) -> Callable[[], object]:
-    """`PrismObjective`."""
+    """the objective `prism`."""
     model = build_model(shape, machine, lora=True).train()
     batch = collated(training_tokens(shape, machine), example_ids(shape, machine))
 
     def step() -> None:
         settings = {"epoch": 0, "seed": 0, "unwrapped": model, "apart": lambda: nullcontext(Tensor.backward)}
-        OBJECTIVE.step(model, batch, **settings).losses.loss.backward()
+        OBJECTIVE.step(model, batch, **settings).loss.backward()
 
     return _from_zero(_trained(model), step)
 

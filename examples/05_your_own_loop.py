@@ -50,10 +50,11 @@ optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires
 for epoch in range(150):
     output = objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model)
     optimizer.zero_grad()
-    output.losses.loss.backward()
+    output.loss.backward()
     optimizer.step()
-losses = output.losses
-print(f"quality loss: {losses.quality_loss:.2f}, right tokens: {losses.num_correct} of {losses.num_judged}")
+quality = output.terms["quality"]
+right, judged = quality.labels.targets.sum(), quality.labels.labelled.sum()
+print(f"quality loss: {quality.loss:.2f}, right tokens: {right:.0f} of {judged}")
 
 # Replace one letter of each text by the next in the alphabet.
 found = 0

@@ -43,7 +43,7 @@ def train(
     for step in range(num_steps):
         output = objective.step(model, batch, epoch=step, seed=seed, unwrapped=model)
         optimizer.zero_grad()
-        output.losses.loss.backward()
+        output.loss.backward()
         optimizer.step()
         schedule.step()
 

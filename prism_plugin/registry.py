@@ -1,7 +1,7 @@
-"""Names for classes that appear in files: unmasking and remasking rules, schedules, objectives."""
+"""Names for classes that appear in files: rules, schedules, corruptors, terms."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -27,7 +27,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UnknownKeyError(
-            f"{source}: {cls.__name__} has no {', '.join(map(repr, sorted(unknown)))}{_did_you_mean(unknown[0], known)}; "
+            f"{source}: {cls.__name__} has no {', '.join(map(repr, sorted(unknown)))}{did_you_mean(unknown[0], known)}; "
             f"known: {', '.join(sorted(known)) or 'none'}."
         )
     needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
@@ -37,9 +37,28 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     return cls(**values)
 
 
-def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(name, known, n=1)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Say which known name is nearest to one that is not known, in brackets after a space; nothing if none is near."""
+    near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def require_name(kind: str, name: str, taken: Mapping[str, Any]) -> None:
+    """Refuse a name that cannot stand in files.
+
+    Args:
+        kind: What is to have it, in the singular, for the message.
+        name: The name.
+        taken: What has a name already.
+
+    Raises:
+        ConfigurationError: If the name is not lower case with underscores, or is taken.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigurationError(f"A new {kind} needs a name of lower-case letters, digits and _, found {name!r}.")
+    if name in taken:
+        owner = getattr(taken[name], "__name__", "another")
+        raise ConfigurationError(f"The {kind} {name!r} is {owner} already; choose another name.")
 
 
 class Registry(Generic[T]):
@@ -61,11 +80,7 @@ class Registry(Generic[T]):
         """
 
         def add(cls: type[T]) -> type[T]:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ConfigurationError(f"A {self.kind} needs a name of lower-case letters, digits and _, found {name!r}.")
-            if name in self._by_name:
-                owner = self._by_name[name].__name__
-                raise ConfigurationError(f"The {self.kind} {name!r} is {owner} already; choose another name.")
+            require_name(self.kind, name, self._by_name)
             if not is_dataclass(cls):
                 raise ConfigurationError(f"{cls.__name__} must be a dataclass to be saved as a {self.kind}; decorate it first.")
             self._by_name[name] = cls
@@ -84,9 +99,10 @@ class Registry(Generic[T]):
             UnknownNameError: If nothing has that name; the message lists all names and the nearest.
         """
         if not isinstance(name, str) or name not in self._by_name:
-            near = get_close_matches(str(name), self._by_name, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UnknownNameError(f"No {self.kind} is called {name!r}.{hint} Known: {', '.join(self.names()) or 'none'}.")
+            known = ", ".join(self.names()) or "none"
+            raise UnknownNameError(
+                f"No {self.kind} is called {name!r}{did_you_mean(str(name), self._by_name)}; known: {known}."
+            )
         return self._by_name[name]
 
     def to_dict(self, instance: T) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prism_plugin.core import ConfidenceUnmasking, DraftRule, EvenSchedule, QualityRemasking, mask_tokens, uniforms
 from prism_plugin.modeling import PrismConfig, QualityHead, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.training import PrismObjective
+from prism_plugin.training import get_objective
 
 VOCAB, WIDTH, LAYERS, MASK = 4096, 32, 2, 4095
 BATCH, PROMPT, NEW, BLOCK, STEPS = 3, 8, 24, 8, 12
@@ -151,7 +151,7 @@ def test_a_step_waits_once(temperature):
 
 
 def objective(**settings):
-    return PrismObjective(t_min=T, t_max=T, **settings)
+    return get_objective("prism", t_min=T, t_max=T, **settings)
 
 
 def batch():
@@ -178,7 +178,7 @@ def test_a_training_step_costs_two_bodies_and_the_masked_rows_once(rule):
     model = build(LoraConfig(r=RANK, target_modules=["q_proj", "k_proj", "v_proj"]))
     rows = rows_of(model)
     with FlopCounterMode(display=False) as flops:
-        losses = objective(drafts=(DRAFTS[rule],)).step(model, batch(), epoch=0, seed=0, unwrapped=model).losses
+        losses = objective(drafts=(DRAFTS[rule],)).step(model, batch(), epoch=0, seed=0, unwrapped=model)
         forward = flops.get_total_flops()
         losses.loss.backward()
     masked, looks = num_masked(), 2 + (rule == "rolled out")
@@ -197,7 +197,7 @@ def test_a_training_step_makes_no_copy_of_its_rows_of_logits(monkeypatch, rule):
     model = build(LoraConfig(r=RANK, target_modules=["q_proj", "k_proj", "v_proj"]))
     with Watch() as watch:
         step = objective(drafts=(DRAFTS[rule],)).step(model, batch(), epoch=0, seed=0, unwrapped=model)
-        step.losses.loss.backward()
+        step.loss.backward()
     assert watch.largest[torch.float32] == num_masked() * VOCAB
     assert watch.largest.get(torch.float64, 0) <= 2 * VOCAB
     # the first look's rows, and those of a look that rolls the draft out; their gradient is written over them

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prism_plugin.core import QualityLabels, drafted_labels, visible_labels
+from prism_plugin.core import Labels, drafted_labels, terms, visible_labels
 from prism_plugin.data import PrismCollator
 from prism_plugin.evaluation.tasks.enumerable import three_letter_table
-from prism_plugin.training import get_objective, objectives
+from prism_plugin.training import get_objective
 
 EXAMPLE = runpy.run_path(str(Path(__file__).resolve().parents[1] / "examples" / "06_exact_posterior.py"))
 TABLE = three_letter_table()
@@ -92,7 +92,7 @@ def test_recorded_drafts_of_one_position_make_a_biased_head_exact(two_drafted):
         chosen = torch.randint(len(whole["example_id"]), (1000,), generator=chance)
         batch = {name: values[chosen] for name, values in whole.items()}
         optimizer.zero_grad()
-        get_objective("prism_recorded").step(model, batch, epoch=0, seed=0, unwrapped=model).losses.loss.backward()
+        get_objective("prism_recorded").step(model, batch, epoch=0, seed=0, unwrapped=model).loss.backward()
         optimizer.step()
         schedule.step()
     check_exact(model)
@@ -104,7 +104,7 @@ def right(draft_ids, clean_ids, drafted):
 
 def inverted(draft_ids, clean_ids, drafted):
     labels = drafted_labels(draft_ids, clean_ids, drafted)
-    return QualityLabels(targets=~labels.targets & drafted, labelled=drafted)
+    return Labels(targets=(1 - labels.targets) * drafted, labelled=drafted)
 
 
 def of_other_rows(draft_ids, clean_ids, drafted):
@@ -120,7 +120,7 @@ def train_on(model, labels, monkeypatch):
     """Train a copy a little further, with another label rule in the objective's place."""
     copy = EXAMPLE["build"](TABLE)
     copy.load_state_dict(model.state_dict())
-    monkeypatch.setattr(objectives, "drafted_labels", labels)
+    monkeypatch.setattr(terms, "drafted_labels", labels)
     EXAMPLE["train"](copy, TABLE, 1, **MORE_STEPS)
     return copy
 

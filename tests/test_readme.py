@@ -17,7 +17,7 @@ from prism_plugin.core.remasking import RemdmConfRemasking
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.modeling import PrismConfig
 from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
-from prism_plugin.training import PrismObjective, PrismTrainingArguments, get_objective
+from prism_plugin.training import PrismTrainingArguments, get_objective
 
 README = ROOT / "README.md"
 INSTALL = "pip install -c constraints.txt -e . && prism-plugin demo"

@@ -28,9 +28,10 @@ from prism_plugin.backbones import (
 from prism_plugin.backbones.probe import not_run
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
-from prism_plugin.modeling.memory import StepShape, estimate_memory
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.report.tables import checks_table, memory_table
+from prism_plugin.training import get_objective
+from prism_plugin.training.memory import StepShape, estimate_memory
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,7 +109,6 @@ def _shape(args: argparse.Namespace, dtype: torch.dtype) -> StepShape:
         args.batch_size,
         args.length,
         masked_share=args.masked_share,
-        diffusion_weight=0.5 if args.lora_rank else 0.0,  # a frozen backbone has nothing to learn from it
         autocast=None if dtype == torch.float32 else dtype,
         four_bit=args.four_bit,
     )
@@ -151,7 +151,9 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
         checks.append(Check(stage, False, None, str(error)))
         return Diagnosis(**known, checks=checks, trainable_parameters=None, memory_gb={}, model=None, seconds=0.0)
     seconds = time.perf_counter() - began
-    estimate = estimate_memory(model, known["shape"])
+    # a frozen backbone has nothing to learn from the diffusion term
+    objective = get_objective("prism") if lora else get_objective("prism", diffusion_weight=0.0)
+    estimate = estimate_memory(model, known["shape"], objective)
     if estimate.not_estimated:
         checks.append(not_run("memory", estimate.not_estimated))
     trained = model.num_parameters(only_trainable=True)

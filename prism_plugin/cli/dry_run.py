@@ -25,7 +25,6 @@ from prism_plugin.cli.recipe import Recipe
 from prism_plugin.data import given_columns, longest_row, prepare_rows
 from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.modeling.memory import StepShape, estimate_memory
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
 from prism_plugin.training.checks import (
     as_prepared,
@@ -35,6 +34,7 @@ from prism_plugin.training.checks import (
     collator_of,
     rows_per_step,
 )
+from prism_plugin.training.memory import StepShape, estimate_memory
 from prism_plugin.training.sharding import check_sharding
 
 SAMPLE_ROWS = 100
@@ -153,14 +153,11 @@ def _memory(
     shape = StepShape(
         training.train_batch_size,
         length,
-        masked_share=getattr(objective, "t_max", 1.0),
-        num_drafts=getattr(objective, "num_drafts", 1),
-        diffusion_weight=objective.diffusion_weight,
-        recorded=getattr(objective, "reads_drafts", False),
+        masked_share=getattr(objective.corruptor, "t_max", 1.0),
         autocast=mixed.get(training.bf16 or training.fp16),
         four_bit=recipe.backbone.quantization is not None,
     )
-    estimate = estimate_memory(model, shape)
+    estimate = estimate_memory(model, shape, objective)
     parts = estimate.in_gb()
     needed = parts["total_checkpointed" if training.activation_checkpointing else "total"]
     return {**parts, "needed": needed}, estimate.not_estimated

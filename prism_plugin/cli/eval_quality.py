@@ -34,7 +34,7 @@ from prism_plugin.modeling.staging import require_place
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.training import Objective, RecordedPrismObjective, get_objective, objective_to_dict
+from prism_plugin.training import Objective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
@@ -194,7 +194,8 @@ def _check_recorded(args: argparse.Namespace) -> None:
 
 def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> Objective:
     if recorded:
-        return RecordedPrismObjective(diffusion_weight=0.0)  # whatever the adapter learnt from; its other term is not judged
+        # whatever the adapter learnt from; its other term is not judged
+        return get_objective("prism_recorded", diffusion_weight=0.0)
     trained_by = model.prism_config.objective
     if args.drafts is None:
         if trained_by is None:
@@ -203,7 +204,7 @@ def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> O
                 "`--drafts '{num_drafted: 4}'`, or `--on states`."
             )
         objective = get_objective(**trained_by, source=f"{args.adapter}: objective")
-        if isinstance(objective, RecordedPrismObjective):
+        if objective.reads_drafts:
             raise ConfigurationError(
                 f"{args.adapter} was trained on recorded drafts, and {args.data} has none; give rows with `draft_ids`, "
                 "`--drafts`, such as `--drafts '{num_drafted: 4}'`, or `--on states`."

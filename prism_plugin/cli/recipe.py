@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from prism_plugin.core.drafting import DraftRule
 from prism_plugin.data import DataSettings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.training import PrismObjective, PrismTrainingArguments
+from prism_plugin.training import PrismTrainingArguments
+from prism_plugin.training.presets import PRESETS, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +92,29 @@ class Recipe:
     given: dict[str, Any]
 
 
+_OF_OBJECTIVES = {
+    "name": "Name of the objective, such as prism.",
+    "corruptor": "Without a name: how drafts come to be, by its registered name and settings.",
+    "terms": "Without a name: the losses, each by its registered name and settings.",
+}
 _SECTIONS: dict[str, tuple[type, ...]] = {
     "backbone": (BackboneSection,),
     "data": (DataSection,),
     "attach": (AttachSection,),
-    "objective": (PrismObjective, DraftRule),
+    "objective": (),
     "training": (PrismTrainingArguments,),
 }
 
 
 # Fields that nothing would read: a single rule has no use for a weight, and Trainer leaves the others to the script.
-_UNREAD = {"objective.weight"} | {
-    f"training.{name}" for name in ("do_train", "do_eval", "do_predict", "resume_from_checkpoint")
-}
+_UNREAD = {f"training.{name}" for name in ("do_train", "do_eval", "do_predict", "resume_from_checkpoint")}
 
 
 def settings() -> dict[str, str]:
     """Every setting by its dotted name, `training.max_steps`, with its help."""
-    found: dict[str, str] = {"objective.name": "Registered name of the objective."}
+    found: dict[str, str] = {f"objective.{name}": text for name, text in _OF_OBJECTIVES.items()}
+    for objective in PRESETS.values():
+        found |= {f"objective.{key}": f"{text[0].upper()}{text[1:]}." for key, text in settings_of(objective).items()}
     for section, classes in _SECTIONS.items():
         for cls in classes:
             found |= {f"{section}.{one.name}": one.metadata.get("help", "") for one in fields(cls) if one.init}
@@ -146,7 +151,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         backbone=_build(BackboneSection, sections["backbone"], f"{path}: backbone"),
         data=_build(DataSection, sections["data"], f"{path}: data"),
         attach=_build(AttachSection, sections["attach"], f"{path}: attach"),
-        objective={"name": "prism", **sections["objective"]},
+        objective=sections["objective"] if "corruptor" in sections["objective"] else {"name": "prism", **sections["objective"]},
         training=training,
         given=written,
     )

@@ -2,19 +2,20 @@
 
 from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
-from prism_plugin.core.corruption import MaskedTokens, draw_times, mask_tokens
-from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
-from prism_plugin.core.labels import QualityLabels, drafted_labels, visible_labels
+from prism_plugin.core.corruption import Corrupted, MaskedTokens, draw_times, mask_tokens
+from prism_plugin.core.drafting import DraftRule, draft_positions, num_to_draft
+from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
+from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.losses import (
     PrismLossOutput,
-    cross_entropy,
+    cross_entropy_at,
     diffusion_loss,
     diffusion_loss_per_row,
+    mean_over_rows,
     prism_loss,
     quality_loss,
     quality_loss_per_row,
     share_scale,
-    weigh,
 )
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.remasking import (
@@ -30,6 +31,7 @@ from prism_plugin.core.remasking import (
 )
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
 from prism_plugin.core.selection import at_most, select_above, select_top
+from prism_plugin.core.terms import TERMS, DiffusionTerm, Looked, QualityTerm, RepairTerm, Term
 from prism_plugin.core.unmasking import (
     UNMASKING,
     ConfidenceUnmasking,
@@ -45,21 +47,25 @@ from prism_plugin.core.view import Budget, StepView, apply_step, unmask_grant
 __all__ = [
     "REMASKING",
     "SCHEDULES",
+    "TERMS",
     "UNMASKING",
     "Budget",
     "CommitConfidenceRemasking",
     "ConfidenceUnmasking",
-    "Draft",
+    "Corrupted",
+    "DiffusionTerm",
     "DraftRule",
     "EntropyUnmasking",
     "EvenSchedule",
+    "Labels",
+    "Looked",
     "LoopSchedule",
     "MarginUnmasking",
     "MaskedTokens",
     "NeverRemasking",
     "PrismLossOutput",
-    "QualityLabels",
     "QualityRemasking",
+    "QualityTerm",
     "QualityThresholdRemasking",
     "RandomRemasking",
     "RandomUnmasking",
@@ -69,9 +75,11 @@ __all__ = [
     "RefineSchedule",
     "RemaskingRule",
     "RemdmConfRemasking",
+    "RepairTerm",
     "RowStats",
     "Schedule",
     "StepView",
+    "Term",
     "ThresholdUnmasking",
     "UnmaskingRule",
     "apply_step",
@@ -79,6 +87,7 @@ __all__ = [
     "auroc",
     "brier",
     "cross_entropy",
+    "cross_entropy_at",
     "diffusion_loss",
     "diffusion_loss_per_row",
     "draft_positions",
@@ -87,6 +96,7 @@ __all__ = [
     "draw_times",
     "ece",
     "mask_tokens",
+    "mean_over_rows",
     "num_to_draft",
     "prism_loss",
     "quality_loss",
@@ -98,5 +108,4 @@ __all__ = [
     "uniforms",
     "unmask_grant",
     "visible_labels",
-    "weigh",
 ]

@@ -1,11 +1,16 @@
-"""Masking of clean tokens, the forward process of a masked diffusion model."""
+"""Masking of clean tokens, the forward process of a masked diffusion model; and what a corruption did, for whoever learns."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
+
+# (name of the draw, numbers per row or None for one per position) -> uniforms in [0, 1), a function of the example alone.
+Noise = Callable[[str, int | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,42 @@ class MaskedTokens:
     noised_ids: TokenIds
     masked: TokenMask
     t: Times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """What a look sees in training, and what is known of it. All tensors begin with the drafts times the rows of the batch.
+
+    With several drafts of each row, all rows of draft 0 come first.
+
+    Attributes:
+        ids: Tokens that the network sees.
+        clean_ids: Tokens of the data.
+        attention_mask: 1 where there is a token, 0 at padding, [rows, length].
+        maskable: Positions that may be corrupted; prompt and padding are not.
+        masked: Positions that hold the mask token in `ids`.
+        masked_before: Positions that held it before a draft filled some; the same as `masked` where nothing was filled.
+        drafted: Positions whose token was written by the model, or by a corruption in its place.
+        t: Masking probability of each row, in (0, 1].
+        noise: Uniforms of each row by name, for terms that want chance.
+        history: Figures per position of how the draft came to be, such as `commit_confidence`; empty where it is unknown.
+    """
+
+    ids: TokenIds
+    clean_ids: TokenIds
+    attention_mask: Tensor
+    maskable: TokenMask
+    masked: TokenMask
+    masked_before: TokenMask
+    drafted: TokenMask
+    t: Times
+    noise: Noise
+    history: Mapping[str, PerToken] = field(default_factory=dict)
+
+    @property
+    def visible(self) -> TokenMask:
+        """Positions that could have been corrupted and hold a token."""
+        return self.maskable & ~self.masked
 
 
 def draw_times(noise: Times, t_min: float, t_max: float) -> Times:

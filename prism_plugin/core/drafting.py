@@ -8,7 +8,7 @@ import torch
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import PerRow, PerToken, Times, TokenIds, TokenMask
+from prism_plugin.types import PerRow, PerToken, Times, TokenMask
 
 Positions = Literal["random", "confidence", "semi_autoregressive"]
 Tokens = Literal["sample", "nucleus", "argmax"]
@@ -98,18 +98,6 @@ class DraftRule:
             raise ConfigurationError(
                 f"`temperature` of DraftRule does not change argmax tokens, found {self.temperature}; leave it at 1."
             )
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Noised tokens in which the model filled some masks.
-
-    `confidence` is the probability of each drafted token when it was filled, 0 elsewhere.
-    """
-
-    draft_ids: TokenIds
-    drafted: TokenMask
-    confidence: PerToken
 
 
 def num_to_draft(rule: DraftRule, masked: TokenMask, noise: Times) -> PerRow:

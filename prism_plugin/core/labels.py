@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 
-from prism_plugin.types import TokenIds, TokenMask
+from prism_plugin.types import PerToken, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
-class QualityLabels:
-    """What the quality head should say: `targets` is "the token is right", at the `labelled` positions; False elsewhere."""
+class Labels:
+    """What the quality head should say at the `labelled` positions.
 
-    targets: TokenMask
+    `targets` is the probability that the token is right, in [0, 1] (0 or 1 where that is known), and 0 where nothing is
+    labelled.
+    """
+
+    targets: PerToken
     labelled: TokenMask
 
 
-def drafted_labels(draft_ids: TokenIds, clean_ids: TokenIds, drafted: TokenMask) -> QualityLabels:
+def drafted_labels(draft_ids: TokenIds, clean_ids: TokenIds, drafted: TokenMask) -> Labels:
     """Label the drafted positions alone: PRISM's rule (arXiv 2510.01384), and Token-Critic's when all masks were filled.
 
     The minimiser of the cross-entropy is then p(clean = token | the rest of the draft) for one drafted position per row.
@@ -23,10 +27,10 @@ def drafted_labels(draft_ids: TokenIds, clean_ids: TokenIds, drafted: TokenMask)
         clean_ids: Tokens of the data.
         drafted: Positions that were filled in the draft.
     """
-    return QualityLabels(targets=(draft_ids == clean_ids) & drafted, labelled=drafted)
+    return Labels(targets=((draft_ids == clean_ids) & drafted).float(), labelled=drafted)
 
 
-def visible_labels(draft_ids: TokenIds, clean_ids: TokenIds, maskable: TokenMask, masked_in_draft: TokenMask) -> QualityLabels:
+def visible_labels(draft_ids: TokenIds, clean_ids: TokenIds, maskable: TokenMask, masked_in_draft: TokenMask) -> Labels:
     """Label every visible token that could have been corrupted, the untouched data among them.
 
     The head then learns how often a visible token is right under this corruption, which is a higher number than "right,
@@ -38,5 +42,4 @@ def visible_labels(draft_ids: TokenIds, clean_ids: TokenIds, maskable: TokenMask
         maskable: Positions that may be corrupted; prompt and padding are not.
         masked_in_draft: Positions that still hold the mask token in the draft.
     """
-    labelled = maskable & ~masked_in_draft
-    return QualityLabels(targets=(draft_ids == clean_ids) & labelled, labelled=labelled)
+    return drafted_labels(draft_ids, clean_ids, maskable & ~masked_in_draft)

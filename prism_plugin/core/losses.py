@@ -1,121 +1,43 @@
-"""The terms of the objectives, each a pure function of tensors.
+"""The losses, each a pure function of tensors.
 
 One normalisation for all: a term is averaged within its row, then over rows. A row without labels counts as 0, so eight
 micro-batches of one row give the gradient of one batch of eight.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from prism_plugin.core.categorical import chunk_slices, log_sum_exp
-from prism_plugin.core.labels import QualityLabels
+from prism_plugin.core.labels import Labels
+from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds, TokenMask
 
 
-@dataclass(frozen=True)
-class PrismLossOutput:
-    """The PRISM loss, its two terms before weighting (nats), and counts from which a base rate is made."""
-
-    loss: Float[Tensor, ""]
-    quality_loss: Float[Tensor, ""]
-    diffusion_loss: Float[Tensor, ""]
-    num_correct: Int[Tensor, ""]  # judged tokens equal to the data
-    num_judged: Int[Tensor, ""]
-
-
-def quality_loss(quality_logits: PerToken, labels: QualityLabels) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the quality head, in nats per labelled position (PRISM, arXiv 2510.01384).
+def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
+    """Binary cross-entropy of the quality head in nats per labelled position, one per row (PRISM, arXiv 2510.01384).
 
     The authors divide by K times the batch size even where a row had fewer than K masks; here each row has its own mean.
 
     Args:
         quality_logits: Head output before the sigmoid; what it is at unlabelled positions does not matter.
         labels: Targets and where they hold.
+
+    Returns:
+        0 where a row has no label.
     """
-    per_row = quality_loss_per_row(quality_logits, labels)
-    return per_row.sum() / max(per_row.shape[0], 1)
-
-
-def quality_loss_per_row(quality_logits: PerToken, labels: QualityLabels) -> Times:
-    """The terms of `quality_loss`, one per row, 0 where a row has no label."""
     logits = quality_logits.float().masked_fill(~labels.labelled, 0.0)
     per_token = F.binary_cross_entropy_with_logits(logits, labels.targets.float(), reduction="none")
     return (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
 
 
-def cross_entropy(rows: Rows, targets: Int[Tensor, " rows"], *, overwrite_rows: bool = False) -> Float[Tensor, " rows"]:
-    """Cross-entropy of each row of logits in nats, float32; forward and backward go through the rows a chunk at a time.
-
-    The one tensor of the size of `rows` that is made is their gradient, in their dtype; with `overwrite_rows` not even that.
-
-    Args:
-        rows: Logits of any float type.
-        targets: The right token of each row.
-        overwrite_rows: Write the gradient over the logits in backward; they hold garbage afterwards. Only where the logits
-            come straight from a matrix product, so that nothing else needs them for its own gradient; elsewhere it is made
-            anew all the same.
-    """
-    return _ChunkedCrossEntropy.apply(rows, targets, overwrite_rows and _is_a_product(rows))
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Rows, targets: Int[Tensor, " rows"], overwrite: bool) -> Float[Tensor, " rows"]:
-        of_target = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
-        log_total = log_sum_exp(rows)
-        ctx.save_for_backward(rows, targets, log_total)
-        ctx.overwrite = overwrite
-        return log_total - of_target
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_loss: Float[Tensor, " rows"]) -> tuple[Rows, None, None]:
-        rows, targets, log_total = ctx.saved_tensors
-        gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
-        of_loss, log_total, targets = (one.unsqueeze(-1) for one in (of_loss, log_total, targets))
-        for here in chunk_slices(rows):
-            # in float32 the gradient is made where it will stand; 16 bits are too few to compute in
-            into = gradient[here] if rows.dtype == torch.float32 else None
-            chunk = torch.sub(rows[here].float(), log_total[here], out=into).exp_().mul_(of_loss[here])
-            chunk.scatter_add_(-1, targets[here], -of_loss[here])
-            if into is None:
-                gradient[here] = chunk
-        return gradient, None, None
-
-
-# What may stand between a matrix product and the logits that a model returns, without looking at them again in backward.
-_LAYOUT = frozenset({"SqueezeBackward0", "SqueezeBackward1", "ViewBackward0", "UnsafeViewBackward0", "AddBackward0"})
-_PRODUCTS = frozenset({"MmBackward0", "AddmmBackward0", "BmmBackward0", "LinearBackward0"})
-
-
-def _is_a_product(rows: Rows) -> bool:
-    node = rows.grad_fn
-    while node is not None and node.name() in _LAYOUT:
-        node = node.next_functions[0][0]
-    return node is not None and node.name() in _PRODUCTS
-
-
-def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Float[Tensor, ""]:
-    """Masked diffusion cross-entropy weighted by 1/t, in nats per maskable token (LLaDA, arXiv 2502.09992, equation 3).
-
-    In expectation over the masks it bounds the negative log-likelihood per token.
-
-    Args:
-        rows: Logits at masked positions only.
-        row_index: Where they are: flat positions of the batch in row-major order.
-        clean_ids: Tokens of the data.
-        maskable: Positions that may be corrupted; their number per row is the divisor.
-        t: Masking probability of each row, in (0, 1].
-    """
-    return diffusion_loss_per_row(rows, row_index, clean_ids, maskable, t).sum() / max(clean_ids.shape[0], 1)
+def quality_loss(quality_logits: PerToken, labels: Labels) -> Float[Tensor, ""]:
+    """The mean of `quality_loss_per_row`."""
+    return mean_over_rows(quality_loss_per_row(quality_logits, labels))
 
 
 def diffusion_loss_per_row(
@@ -128,23 +50,48 @@ def diffusion_loss_per_row(
     scale: PerToken | None = None,
     overwrite_rows: bool = False,
 ) -> Times:
-    """The terms of `diffusion_loss`, one per row of the batch, 0 where nothing is masked.
+    """Masked diffusion cross-entropy weighted by 1/t, in nats per maskable token (LLaDA, arXiv 2502.09992, equation 3).
+
+    In expectation over the masks it bounds the negative log-likelihood per token.
 
     Args:
-        rows: As for `diffusion_loss`; where `scale` is 0, other positions may be among them.
-        row_index: As for `diffusion_loss`.
-        clean_ids: As for `diffusion_loss`.
-        maskable: As for `diffusion_loss`.
-        t: As for `diffusion_loss`.
+        rows: Logits at masked positions; where `scale` is 0, other positions may be among them.
+        row_index: Where they are: flat positions of the batch in row-major order.
+        clean_ids: Tokens of the data.
+        maskable: Positions that may be corrupted; their number per row is the divisor.
+        t: Masking probability of each row, in (0, 1].
         scale: Multiplies the term of each position, as `share_scale` gives it; None: 1.
         overwrite_rows: As for `cross_entropy`.
+
+    Returns:
+        One per row of the batch, 0 where nothing is masked.
     """
-    per_position = cross_entropy(rows, clean_ids.flatten()[row_index], overwrite_rows=overwrite_rows)
+    laid = cross_entropy_at(rows, row_index, clean_ids, scale=scale, overwrite_rows=overwrite_rows)
+    return laid.sum(-1) / (t.float() * maskable.sum(-1).clamp(min=1))
+
+
+def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Float[Tensor, ""]:
+    """The mean of `diffusion_loss_per_row`."""
+    return mean_over_rows(diffusion_loss_per_row(rows, row_index, clean_ids, maskable, t))
+
+
+def cross_entropy_at(
+    rows: Rows, row_index: FlatIndex, targets: TokenIds, *, scale: PerToken | None = None, overwrite_rows: bool = False
+) -> PerToken:
+    """Cross-entropy of some rows of logits, laid out by position, 0 where there is no row.
+
+    Args:
+        rows: Logits.
+        row_index: Their flat positions.
+        targets: The right token at every position.
+        scale: Multiplies each; None: 1.
+        overwrite_rows: As for `cross_entropy`.
+    """
+    per_position = cross_entropy(rows, targets.flatten()[row_index], overwrite_rows=overwrite_rows)
     if scale is not None:
         per_position = per_position * scale.flatten()[row_index]
     # laid out by position and not added up by row number: accelerators do that in any order, and no run would repeat exactly
-    laid = torch.zeros(clean_ids.numel(), device=rows.device).index_copy(0, row_index, per_position).view(clean_ids.shape)
-    return laid.sum(-1) / (t.float() * maskable.sum(-1).clamp(min=1))
+    return torch.zeros(targets.numel(), device=rows.device).index_copy(0, row_index, per_position).view(targets.shape)
 
 
 def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
@@ -168,9 +115,25 @@ def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
     return select_top(noise, masked, chosen) * weight.unsqueeze(-1)
 
 
+def mean_over_rows(per_row: Times) -> Float[Tensor, ""]:
+    """The mean over rows, 0 without any."""
+    return per_row.sum() / max(per_row.shape[0], 1)
+
+
+@dataclass(frozen=True)
+class PrismLossOutput:
+    """The PRISM loss, its two terms before weighting (nats), and counts from which a base rate is made."""
+
+    loss: Float[Tensor, ""]
+    quality_loss: Float[Tensor, ""]
+    diffusion_loss: Float[Tensor, ""]
+    num_correct: Float[Tensor, ""]  # judged tokens equal to the data
+    num_judged: Int[Tensor, ""]
+
+
 def prism_loss(
     quality_logits: PerToken,
-    labels: QualityLabels,
+    labels: Labels,
     rows: Rows | None,
     row_index: FlatIndex | None,
     clean_ids: TokenIds,
@@ -180,7 +143,7 @@ def prism_loss(
     diffusion_weight: float = 0.5,
     quality_weight: float = 1.0,
 ) -> PrismLossOutput:
-    """The PRISM objective: quality cross-entropy on the draft plus weighted diffusion cross-entropy on the noised tokens.
+    """The PRISM objective, from the functions that its terms call: quality on the draft, diffusion on the noised tokens.
 
     With several drafts of each noised sequence, `quality_logits` and `labels` have that many times the rows of `clean_ids`.
 
@@ -204,18 +167,6 @@ def prism_loss(
         )
     quality = quality_loss(quality_logits, labels)
     diffusion = torch.zeros_like(quality) if rows is None else diffusion_loss(rows, row_index, clean_ids, maskable, t)
-    return weigh(quality, diffusion, labels, diffusion_weight=diffusion_weight, quality_weight=quality_weight)
-
-
-def weigh(
-    quality: Float[Tensor, ""],
-    diffusion: Float[Tensor, ""],
-    labels: QualityLabels,
-    *,
-    diffusion_weight: float,
-    quality_weight: float,
-) -> PrismLossOutput:
-    """Put the two terms of the PRISM objective together; arguments as for `prism_loss`."""
     return PrismLossOutput(
         loss=quality_weight * quality + diffusion_weight * diffusion,
         quality_loss=quality,

@@ -138,28 +138,34 @@ def judge_drafts(
         on_batch: Called after each batch.
 
     Raises:
+        ConfigurationError: If no term of the objective judges tokens.
         DataFormatError: If no draft filled a token, or objective and recorded drafts do not go together.
     """
+    if not objective.reads_quality_of("draft"):
+        raise ConfigurationError(
+            f"To judge drafts, an objective needs a term that reads the quality head on them, but {objective.title} has none; "
+            "take another, such as `prism`."
+        )
     check_recorded(objective, rows.column_names, "rows")
     gathered = _Gathered()
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
             step = objective.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
-            labelled, draft = step.labels.labelled, step.draft
-            index = labelled.flatten().nonzero().squeeze(-1)
-            repeats = len(labelled) // len(batch["input_ids"])
-            mask = batch["attention_mask"].repeat(repeats, 1)
-            seen = model(draft.draft_ids, mask, logits_at=index, with_quality=False).logits
-            now = token_confidence(seen, draft.draft_ids.flatten()[index], forbidden_ids=(model.mask_token_id,))
-            visible = torch.zeros_like(draft.confidence).flatten().index_copy(0, index, now).view_as(labelled)
+            draft, labels = step.draft, next(one.labels for one in step.terms.values() if one.labels is not None)
+            judged = labels.labelled & ~draft.masked
+            index = judged.flatten().nonzero().squeeze(-1)
+            seen = model(draft.ids, draft.attention_mask, logits_at=index, with_quality=False).logits
+            now = token_confidence(seen, draft.ids.flatten()[index], forbidden_ids=(model.mask_token_id,))
+            visible = torch.zeros(judged.shape, device=now.device).flatten().index_copy(0, index, now).view_as(judged)
             scores = {"quality": step.quality_logits.sigmoid(), "visible_confidence": visible}
-            if "draft_ids" not in batch:
-                scores |= {"commit_confidence": draft.confidence, "mean_confidence": (visible + draft.confidence) / 2}
+            if "commit_confidence" in draft.history:
+                written = draft.history["commit_confidence"]
+                scores |= {"commit_confidence": written, "mean_confidence": (visible + written) / 2}
             gathered.add(
-                labelled,
-                step.labels.targets,
-                batch["example_id"].repeat(repeats),
-                _masked_share(draft.draft_ids, batch["maskable"].repeat(repeats, 1), model.mask_token_id),
+                judged,
+                labels.targets == 1,
+                batch["example_id"].repeat(len(judged) // len(batch["input_ids"])),
+                _masked_share(draft.ids, draft.maskable, model.mask_token_id),
                 None,
                 scores,
             )

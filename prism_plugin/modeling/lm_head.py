@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import FlatIndex, HiddenStates, TokenMask
+from prism_plugin.types import FlatIndex, HiddenStates, Rows, TokenMask
+
+# Views, a bias, a cast, a cap: more does not stand between a matrix product and the logits that a model returns.
+_NODES_ABOVE_THE_PRODUCT = 8
 
 
 @dataclass
@@ -94,3 +97,22 @@ def to_row_index(logits_at: TokenMask | FlatIndex | None, input_ids: Tensor, *, 
     if alignment == "next_token":
         row_index = torch.where(row_index % input_ids.shape[1] == 0, row_index, row_index - 1)
     return row_index
+
+
+def may_overwrite(logits: Rows) -> bool:
+    """Tell whether nothing that made some logits keeps them for its own gradient, so that theirs may be written over them.
+
+    A matrix product needs its factors and not its result; a softcap's tanh needs its result. Looked up in the few nodes
+    of the graph between the logits and the product, for as long as they could share the logits' memory.
+    """
+    memory = logits.untyped_storage().data_ptr()
+    node = logits.grad_fn
+    for _ in range(_NODES_ABOVE_THE_PRODUCT):
+        if node is None:
+            return True
+        names = (name for name in dir(node) if name.startswith("_saved_"))
+        kept = [*(getattr(node, name) for name in names), *getattr(node, "saved_tensors", ())]
+        if any(isinstance(one, Tensor) and one.untyped_storage().data_ptr() == memory for one in kept):
+            return False
+        node = next((following for following, _ in node.next_functions if following is not None), None)
+    return True

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +22,7 @@ from prism_plugin.core.unmasking import (
     UnmaskingRule,
 )
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
+from prism_plugin.registry import did_you_mean
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
 _COMMON = ("temperature", "top_p", "block_length", "eos_token_id")
@@ -140,9 +140,7 @@ def get_preset(name: str) -> Preset:
         UnknownNameError: If none has that name.
     """
     if name not in PRESETS:
-        near = get_close_matches(str(name), PRESETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownNameError(f"No preset is called {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+        raise UnknownNameError(f"No preset is called {name!r}{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

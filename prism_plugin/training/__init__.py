@@ -1,16 +1,23 @@
 """Training: arguments, objectives, and the trainer."""
 
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.objectives import Objective, PrismObjective, get_objective, objective_to_dict
-from prism_plugin.training.recorded import RecordedPrismObjective
+from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Plan, Recorded
+from prism_plugin.training.objective import Objective, StepOutput, TermOutput
+from prism_plugin.training.presets import get_objective, objective_to_dict, register_objective
 from prism_plugin.training.trainer import PrismTrainer
 
 __all__ = [
+    "CORRUPTORS",
+    "Corruptor",
+    "Fill",
     "Objective",
-    "PrismObjective",
+    "Plan",
     "PrismTrainer",
     "PrismTrainingArguments",
-    "RecordedPrismObjective",
+    "Recorded",
+    "StepOutput",
+    "TermOutput",
     "get_objective",
     "objective_to_dict",
+    "register_objective",
 ]

@@ -15,16 +15,17 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from prism_plugin.modeling.model import PrismModel
-from prism_plugin.training.objectives import Apart
+from prism_plugin.training.objective import Apart, Objective
 
 
-def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel) -> Apart | None:
-    """How one look goes backward by itself; None where one backward of all looks has to do.
+def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel, objective: Objective) -> Apart | None:
+    """How the first look goes backward by itself; None where one backward of all looks has to do.
 
     Args:
         trainer: Scales losses by its accumulation steps, as it does the one that `compute_loss` returns.
         model: As it is trained, maybe wrapped for several processes.
         prism_model: The model inside.
+        objective: Says which parameters get a gradient from the look at the draft.
     """
     args, accelerator = trainer.args, trainer.accelerator
     if not torch.is_grad_enabled() or args.n_gpu > 1 or accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -39,11 +40,13 @@ def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel) 
 
     if not isinstance(model, DistributedDataParallel):
         return lambda: nullcontext(backward)
-    # DDP waits in the last backward for a gradient of every parameter, and the second look has none for the LM head.
-    final_hidden = prism_model.plain_backbone.get_submodule(prism_model.spec.final_hidden_at)
-    for module in (final_hidden, prism_model.get_output_embeddings()):
-        if any(parameter.requires_grad for parameter in module.parameters()):
-            return None
+    # DDP waits in the last backward for a gradient of every parameter, which the second look has to give then.
+    modules: list[nn.Module] = [] if objective.reads_quality_of("draft") else [prism_model.quality_head]
+    if not objective.reads_rows_of("draft"):
+        final_hidden = prism_model.plain_backbone.get_submodule(prism_model.spec.final_hidden_at)
+        modules += [final_hidden, prism_model.get_output_embeddings()]
+    if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+        return None
 
     @contextmanager
     def local() -> Iterator[Callable[[Tensor], None]]:

@@ -25,11 +25,8 @@ _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
 }  # fmt: skip
-# What an evaluation measures; of the last two, less is better.
-EVALUATED = (
-    "loss", "quality_loss", "diffusion_loss", "base_rate", "quality_auroc", "quality_auroc_within", "quality_ece",
-    "quality_brier",
-)  # fmt: skip
+# Figures of which less is better, besides losses, which transformers knows.
+_LESS_IS_BETTER = ("_ece", "_brier")
 
 
 @dataclass
@@ -52,10 +49,7 @@ class PrismTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        best = (self.metric_for_best_model or "loss").removeprefix("eval_")
-        if best not in EVALUATED:
-            raise ConfigurationError(f"`metric_for_best_model` must be one of {', '.join(EVALUATED)}, got {best!r}.")
-        if best in EVALUATED[-2:] and self.greater_is_better is None:
+        if (self.metric_for_best_model or "").endswith(_LESS_IS_BETTER) and self.greater_is_better is None:
             self.greater_is_better = False  # transformers takes all but losses for scores
         super().__post_init__()
         for name, (value, reason) in _FIXED.items():

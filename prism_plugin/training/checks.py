@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, get_scheduler
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.utils import logging
 
 from prism_plugin.backbones import max_row_length
 from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows
@@ -16,7 +17,10 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.objectives import Objective
+from prism_plugin.training.meters import figures_of
+from prism_plugin.training.objective import Objective
+
+logger = logging.get_logger(__name__)
 
 
 def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
@@ -25,16 +29,25 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
     Raises:
         ConfigurationError: If model, objective and arguments cannot go together.
     """
+    check_metric(objective, args)
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    if not learning and objective.diffusion_weight:
+    of_language = [term for term in objective.terms if not term.reads_quality]
+    for term in of_language:
+        if not learning and term.weight:
+            raise ConfigurationError(
+                f"The backbone is frozen, so the {term.name} term cannot teach it anything, but `{term.name}_weight` is "
+                f"{term.weight}; set it to 0, or attach with `lora` or `train_backbone`."
+            )
+    if model.prism_config.train_backbone and not any(term.weight for term in of_language):
+        weights = " and ".join(f"`{term.name}_weight: 0`" for term in of_language) or "no term of the language model"
         raise ConfigurationError(
-            f"The backbone is frozen, so the diffusion term cannot teach it anything, but `diffusion_weight` is "
-            f"{objective.diffusion_weight}; set it to 0, or attach with `lora` or `train_backbone`."
+            f"`train_backbone` with {weights} would unlearn the language model, since only the quality head's term "
+            "is left; give it a weight, or use `lora`."
         )
-    if not objective.diffusion_weight and model.prism_config.train_backbone:
+    if args.head_learning_rate is not None and not objective.reads_quality:
         raise ConfigurationError(
-            "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
-            "is left; raise `diffusion_weight`, or use `lora`."
+            f"`head_learning_rate` {args.head_learning_rate} would be ignored, since no term of {objective.title} reads the "
+            "quality head; leave it out."
         )
     offloaded = offloaded_weights(model.plain_backbone)
     if offloaded and len(getattr(model, "hf_device_map", ())) < 2:
@@ -50,6 +63,27 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
         raise ConfigurationError(
             f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
             "ignored; set it to 0, or train without checkpointing."
+        )
+
+
+def freeze_unread_head(model: PrismModel, objective: Objective) -> None:
+    """Freeze a head that no term reads, and say so: it would get no gradient, which DDP takes for an error."""
+    if objective.reads_quality or not any(one.requires_grad for one in model.quality_head.parameters()):
+        return
+    model.quality_head.requires_grad_(False)
+    logger.warning(f"No term of {objective.title} reads the quality head, so it is frozen and stays as it is.")
+
+
+def check_metric(objective: Objective, args: PrismTrainingArguments) -> None:
+    """Refuse to look for the best checkpoint by a figure that the objective does not give.
+
+    Raises:
+        ConfigurationError: If `metric_for_best_model` is none of them.
+    """
+    best, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), figures_of(objective)
+    if best not in known:
+        raise ConfigurationError(
+            f"`metric_for_best_model` must be one of {', '.join(known)}, which {objective.title} measures, got {best!r}."
         )
 
 
@@ -127,15 +161,15 @@ def check_recorded(objective: Objective, columns: Collection[str], name: str) ->
     Raises:
         DataFormatError: If one has `draft_ids` and the other has no use for it, or the other way round.
     """
-    reads = getattr(objective, "reads_drafts", False)
+    reads, title = objective.reads_drafts, objective.title
     if reads and "draft_ids" not in columns:
         raise DataFormatError(
-            f"{type(objective).__name__} learns from recorded drafts, the column `draft_ids`, but `{name}` has none; record "
+            f"{title[0].upper()}{title[1:]} learns from recorded drafts, the column `draft_ids`, but `{name}` has none; record "
             "them with a sampler, or train with the objective `prism`, which makes its own."
         )
     if not reads and "draft_ids" in columns:
         raise DataFormatError(
-            f"`{name}` has recorded drafts, the column `draft_ids`, which {type(objective).__name__} would ignore; train with "
+            f"`{name}` has recorded drafts, the column `draft_ids`, which {title} would ignore; train with "
             "the objective `prism_recorded`, or drop the column."
         )
 

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from prism_plugin.core.categorical import draw_rows
-from prism_plugin.core.corruption import MaskedTokens
-from prism_plugin.core.drafting import Draft, DraftRule, draft_positions, num_to_draft
-from prism_plugin.modeling.dropout import dropout_off
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.core.corruption import Corrupted
+from prism_plugin.core.drafting import DraftRule, draft_positions, num_to_draft
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
-
-Noise = Callable[..., Tensor]  # (name of the draw, numbers per row) -> uniforms [batch, numbers]
 
 
 @dataclass(frozen=True)
@@ -45,26 +41,21 @@ class _State:
 
 
 class DraftMaker:
-    """Fills masked positions with the model's own tokens, by one of the rules per row.
+    """Fills masked positions with the model's own tokens, by one of the rules per row: the plan of the corruptor `Fill`.
 
-    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other. It goes in
-    three steps, so that the first look computes no more than is read and its graph may go before more looks are made: `reads`
-    says where the first look's logits are needed, `first_look` fills from them, `finish` makes the other looks.
+    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other.
 
     Args:
         rules: The mixture; a row follows rule `i` with probability proportional to its weight.
         num_drafts: Drafts of each noised row. All rows of draft 0 come first.
         noised: The noised batch.
         mask_token_id: Id of the mask token, which is never drafted.
-        noise: Uniforms of each row by name.
     """
 
-    def __init__(
-        self, rules: tuple[DraftRule, ...], num_drafts: int, noised: MaskedTokens, mask_token_id: int, noise: Noise
-    ) -> None:
-        self._rules, self._num_drafts = rules, num_drafts
-        self._mask_token_id, self._noise = mask_token_id, noise
-        parts = [_start(rules, noised, draft, noise) for draft in range(num_drafts)]
+    def __init__(self, rules: tuple[DraftRule, ...], num_drafts: int, noised: Corrupted, mask_token_id: int) -> None:
+        self.noised = noised
+        self._rules, self._num_drafts, self._mask_token_id = rules, num_drafts, mask_token_id
+        parts = [_start(rules, noised, draft) for draft in range(num_drafts)]
         self._state = _State(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_State)))
 
     @property
@@ -74,23 +65,16 @@ class DraftMaker:
         reaches = [reach for _, reach, _ in _reaches(self._rules, 0, self._state, position_noise)]
         return torch.stack(reaches).any(0).unflatten(0, (self._num_drafts, -1)).any(0)
 
-    def first_look(self, rows: Rows, row_index: FlatIndex) -> None:
-        """Fill what the first look is due.
-
-        Args:
-            rows: Logits of the noised batch, at `reads` and maybe elsewhere.
-            row_index: Flat positions of the rows, row-major.
-        """
+    def fill(self, rows: Rows, row_index: FlatIndex) -> None:
+        """Fill what the first look is due; see `Plan.fill`."""
         self._state = self._fill(0, self._state, rows, row_index, *self._chance(0))
 
-    def finish(self, model: PrismModel, attention_mask: Tensor) -> Draft:
-        """Make the looks after the first, without dropout, at the rows that have something left to fill.
-
-        Args:
-            model: What is looked at.
-            attention_mask: [batch, length].
-        """
-        attention_mask = attention_mask.repeat(self._num_drafts, 1)
+    def finish(self, ask: Callable[[TokenIds, Tensor, FlatIndex], Rows]) -> Corrupted:
+        """Make the looks after the first, at the rows that have something left to fill; see `Plan.finish`."""
+        many = {
+            name: getattr(self.noised, name).repeat(self._num_drafts, *([1] * (getattr(self.noised, name).ndim - 1)))
+            for name in ("clean_ids", "attention_mask", "maskable", "masked_before", "t")
+        }
         for look in range(1, max(rule.num_looks for rule in self._rules)):
             state = self._state
             longer = [state.rule_of == index for index, rule in enumerate(self._rules) if rule.num_looks > look]
@@ -99,17 +83,24 @@ class DraftMaker:
             active = active if active.numel() else torch.zeros_like(state.rule_of[:1])
             here = state.take(active)
             index = here.masked.flatten().nonzero().squeeze(-1)
-            with dropout_off(model):
-                rows = model(here.tokens, attention_mask[active], logits_at=index, with_quality=False).logits
+            rows = ask(here.tokens, many["attention_mask"][active], index)
             chance = (one[active] for one in self._chance(look))
             self._state = state.put(active, self._fill(look, here, rows, index, *chance))
-        return Draft(draft_ids=self._state.tokens, drafted=self._state.drafted, confidence=self._state.confidence)
+        done = self._state
+        return Corrupted(
+            ids=done.tokens,
+            masked=done.masked,
+            drafted=done.drafted,
+            noise=lambda name, count=None: self.noised.noise(name, count).repeat(self._num_drafts, 1),
+            history={"commit_confidence": done.confidence},
+            **many,
+        )
 
     def _chance(self, look: int) -> tuple[PerToken, PerToken]:
         """Uniforms that choose positions, and uniforms that draw tokens."""
         drafts = range(self._num_drafts)
         position, token = (
-            torch.cat([self._noise(f"{name}/{draft}/{look}") for draft in drafts]) for name in ("position", "token")
+            torch.cat([self.noised.noise(f"{name}/{draft}/{look}", None) for draft in drafts]) for name in ("position", "token")
         )
         return position, token
 
@@ -139,8 +130,8 @@ class DraftMaker:
         return state
 
 
-def _start(rules: tuple[DraftRule, ...], noised: MaskedTokens, draft: int, noise: Noise) -> _State:
-    pick, share = noise(f"rule/{draft}", 1).squeeze(-1), noise(f"share/{draft}", 1).squeeze(-1)
+def _start(rules: tuple[DraftRule, ...], noised: Corrupted, draft: int) -> _State:
+    pick, share = (noised.noise(f"{name}/{draft}", 1).squeeze(-1) for name in ("rule", "share"))
     weights = torch.tensor([rule.weight for rule in rules], dtype=torch.float64)
     edges = (weights.cumsum(0) / weights.sum())[:-1].to(pick)
     rule_of = torch.bucketize(pick, edges, right=True)
@@ -148,7 +139,7 @@ def _start(rules: tuple[DraftRule, ...], noised: MaskedTokens, draft: int, noise
     for index, rule in enumerate(rules):
         wanted = torch.where(rule_of == index, num_to_draft(rule, noised.masked, share), wanted)
     return _State(
-        tokens=noised.noised_ids,
+        tokens=noised.ids,
         masked=noised.masked,
         drafted=torch.zeros_like(noised.masked),
         confidence=torch.zeros(noised.masked.shape, device=noised.masked.device),

@@ -1,12 +1,18 @@
 """What is measured: sums and counts on the device, read once per log, and the figures of an evaluation."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from prism_plugin.core.calibration import auroc, brier, ece
+from prism_plugin.core.terms import Term
+from prism_plugin.training.objective import Objective, StepOutput
+
+QUALITY_FIGURES = ("auroc", "auroc_within", "ece", "brier")
 
 
 class Meters:
@@ -42,24 +48,89 @@ class Meters:
         self.totals = torch.tensor(state, dtype=self.totals.dtype, device=self.totals.device)
 
 
+def meters_of(objective: Objective) -> tuple[str, ...]:
+    """What is measured of an objective's terms, in the order in which it is logged."""
+    rates = [_key("base_rate", term, objective) for term in objective.terms if term.reads_quality]
+    return (*(f"{term.name}_loss" for term in objective.terms), *rates)
+
+
+def figures_of(objective: Objective) -> tuple[str, ...]:
+    """What an evaluation measures, without the prefix `eval_`."""
+    judged = [f"{term.name}_{figure}" for term in objective.terms if term.reads_quality for figure in QUALITY_FIGURES]
+    return ("loss", *meters_of(objective), *judged)
+
+
+def _key(name: str, term: Term, objective: Objective) -> str:
+    """A figure that one objective mostly has once: the first term that has it gives it its plain name."""
+    first = next(one for one in objective.terms if one.reads_quality)
+    return name if term.name == first.name else f"{term.name}_{name}"
+
+
+def ratios_of(objective: Objective, output: StepOutput) -> dict[str, tuple[Tensor | int, Tensor | int]]:
+    """Numerator and denominator of everything that is measured, of one micro-batch."""
+    ratios: dict[str, tuple[Tensor | int, Tensor | int]] = {}
+    for term in objective.terms:
+        found = output.terms[term.name]
+        ratios[f"{term.name}_loss"] = (found.per_row.sum(), len(found.per_row))
+        if term.reads_quality:
+            labels = found.labels
+            judged = (0, 0) if labels is None else (labels.targets.sum(), labels.labelled.sum())
+            ratios[_key("base_rate", term, objective)] = judged
+    return ratios
+
+
+def predictions_of(objective: Objective, output: StepOutput, batch_size: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """What Trainer gathers of an evaluated batch, all by row of the batch.
+
+    Returns:
+        The quality logits, [batch, drafts * length], and the loss of each term, [batch, terms]; and the targets of each term
+        that judges, side by side, NaN where nothing is labelled, [batch, judging terms * drafts * length].
+    """
+
+    def side_by_side(drafts: Tensor) -> Tensor:
+        return drafts.unflatten(0, (-1, batch_size)).transpose(0, 1).flatten(1)
+
+    losses = torch.stack([output.terms[term.name].per_row for term in objective.terms], dim=1)
+    nothing = torch.zeros(batch_size, 1, device=losses.device)  # Trainer takes no figure where there are no labels
+    labels = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
+    targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, math.nan)) for one in labels]
+    quality = nothing if output.quality_logits is None else side_by_side(output.quality_logits.float())
+    return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
+
+
+def metrics_of(objective: Objective, predictions: Sequence[Any], targets: Any) -> dict[str, float]:
+    """The figures of an evaluation, from all that `predictions_of` gave."""
+    quality_logits, losses = (torch.as_tensor(part) for part in predictions)
+    means = losses.double().mean(0).tolist()
+    figures = {"loss": sum(term.weight * mean for term, mean in zip(objective.terms, means, strict=True))}
+    figures |= {f"{term.name}_loss": mean for term, mean in zip(objective.terms, means, strict=True)}
+    judging = [term for term in objective.terms if term.reads_quality]
+    parts = torch.as_tensor(targets).chunk(max(len(judging), 1), dim=1)
+    for term, part in zip(judging, parts, strict=False):
+        measured = quality_metrics(quality_logits, part)
+        figures[_key("base_rate", term, objective)] = measured.pop("base_rate")
+        figures |= {f"{term.name}_{name}": figure for name, figure in measured.items()}
+    return figures
+
+
 def quality_metrics(quality_logits: Tensor, targets: Tensor) -> dict[str, float]:
     """The figures of the quality head on judged tokens.
 
     Args:
         quality_logits: [rows, positions].
-        targets: 1 where a token is right, 0 where it is wrong, negative where it is not judged; [rows, positions].
+        targets: Probability that a token is right, NaN where it is not judged; [rows, positions].
 
     Returns:
-        `base_rate` (share of right tokens), `quality_auroc`, `quality_auroc_within` (right and wrong
-        tokens compared within a row only), `quality_ece` and `quality_brier`; NaN where nothing is judged.
+        `base_rate` (mean of the targets), and of the tokens whose target is 0 or 1: `auroc`, `auroc_within` (right and wrong
+        tokens compared within a row only), `ece` and `brier`; NaN where nothing is judged.
     """
-    labelled = targets >= 0
-    quality, correct = quality_logits[labelled].sigmoid(), targets[labelled] == 1
-    row = torch.arange(len(targets)).unsqueeze(-1).expand_as(targets)[labelled]
+    known = (targets == 0) | (targets == 1)
+    quality, correct = quality_logits[known].sigmoid(), targets[known] == 1
+    row = torch.arange(len(targets)).unsqueeze(-1).expand_as(targets)[known]
     return {
-        "base_rate": correct.double().mean().item(),
-        "quality_auroc": auroc(quality, correct),
-        "quality_auroc_within": auroc(quality, correct, row),
-        "quality_ece": ece(quality, correct),
-        "quality_brier": brier(quality, correct),
+        "base_rate": targets[~targets.isnan()].double().mean().item(),
+        "auroc": auroc(quality, correct),
+        "auroc_within": auroc(quality, correct, row),
+        "ece": ece(quality, correct),
+        "brier": brier(quality, correct),
     }

@@ -17,7 +17,6 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from prism_plugin.core.losses import quality_loss_per_row
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
@@ -33,17 +32,17 @@ from prism_plugin.training.checks import (
     check_together,
     chosen_optimizer,
     collator_of,
+    freeze_unread_head,
     rows_per_step,
 )
-from prism_plugin.training.meters import Meters, quality_metrics
-from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
+from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of
+from prism_plugin.training.objective import Objective, StepOutput
+from prism_plugin.training.presets import get_objective, objective_to_dict
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
 EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation gives the same figure twice
 LOG_STATE_FILE = "log_state.json"
-_METERS = ("quality_loss", "diffusion_loss", "base_rate")
-_UNLABELLED = -100
 
 
 class PrismTrainer(Trainer):
@@ -80,9 +79,10 @@ class PrismTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ) -> None:
-        self.objective = objective or PrismObjective()
+        self.objective = objective or get_objective("prism")
         check_together(model, self.objective, args)
         self.prism_model = model
+        freeze_unread_head(model, self.objective)
         super().__init__(
             model=model,
             args=args,
@@ -98,7 +98,7 @@ class PrismTrainer(Trainer):
                 self.accelerator.state.fsdp_plugin, self.accelerator.mixed_precision, is_quantized=model.is_quantized
             )
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
-        self.meters = Meters(_METERS, self.args.device)
+        self.meters = Meters(meters_of(self.objective), self.args.device)
         self.resumed_from: Path | None = None
 
     def train(
@@ -167,20 +167,13 @@ class PrismTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, StepOutput]:
         """Two looks; the first goes backward before the second is made, where it can. The meters take note."""
         keep_output_dtype(self.accelerator, self.prism_model)
-        apart = backward_apart(self, model, self.prism_model)
+        apart = backward_apart(self, model, self.prism_model, self.objective)
         check_recorded(self.objective, inputs, "batch")  # rows that are given later, or by a loader of their own
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
         )
-        losses, num_rows = output.losses, inputs["input_ids"].shape[0]
-        self.meters.add(
-            {
-                "quality_loss": (losses.quality_loss * num_rows, num_rows),
-                "diffusion_loss": (losses.diffusion_loss * num_rows, num_rows),
-                "base_rate": (losses.num_correct, losses.num_judged),
-            }
-        )
-        return (losses.loss, output) if return_outputs else losses.loss
+        self.meters.add(ratios_of(self.objective, output))
+        return (output.loss, output) if return_outputs else output.loss
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -188,30 +181,17 @@ class PrismTrainer(Trainer):
         """Judge the model's own drafts of a batch, the same ones at every evaluation.
 
         Returns:
-            No loss, since it follows from the rest; the quality logits, [batch, drafts * length], with the two losses of
-            each row, [batch, 2]; and whether each token is right, -100 where it is not judged.
+            No loss, since it follows from the rest; and what `predictions_of` gives.
         """
         inputs = self._prepare_inputs(inputs)
         check_recorded(self.objective, inputs, "batch")
         keep_output_dtype(self.accelerator, self.prism_model)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
-        batch = inputs["input_ids"].shape[0]
-        targets = torch.where(output.labels.labelled, output.labels.targets.long(), _UNLABELLED)
-        of_quality = quality_loss_per_row(output.quality_logits, output.labels).unflatten(0, (-1, batch)).mean(0)
-
-        def side_by_side(drafts: Tensor) -> Tensor:  # Trainer gathers by row of the batch
-            return drafts.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1)
-
-        predictions = (side_by_side(output.quality_logits.float()), torch.stack((of_quality, output.diffusion_per_row), dim=1))
-        return None, predictions, side_by_side(targets)
+        return (None, *predictions_of(self.objective, output, inputs["input_ids"].shape[0]))
 
     def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
-        quality_logits, losses = (torch.from_numpy(part) for part in evaluated.predictions)
-        of_quality, of_diffusion = losses.double().mean(0).tolist()
-        loss = self.objective.quality_weight * of_quality + self.objective.diffusion_weight * of_diffusion
-        figures = quality_metrics(quality_logits, torch.from_numpy(evaluated.label_ids))
-        return {"loss": loss, "quality_loss": of_quality, "diffusion_loss": of_diffusion, **figures}
+        return metrics_of(self.objective, evaluated.predictions, evaluated.label_ids)
 
     # ---- the order of rows, and two learning rates ----
 
@@ -255,7 +235,8 @@ class PrismTrainer(Trainer):
         """Add the meters and the head's learning rate to what Trainer logs. Collective: every rank calls it."""
         if "loss" in logs:
             logs = {**logs, **self.meters.read(self.accelerator)}
-            logs["head_learning_rate"] = self._head_learning_rate
+            if self.objective.reads_quality:
+                logs["head_learning_rate"] = self._head_learning_rate
         super().log(logs, start_time)
 
     def _get_learning_rate(self) -> float:

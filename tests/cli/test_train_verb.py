@@ -65,7 +65,10 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     recipe.write_text(yaml.safe_dump(content))
     for options in ([], ["--dry-run"]):
         assert run(recipe, *options) == 2
-        assert "`train_dataset` has recorded drafts, the column `draft_ids`, which PrismObjective" in capsys.readouterr().err
+        assert (
+            "`train_dataset` has recorded drafts, the column `draft_ids`, which the objective `prism`"
+            in capsys.readouterr().err
+        )
     content["objective"] = {"name": "prism_recorded", "diffusion_weight": 0.25}
     recipe.write_text(yaml.safe_dump(content))
     assert run(recipe, "--dry-run", "--json") == 0
@@ -79,7 +82,7 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     assert objective == {"name": "prism_recorded", "diffusion_weight": 0.25, "quality_weight": 1.0}
     for options in ([], ["--dry-run"]):
         assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), "--data.columns", "{}", *options) == 2
-        assert "RecordedPrismObjective learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
+        assert "The objective `prism_recorded` learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from reference import losses as reference
 
 from prism_plugin.core.labels import drafted_labels
+from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.losses import (
-    cross_entropy,
     diffusion_loss,
     diffusion_loss_per_row,
     prism_loss,
@@ -16,6 +16,7 @@ from prism_plugin.core.losses import (
     share_scale,
 )
 from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.lm_head import may_overwrite
 
 
 def random_case(batch, length, vocab=7, dtype=torch.float32):
@@ -185,12 +186,15 @@ def test_logits_are_overwritten_only_when_asked_and_only_where_nothing_needs_the
         (True, lambda: F.linear(hidden, weight, bias)),
         (True, lambda: F.linear(hidden.unsqueeze(0), weight).squeeze(0) + bias),
         (False, lambda: torch.tanh(F.linear(hidden, weight))),  # its gradient is made from its output
-        (False, lambda: 3 * torch.tanh(F.linear(hidden, weight) / 3)),
+        (False, lambda: torch.tanh(F.linear(hidden, weight).unsqueeze(0)).squeeze(0)),
+        (True, lambda: 3 * torch.tanh(F.linear(hidden, weight) / 3)),  # the product's result is another memory than tanh's
     ]:
         for asked in (False, True):
             rows = make()
             before = rows.detach().clone()
-            (found,) = torch.autograd.grad(cross_entropy(rows, targets, overwrite_rows=asked).sum(), hidden)
+            (found,) = torch.autograd.grad(
+                cross_entropy(rows, targets, overwrite_rows=asked and may_overwrite(rows)).sum(), hidden
+            )
             (expected,) = torch.autograd.grad(F.cross_entropy(make(), targets, reduction="sum"), hidden)
             torch.testing.assert_close(found, expected)
             assert torch.equal(rows, before) != (asked and overwrite)

@@ -107,7 +107,7 @@ def test_states_are_those_that_the_objective_makes(model, num_drafted):
     reached, right = (torch.zeros(TABLE.canvases.shape, dtype=torch.float64) for _ in range(2))
     for epoch in range(60):
         with torch.no_grad():
-            labels = objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).labels
+            labels = objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).terms["quality"].labels
         share = labels.labelled.double() / labels.labelled.sum(-1, keepdim=True).clamp(min=1)
         index = TABLE.index_of(seen[-1])
         reached.index_add_(0, index, share)

@@ -12,10 +12,12 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingErr
 from prism_plugin.evaluation.quality import SCORES, judge_drafts, judge_states
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_tokenizer
-from prism_plugin.training import PrismObjective, RecordedPrismObjective
+from prism_plugin.training import get_objective
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 
-OBJECTIVE = PrismObjective(drafts=(DraftRule(num_drafted=3, num_looks=2), DraftRule(num_drafted=2)), num_drafts=2, t_min=0.4)
+OBJECTIVE = get_objective(
+    "prism", drafts=(DraftRule(num_drafted=3, num_looks=2), DraftRule(num_drafted=2)), num_drafts=2, t_min=0.4
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,9 @@ def test_drafts_are_the_objectives(model):
     for row in rows:
         batch = PrismCollator(pad_token_id=0)([row])
         step = OBJECTIVE.step(model, batch, epoch=EVALUATION_EPOCH, seed=1, unwrapped=model)
-        for ids, drafted, commit in zip(step.draft.draft_ids, step.draft.drafted, step.draft.confidence, strict=True):
+        for ids, drafted, commit in zip(
+            step.draft.ids, step.draft.drafted, step.draft.history["commit_confidence"], strict=True
+        ):
             probabilities, quality = look(model, ids, [MASK])
             share = (ids == MASK).sum().item() / sum(row["maskable"])
             for position in drafted.nonzero().flatten().tolist():
@@ -116,7 +120,7 @@ def test_recorded_drafts_are_judged_as_they_are(model):
         ids[places[1::3]] = MASK
         canvases.append(ids.tolist())
     rows = plain.add_column("draft_ids", canvases)
-    judged = judge_drafts(model, RecordedPrismObjective(), rows, batch_size=4)
+    judged = judge_drafts(model, get_objective("prism_recorded"), rows, batch_size=4)
     assert set(judged.scores) == {"quality", "visible_confidence"}
     expected = []
     for row in rows:
@@ -130,10 +134,10 @@ def test_recorded_drafts_are_judged_as_they_are(model):
                 expected.append((row["example_id"], share, token == row["input_ids"][position], share, *scores))
     assert 0 < judged.correct.sum() < len(judged.correct)
     assert_close(listed(judged), sorted(expected))
-    with pytest.raises(DataFormatError, match="`rows` has recorded drafts, the column `draft_ids`, which PrismObjective would"):
+    with pytest.raises(DataFormatError, match="`rows` has recorded drafts, .* which the objective `prism` would"):
         judge_drafts(model, OBJECTIVE, rows)
-    with pytest.raises(DataFormatError, match=r"RecordedPrismObjective learns from recorded drafts, .* but `rows` has none"):
-        judge_drafts(model, RecordedPrismObjective(), plain)
+    with pytest.raises(DataFormatError, match=r"`prism_recorded` learns from recorded drafts, .* but `rows` has none"):
+        judge_drafts(model, get_objective("prism_recorded"), plain)
     with pytest.raises(DataFormatError, match=r"The rows have recorded drafts \(`draft_ids`\), which a sampler that starts"):
         judge_states(sampler_of(model), rows)
 
@@ -188,4 +192,4 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(model):
         with pytest.raises(ConfigurationError, match=r"`masked` must be a share in \(0, 1\], got"):
             judge_states(sampler_of(model), text, masked=share)
     with pytest.raises(DataFormatError, match="No draft of the 2 rows filled a token, so nothing could be judged; give longer"):
-        judge_drafts(model, PrismObjective(t_min=1e-6, t_max=2e-6), make_rows(2))
+        judge_drafts(model, get_objective("prism", t_min=1e-6, t_max=2e-6), make_rows(2))

@@ -57,6 +57,16 @@ def recorded_rows(count, seed=0):
     return rows
 
 
+def losses(output):
+    """What a step gave, under the names of the reference."""
+    loss = {name: term.loss for name, term in output.terms.items()}
+    labels = output.terms["quality"].labels
+    return SimpleNamespace(
+        loss=output.loss, quality_loss=loss["quality"], diffusion_loss=loss["diffusion"],
+        num_correct=labels.targets.sum(), num_judged=labels.labelled.sum(),
+    )  # fmt: skip
+
+
 def make_trainer(directory, *, model=None, objective=None, rows=None, eval_rows=None, **arguments):
     settings = {
         "output_dir": str(directory),
@@ -87,6 +97,7 @@ def lab():
         make_rows=make_rows,
         recorded_rows=recorded_rows,
         make_trainer=make_trainer,
+        losses=losses,
         collate=PrismCollator(pad_token_id=0),
         tokenizer=tiny_tokenizer(),
     )

@@ -12,17 +12,19 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.training_args import OptimizerNames
 
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.training import PrismObjective, RecordedPrismObjective
+from prism_plugin.training import Objective, get_objective
 from prism_plugin.training.apart import backward_apart
 
-ROLLED_OUT = PrismObjective(drafts=(DraftRule(num_drafted=4, num_looks=3, positions="confidence"),), num_drafts=2, t_min=0.3)
+ROLLED_OUT = get_objective(
+    "prism", drafts=(DraftRule(num_drafted=4, num_looks=3, positions="confidence"),), num_drafts=2, t_min=0.3
+)
 
 
 def gradients(model, lab, apart, objective=ROLLED_OUT, rows=None):
     model.zero_grad()
     batch = lab.collate(rows or lab.make_rows(6))
     output = objective.step(model, batch, epoch=1, seed=2, unwrapped=model, apart=apart)
-    output.losses.loss.backward()
+    output.loss.backward()
     return output, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
@@ -31,9 +33,7 @@ def test_two_backwards_give_the_gradient_of_one(lab, lora):
     model = lab.build_model(lora=lora, train_backbone=not lora)
     together, expected = gradients(model, lab, None)
     apart, found = gradients(model, lab, lambda: nullcontext(torch.Tensor.backward))
-    assert apart.losses.loss.item() == pytest.approx(together.losses.loss.item())
-    assert together.losses.diffusion_loss.requires_grad
-    assert not apart.losses.diffusion_loss.requires_grad
+    assert apart.loss.item() == pytest.approx(together.loss.item())
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4, msg=name)
@@ -63,8 +63,8 @@ def test_a_batch_without_masks_still_goes_backward_twice(lab):
         went.append(loss.item())
         loss.backward()
 
-    objective, batch = PrismObjective(t_min=1e-9, t_max=1e-9), lab.collate(lab.make_rows(2))
-    losses = objective.step(model, batch, epoch=0, seed=0, unwrapped=model, apart=lambda: nullcontext(backward)).losses
+    objective, batch = get_objective("prism", t_min=1e-9, t_max=1e-9), lab.collate(lab.make_rows(2))
+    losses = lab.losses(objective.step(model, batch, epoch=0, seed=0, unwrapped=model, apart=lambda: nullcontext(backward)))
     losses.loss.backward()
     assert went == [0.0], "every process has to send as many gradients as the others"
     assert all(not one.grad.any() for one in model.parameters() if one.requires_grad)
@@ -89,12 +89,12 @@ def fake_trainer(engine=DistributedType.NO, optim=OptimizerNames.ADAMW_TORCH, n_
 
 def test_engines_that_cannot_get_one_backward(lab):
     model = lab.build_model()
-    assert backward_apart(fake_trainer(), model, model) is not None
-    assert backward_apart(fake_trainer(DistributedType.DEEPSPEED), model, model) is None
-    assert backward_apart(fake_trainer(n_gpu=2), model, model) is None
-    assert backward_apart(fake_trainer(optim=OptimizerNames.ADALOMO), model, model) is None
+    assert backward_apart(fake_trainer(), model, model, ROLLED_OUT) is not None
+    assert backward_apart(fake_trainer(DistributedType.DEEPSPEED), model, model, ROLLED_OUT) is None
+    assert backward_apart(fake_trainer(n_gpu=2), model, model, ROLLED_OUT) is None
+    assert backward_apart(fake_trainer(optim=OptimizerNames.ADALOMO), model, model, ROLLED_OUT) is None
     with torch.no_grad():
-        assert backward_apart(fake_trainer(), model, model) is None
+        assert backward_apart(fake_trainer(), model, model, ROLLED_OUT) is None
 
 
 @pytest.mark.parametrize("made", ["rolled out", "recorded", "recorded without masks"])
@@ -102,14 +102,14 @@ def test_ddp_sends_the_sum_of_both_looks(lab, alone, made):
     model = lab.build_model()
     objective, rows = ROLLED_OUT, lab.make_rows(6)
     if made != "rolled out":
-        objective, rows = RecordedPrismObjective(), lab.recorded_rows(6)[-1 if made.endswith("masks") else 0 :]
+        objective, rows = get_objective("prism_recorded"), lab.recorded_rows(6)[-1 if made.endswith("masks") else 0 :]
     _, expected = gradients(model, lab, None, objective, rows)
     wrapped, trainer = DistributedDataParallel(model), fake_trainer(DistributedType.MULTI_CPU)
     for _ in range(2):  # a parameter without gradient would be an error at the second step
         model.zero_grad()
-        step = {"epoch": 1, "seed": 2, "unwrapped": model, "apart": backward_apart(trainer, wrapped, model)}
+        step = {"epoch": 1, "seed": 2, "unwrapped": model, "apart": backward_apart(trainer, wrapped, model, objective)}
         assert step["apart"] is not None
-        objective.step(wrapped, lab.collate(rows), **step).losses.loss.backward()
+        objective.step(wrapped, lab.collate(rows), **step).loss.backward()
         for name in expected:
             torch.testing.assert_close(model.get_parameter(name).grad, expected[name], atol=1e-6, rtol=1e-4)
 
@@ -117,18 +117,18 @@ def test_ddp_sends_the_sum_of_both_looks(lab, alone, made):
 def test_ddp_with_a_trained_lm_head_goes_backward_once(lab, alone):
     model = lab.build_model(lora=False, train_backbone=True)
     wrapped = DistributedDataParallel(model)
-    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, model) is None
+    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, model, ROLLED_OUT) is None
 
 
 def test_compiled_ddp_goes_backward_once(lab, alone):
     wrapped = torch.compile(DistributedDataParallel(lab.build_model()), backend="eager")
-    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, wrapped._orig_mod.module) is None
+    assert backward_apart(fake_trainer(DistributedType.MULTI_CPU), wrapped, wrapped._orig_mod.module, ROLLED_OUT) is None
 
 
 def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
     seen = []
 
-    class Listening(PrismObjective):
+    class Listening(Objective):
         def step(self, model, batch, **rest):
             def listen(*args, **kwargs):
                 output = model(*args, **kwargs)
@@ -138,7 +138,7 @@ def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
             return super().step(listen, batch, **rest)
 
     trainer = lab.make_trainer(tmp_path, bf16=True, max_steps=2)
-    trainer.objective = Listening(t_min=0.5)
+    trainer.objective = Listening(*vars(get_objective("prism", t_min=0.5)).values())
     trainer.train()
     assert seen == [torch.bfloat16, None] * 2
     copied = copy.deepcopy(trainer.prism_model)

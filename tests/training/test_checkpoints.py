@@ -8,10 +8,10 @@ import torch
 
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
-from prism_plugin.training import PrismObjective, checkpoints
+from prism_plugin.training import checkpoints, get_objective
 from prism_plugin.training import trainer as trainer_module
 
-OBJECTIVE = PrismObjective(drafts=(DraftRule(num_drafted=2), DraftRule(num_drafted=4, num_looks=2)), t_min=0.2)
+OBJECTIVE = get_objective("prism", drafts=(DraftRule(num_drafted=2), DraftRule(num_drafted=4, num_looks=2)), t_min=0.2)
 
 
 def names(directory):

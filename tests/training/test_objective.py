@@ -7,7 +7,7 @@ from reference import training as reference
 
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
-from prism_plugin.training import PrismObjective, get_objective, objective_to_dict
+from prism_plugin.training import Fill, get_objective, objective_to_dict
 
 MIXTURE = (
     DraftRule(num_drafted=2),
@@ -25,7 +25,7 @@ def run(model, rows, lab, objective, *, seed=5, epoch=2):
 @pytest.mark.parametrize("num_drafts", [1, 2])
 def test_the_step_is_the_papers_row_by_row(lab, rules, num_drafts):
     model, rows = lab.build_model(), lab.make_rows(8)
-    objective = PrismObjective(drafts=rules, num_drafts=num_drafts, t_min=0.2, t_max=0.9)
+    objective = get_objective("prism", drafts=rules, num_drafts=num_drafts, t_min=0.2, t_max=0.9)
 
     @torch.no_grad()
     def look(ids):
@@ -42,7 +42,7 @@ def test_the_step_is_the_papers_row_by_row(lab, rules, num_drafts):
         seed=5,
         epoch=2,
     )
-    losses = run(model, rows, lab, objective).losses
+    losses = lab.losses(run(model, rows, lab, objective))
     assert losses.quality_loss.item() == pytest.approx(quality, rel=1e-4)
     assert losses.diffusion_loss.item() == pytest.approx(diffusion, rel=1e-4)
     assert losses.loss.item() == pytest.approx(quality + 0.5 * diffusion, rel=1e-4)
@@ -51,13 +51,13 @@ def test_the_step_is_the_papers_row_by_row(lab, rules, num_drafts):
 def gradients(model, batches, lab, objective):
     model.zero_grad()
     for rows in batches:
-        (run(model, rows, lab, objective).losses.loss / len(batches)).backward()
+        (run(model, rows, lab, objective).loss / len(batches)).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def test_eight_micro_batches_of_one_row_give_the_gradient_of_one_batch(lab):
     model, rows = lab.build_model(), lab.make_rows(8)
-    objective = PrismObjective(drafts=MIXTURE, num_drafts=2, t_min=0.1)
+    objective = get_objective("prism", drafts=MIXTURE, num_drafts=2, t_min=0.1)
     whole = gradients(model, [rows], lab, objective)
     split = gradients(model, [[row] for row in rows], lab, objective)
     assert whole.keys() == split.keys()
@@ -68,21 +68,21 @@ def test_eight_micro_batches_of_one_row_give_the_gradient_of_one_batch(lab):
 
 def test_wider_padding_and_row_order_change_nothing(lab):
     model, rows = lab.build_model(), lab.make_rows(6)
-    objective = PrismObjective(drafts=MIXTURE, t_min=0.1)
-    plain = run(model, rows, lab, objective).losses
+    objective = get_objective("prism", drafts=MIXTURE, t_min=0.1)
+    plain = lab.losses(run(model, rows, lab, objective))
     wide = dataclasses.replace(lab.collate, pad_to_multiple_of=20)(rows[::-1])
-    padded = objective.step(model, wide, epoch=2, seed=5, unwrapped=model).losses
+    padded = lab.losses(objective.step(model, wide, epoch=2, seed=5, unwrapped=model))
     assert padded.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
     assert padded.num_judged == plain.num_judged
 
 
 def test_seed_and_epoch_are_the_keys_of_the_noise(lab):
     model, rows = lab.build_model(), lab.make_rows(6)
-    objective = PrismObjective(t_min=0.1)
-    first = run(model, rows, lab, objective).losses.loss.item()
-    assert run(model, rows, lab, objective).losses.loss.item() == first
-    assert run(model, rows, lab, objective, epoch=3).losses.loss.item() != first
-    assert run(model, rows, lab, objective, seed=6).losses.loss.item() != first
+    objective = get_objective("prism", t_min=0.1)
+    first = run(model, rows, lab, objective).loss.item()
+    assert run(model, rows, lab, objective).loss.item() == first
+    assert run(model, rows, lab, objective, epoch=3).loss.item() != first
+    assert run(model, rows, lab, objective, seed=6).loss.item() != first
 
 
 def test_drafts_fill_masks_with_real_tokens_and_touch_nothing_else(lab):
@@ -94,10 +94,12 @@ def test_drafts_fill_masks_with_real_tokens_and_touch_nothing_else(lab):
     hook = model.plain_backbone.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
-    output = PrismObjective(drafts=(DraftRule(num_drafted=3),), t_min=0.5).step(model, batch, epoch=0, seed=0, unwrapped=model)
+    output = get_objective("prism", drafts=(DraftRule(num_drafted=3),), t_min=0.5).step(
+        model, batch, epoch=0, seed=0, unwrapped=model
+    )
     hook.remove()
     noised, draft = seen
-    labelled = output.labels.labelled
+    labelled = output.terms["quality"].labels.labelled
     assert (draft[labelled] != lab.mask).all()
     assert (noised[labelled] == lab.mask).all()
     assert torch.equal(draft[~labelled], noised[~labelled])
@@ -107,7 +109,7 @@ def test_drafts_fill_masks_with_real_tokens_and_touch_nothing_else(lab):
 
 def test_a_row_with_nothing_masked_counts_as_zero(lab):
     model, rows = lab.build_model(), lab.make_rows(2)
-    losses = run(model, rows, lab, PrismObjective(t_min=1e-9, t_max=1e-9)).losses
+    losses = lab.losses(run(model, rows, lab, get_objective("prism", t_min=1e-9, t_max=1e-9)))
     assert losses.loss.item() == 0
     assert losses.num_judged == 0
     losses.loss.backward()
@@ -116,18 +118,20 @@ def test_a_row_with_nothing_masked_counts_as_zero(lab):
 
 def test_dropout_is_off_where_drafts_come_from_and_on_where_they_are_judged(lab):
     model, rows = lab.build_model(dropout=0.5).train(), lab.make_rows(8)
-    outputs = [run(model, rows, lab, PrismObjective(drafts=MIXTURE, t_min=0.1)) for _ in range(2)]
-    assert torch.equal(outputs[0].diffusion_per_row, outputs[1].diffusion_per_row)
-    assert torch.equal(outputs[0].labels.targets, outputs[1].labels.targets)
+    outputs = [run(model, rows, lab, get_objective("prism", drafts=MIXTURE, t_min=0.1)) for _ in range(2)]
+    assert torch.equal(outputs[0].terms["diffusion"].per_row, outputs[1].terms["diffusion"].per_row)
+    assert torch.equal(outputs[0].terms["quality"].labels.targets, outputs[1].terms["quality"].labels.targets)
     assert not torch.equal(outputs[0].quality_logits, outputs[1].quality_logits)
 
 
 def test_without_diffusion_weight_only_the_second_look_has_a_gradient(lab):
     model, rows = lab.build_model(lora=False), lab.make_rows(4)
-    output = run(model, rows, lab, PrismObjective(diffusion_weight=0.0, t_min=0.1))
-    assert not output.losses.diffusion_loss.requires_grad
-    assert output.losses.loss.requires_grad
-    assert output.losses.diffusion_loss > 0
+    looks = []
+    model.register_forward_hook(lambda module, args, output: looks.append(output.logits if len(looks) == 0 else output[0]))
+    output = run(model, rows, lab, get_objective("prism", diffusion_weight=0.0, t_min=0.1))
+    seen = [one.requires_grad for one in looks]
+    assert seen == [False, True]
+    assert output.terms["diffusion"].loss > 0
 
 
 def test_no_vocabulary_row_is_computed_in_the_second_look(lab):
@@ -138,7 +142,7 @@ def test_no_vocabulary_row_is_computed_in_the_second_look(lab):
     looks = model.plain_backbone.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(int((kwargs["input_ids"] == lab.mask).sum())), with_kwargs=True
     )
-    run(model, rows, lab, PrismObjective(num_drafts=3, t_min=0.5))
+    run(model, rows, lab, get_objective("prism", num_drafts=3, t_min=0.5))
     hook.remove()
     looks.remove()
     assert counts == [masks[0], 0]
@@ -146,7 +150,7 @@ def test_no_vocabulary_row_is_computed_in_the_second_look(lab):
 
 def test_objectives_are_built_by_name_and_written_down():
     short = get_objective("prism", num_drafted=4, positions="confidence", diffusion_weight=5.0)
-    assert short == PrismObjective(drafts=(DraftRule(num_drafted=4, positions="confidence"),), diffusion_weight=5.0)
+    assert short == get_objective("prism", drafts=(DraftRule(num_drafted=4, positions="confidence"),), diffusion_weight=5.0)
     mixed = get_objective("prism", drafts=[{"share": [0.1, 0.5], "num_looks": 2}, {"num_drafted": 2}], num_drafts=2)
     written = json.loads(json.dumps(objective_to_dict(mixed)))
     assert get_objective(**written) == mixed
@@ -156,11 +160,11 @@ def test_objectives_are_built_by_name_and_written_down():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"name": "prysm"}, UnknownNameError, "Did you mean 'prism'"),
+        ({"name": "prysm"}, UnknownNameError, "did you mean 'prism'"),
         (
             {"name": "prism", "num_draftd": 2},
             UnknownKeyError,
-            "'prism' has no 'num_draftd'; known: .*num_drafted",
+            "'prism' has no 'num_draftd' \\(did you mean 'num_drafted'\\?\\); known: .*num_drafted",
         ),
         (
             {"name": "prism", "num_drafted": 0},
@@ -175,21 +179,25 @@ def test_objectives_are_built_by_name_and_written_down():
         (
             {"name": "prism", "diffusion_weight": -1.0},
             ConfigurationError,
-            "`diffusion_weight` .* must be 0 or more, found -1.0",
+            "diffusion_weight: `weight` of DiffusionTerm must be 0 or more, found -1.0",
         ),
         (
             {"name": "prism", "diffusion_weight": 0.0, "quality_weight": 0.0},
             ConfigurationError,
-            "both 0, so nothing would be learnt",
+            "`diffusion_weight` and `quality_weight` are 0, so nothing would be learnt; raise one",
         ),
-        ({"name": "prism", "diffusion_weight": "a"}, ConfigurationError, "`diffusion_weight` .* must be 0 or more, found 'a'"),
+        (
+            {"name": "prism", "diffusion_weight": "a"},
+            ConfigurationError,
+            "diffusion_weight: `weight` of .* must be 0 or more, found 'a'",
+        ),
         (
             {"name": "prism", "diffusion_share": 0.0},
             ConfigurationError,
-            r"`diffusion_share` .* must be a share in \(0, 1\], found 0.0",
+            r"diffusion_share: `share` of .* must be a share in \(0, 1\], found 0.0",
         ),
-        ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` of PrismObjective must be a finite number, found 'a'"),
-        ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` of PrismObjective must be a finite number, found None"),
+        ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` of Fill must be a finite number, found 'a'"),
+        ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` of Fill must be a finite number, found None"),
         ({"name": "prism", "t_min": 0.0}, ConfigurationError, "0 < t_min <= t_max <= 1, found t_min=0.0"),
     ],
 )
@@ -201,13 +209,13 @@ def test_bad_settings_are_one_sentence(settings, error, words):
 @pytest.mark.parametrize("drafts", [3, (3,), "one"])
 def test_drafts_are_draft_rules(drafts):
     with pytest.raises(ConfigurationError, match="`drafts` is a tuple of DraftRule, found"):
-        PrismObjective(drafts=drafts)
+        Fill(drafts=drafts)
 
 
 def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
     model, rows = lab.build_model(), lab.make_rows(6)
-    draft = run(model, rows, lab, PrismObjective(drafts=(DraftRule(num_drafted=2, num_looks=2),), t_min=0.9)).draft
-    assert torch.equal(draft.confidence > 0, draft.drafted)
+    draft = run(model, rows, lab, get_objective("prism", drafts=(DraftRule(num_drafted=2, num_looks=2),), t_min=0.9)).draft
+    assert torch.equal(draft.history["commit_confidence"] > 0, draft.drafted)
 
     def probability(ids, attention_mask, position):
         everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -216,7 +224,7 @@ def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
         return logits.softmax(-1)
 
     for ids, drafted, confidence, mask in zip(
-        draft.draft_ids, draft.drafted, draft.confidence, lab.collate(rows)["attention_mask"], strict=True
+        draft.ids, draft.drafted, draft.history["commit_confidence"], lab.collate(rows)["attention_mask"], strict=True
     ):
         one, other = drafted.nonzero().flatten().tolist()
         orders = []
@@ -235,8 +243,8 @@ def test_a_share_of_the_diffusion_term_reads_fewer_rows(lab):
     hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: counts.append(out.numel() // 32))
     for share, positions in [(1.0, "random"), (0.3, "random"), (0.3, "confidence")]:
         rule = DraftRule(num_drafted=1, positions=positions)
-        objective = PrismObjective(drafts=(rule,), diffusion_share=share, t_min=0.9)
-        losses.append(run(model, rows, lab, objective).losses)
+        objective = get_objective("prism", drafts=(rule,), diffusion_share=share, t_min=0.9)
+        losses.append(lab.losses(run(model, rows, lab, objective)))
     hook.remove()
     everything, some, confident = counts[::2]
     assert some < 0.7 * everything
@@ -253,6 +261,8 @@ def test_a_share_is_unbiased_over_epochs(lab):
     for epoch in range(20):
         for share in totals:
             with torch.no_grad():
-                step = PrismObjective(diffusion_share=share, t_min=0.5).step(model, batch, epoch=epoch, seed=0, unwrapped=model)
-            totals[share] += step.losses.diffusion_loss.item() / 20
+                step = get_objective("prism", diffusion_share=share, t_min=0.5).step(
+                    model, batch, epoch=epoch, seed=0, unwrapped=model
+                )
+            totals[share] += step.terms["diffusion"].loss.item() / 20
     assert totals[0.4] == pytest.approx(totals[1.0], rel=0.02)

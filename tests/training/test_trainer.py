@@ -8,14 +8,14 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 from transformers import LlamaForCausalLM
 
+from prism_plugin.core import terms as terms_module
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.core.labels import QualityLabels
+from prism_plugin.core.labels import Labels
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
-from prism_plugin.training import PrismObjective, PrismTrainingArguments
-from prism_plugin.training import objectives as objectives_module
-from prism_plugin.training.arguments import EVALUATED
+from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
+from prism_plugin.training.meters import figures_of
 
 LEARNT = ("quality_loss", "diffusion_loss", "loss", "base_rate", "grad_norm")
 
@@ -35,7 +35,7 @@ def assert_same_run(one, other, atol):
 
 
 def test_accumulation_changes_nothing(lab, tmp_path):
-    objective = PrismObjective(drafts=(DraftRule(num_drafted=2), DraftRule(num_drafted=4, num_looks=2)), t_min=0.2)
+    objective = get_objective("prism", drafts=(DraftRule(num_drafted=2), DraftRule(num_drafted=4, num_looks=2)), t_min=0.2)
     rows = lab.make_rows(18)  # two rows are left over in each epoch, and the third epoch is begun
     settings = {"objective": objective, "rows": rows, "max_steps": 9, "optim": "sgd", "learning_rate": 1e-3}
     whole = train(lab.make_trainer(tmp_path, per_device_train_batch_size=4, **settings))
@@ -49,12 +49,12 @@ def test_every_epoch_visits_other_rows_in_another_order_with_fresh_noise(lab, tm
     seen = []
     step = trainer.objective.step
 
-    class Listening(PrismObjective):
+    class Listening(Objective):
         def step(self, model, batch, *, epoch, **rest):
             seen.append((epoch, batch["example_id"].tolist()))
             return step(model, batch, epoch=epoch, **rest)
 
-    trainer.objective = Listening()
+    trainer.objective = Listening(*vars(trainer.objective).values())
     trainer.train()
     assert [epoch for epoch, _ in seen] == [0] * 4 + [1] * 4
     orders = [[one for _, batch in seen[start : start + 4] for one in batch] for start in (0, 4)]
@@ -89,7 +89,7 @@ def test_the_head_has_its_own_learning_rate(lab, tmp_path):
 def test_wrong_labels_raise_the_loss(lab, tmp_path, monkeypatch):
     cycle = [3, 4, 5] * 4
     rows = [{"example_id": index, "input_ids": cycle[index % 3 :][:8], "maskable": [True] * 8} for index in range(96)]
-    objective = PrismObjective(drafts=(DraftRule(num_drafted=1),), t_min=0.1, t_max=0.4)
+    objective = get_objective("prism", drafts=(DraftRule(num_drafted=1),), t_min=0.1, t_max=0.4)
 
     def final_loss(name):
         settings = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
@@ -99,18 +99,18 @@ def test_wrong_labels_raise_the_loss(lab, tmp_path, monkeypatch):
         return trainer.evaluate()["eval_quality_loss"]
 
     right = final_loss("right")
-    honest = objectives_module.drafted_labels
+    honest = terms_module.drafted_labels
 
     def flipped(*args):
         labels = honest(*args)
-        return QualityLabels(labels.labelled & ~labels.targets, labels.labelled)
+        return Labels((1 - labels.targets) * labels.labelled, labels.labelled)
 
-    monkeypatch.setattr(objectives_module, "drafted_labels", flipped)
+    monkeypatch.setattr(terms_module, "drafted_labels", flipped)
     assert final_loss("wrong") > right + 0.2
 
 
 def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch_size(lab, tmp_path):
-    objective = PrismObjective(num_drafts=2, t_min=0.2)
+    objective = get_objective("prism", num_drafts=2, t_min=0.2)
     figures = []
     for batch_size in (4, 4, 7):
         trainer = lab.make_trainer(
@@ -118,7 +118,7 @@ def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch_size(lab, tmp
         )
         figures += [trainer.evaluate(), trainer.evaluate()]
     names = [name for name in figures[0] if "runtime" not in name and "second" not in name and "time" not in name]
-    assert {f"eval_{name}" for name in EVALUATED} == set(names) - {"epoch"}
+    assert {f"eval_{name}" for name in figures_of(objective)} == set(names) - {"epoch"}
     for other in figures[1:]:
         assert [other[name] for name in names] == pytest.approx([figures[0][name] for name in names], rel=1e-4, nan_ok=True)
     weighted = figures[0]["eval_quality_loss"] + 0.5 * figures[0]["eval_diffusion_loss"]
@@ -167,7 +167,7 @@ def test_raw_rows_are_prepared_with_the_models_tokenizer(lab, tmp_path):
 
 
 def test_the_objective_is_recorded_with_the_model(lab, tmp_path):
-    trainer = lab.make_trainer(tmp_path, objective=PrismObjective(drafts=(DraftRule(num_drafted=5),)))
+    trainer = lab.make_trainer(tmp_path, objective=get_objective("prism", drafts=(DraftRule(num_drafted=5),)))
     trainer.save_model()
     stored = json.loads((tmp_path / "prism_config.json").read_text())["objective"]
     assert stored["name"] == "prism"
@@ -178,7 +178,7 @@ def test_the_objective_is_recorded_with_the_model(lab, tmp_path):
 def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
     model = lab.build_model(lora=False, train_backbone=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    logs, weights = train(lab.make_trainer(tmp_path, model=model, objective=PrismObjective(t_min=0.5)))
+    logs, weights = train(lab.make_trainer(tmp_path, model=model, objective=get_objective("prism", t_min=0.5)))
     still = [name for name in weights if torch.equal(weights[name], before[name])]
     assert still == []
     assert all(math.isfinite(log["loss"]) for log in logs)
@@ -187,14 +187,19 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
 @pytest.mark.parametrize(
     ("model", "objective", "words"),
     [
-        ({"lora": False}, PrismObjective(), "The backbone is frozen, so the diffusion term cannot teach it anything"),
+        ({"lora": False}, get_objective("prism"), "The backbone is frozen, so the diffusion term cannot teach it anything"),
         (
             {"lora": False, "train_backbone": True},
-            PrismObjective(diffusion_weight=0.0),
+            get_objective("prism", diffusion_weight=0.0),
             "would unlearn the language model",
         ),
     ],
 )
+def test_a_best_checkpoint_is_chosen_by_what_the_objective_measures(lab, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"`metric_for_best_model` must be one of loss, .*quality_ece.*got 'accuracy'"):
+        lab.make_trainer(tmp_path, metric_for_best_model="eval_accuracy")
+
+
 def test_impossible_combinations_are_refused(lab, tmp_path, model, objective, words):
     with pytest.raises(ConfigurationError, match=words):
         lab.make_trainer(tmp_path, model=lab.build_model(**model), objective=objective)
@@ -205,7 +210,7 @@ def test_a_head_trains_beside_offloaded_weights_where_trainer_leaves_them(lab, t
     tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
     places = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu"}
     offloaded = {"device_map": places | {"model.rotary_emb": "cpu", "lm_head": "cpu"}, "offload_folder": tmp_path / "weights"}
-    objective = PrismObjective(diffusion_weight=0.0)
+    objective = get_objective("prism", diffusion_weight=0.0)
     trained = []
     for options in ({}, offloaded):
         backbone = LlamaForCausalLM.from_pretrained(tmp_path / "backbone", **options)
@@ -242,7 +247,6 @@ def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
         ({"max_steps": -5}, "`max_steps` must be at least 1, or -1 for `num_train_epochs`, got -5"),
         ({"num_train_epochs": 0}, "`num_train_epochs` must be positive, got 0"),
         ({"save_steps": 0}, "`save_steps` must be positive, got 0; `save_strategy: no` saves at the end"),
-        ({"metric_for_best_model": "eval_accuracy"}, "`metric_for_best_model` must be one of loss, .*, got 'accuracy'"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, because the objective reads columns"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` must be False, because evaluation would lose rows"),
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` must be 'random', because"),

@@ -18,8 +18,9 @@ from benchmarks.memory import ALLOCATOR, BERT, SHAPES
 from prism_plugin.backbones import BackboneSpec, build_backbone, register_backbone
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.modeling.memory import StepShape, _LiveBytes, estimate_memory
 from prism_plugin.testing import tiny_backbone
+from prism_plugin.training import get_objective
+from prism_plugin.training.memory import StepShape, _LiveBytes, estimate_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = StepShape(4, 32)
@@ -58,7 +59,7 @@ def test_every_number_grows_where_it_must():
     base = estimate_memory(model, SHAPE)
     larger = estimate_memory(model, StepShape(8, 32))
     half = estimate_memory(model, StepShape(4, 32, masked_share=0.5))
-    drafts = estimate_memory(model, StepShape(4, 32, num_drafts=3))
+    drafts = estimate_memory(model, SHAPE, get_objective("prism", num_drafts=3))
     together = estimate_memory(model, StepShape(4, 32, looks_apart=False))
     assert larger.activations == pytest.approx(2 * base.activations, rel=0.02)
     assert larger.logits == pytest.approx(2 * base.logits, rel=0.02)
@@ -77,18 +78,20 @@ def test_every_number_grows_where_it_must():
 def test_a_first_look_without_gradient_keeps_nothing():
     model = attached(lora=None)
     with_gradient = estimate_memory(attached(), SHAPE)
-    assert estimate_memory(model, StepShape(4, 32, diffusion_weight=0)).activations < 0.5 * with_gradient.activations
+    assert (
+        estimate_memory(model, SHAPE, get_objective("prism", diffusion_weight=0)).activations < 0.5 * with_gradient.activations
+    )
 
 
 def test_recorded_drafts_leave_out_the_draw_and_without_weight_the_first_look():
     model = attached(vocab_size=128)
     rows = 4 * 32 * 128 * 4
-    drawn, recorded = estimate_memory(model, SHAPE), estimate_memory(model, StepShape(4, 32, recorded=True))
+    drawn, recorded = estimate_memory(model, SHAPE), estimate_memory(model, SHAPE, get_objective("prism_recorded"))
     assert recorded.activations == pytest.approx(drawn.activations, rel=0.02)
     assert rows <= recorded.logits < drawn.logits
     frozen = attached(lora=None, vocab_size=4096)
-    first_look = estimate_memory(frozen, StepShape(4, 32, diffusion_weight=0))
-    one_look = estimate_memory(frozen, StepShape(4, 32, diffusion_weight=0, recorded=True))
+    first_look = estimate_memory(frozen, SHAPE, get_objective("prism", diffusion_weight=0))
+    one_look = estimate_memory(frozen, SHAPE, get_objective("prism_recorded", diffusion_weight=0))
     assert first_look.logits > 0
     assert one_look.logits == 0
     assert one_look.logits_full == 4 * 32 * 4096 * 4, "what the second look's rows would take"
@@ -201,7 +204,6 @@ def test_gigabytes_are_named_and_rounded():
         ({"batch_size": 0}, "`batch_size` of StepShape must be .*at least 1.*0"),
         ({"length": 1}, "`length` of StepShape must be .*at least 2.*1"),
         ({"masked_share": 0.0}, "`masked_share` .*above 0 and at most 1.*0.0"),
-        ({"num_drafts": 0}, "`num_drafts` of StepShape must be .*at least 1.*0"),
         ({"optimizer_states": -1}, "`optimizer_states` of StepShape must be .*at least 0.*-1"),
     ],
 )

@@ -26,10 +26,13 @@ from torch.utils._pytree import tree_iter
 from transformers import PreTrainedConfig
 
 from prism_plugin.core.categorical import chunk_slices, draw_rows
-from prism_plugin.core.labels import QualityLabels
-from prism_plugin.core.losses import diffusion_loss_per_row, quality_loss
+from prism_plugin.core.corruption import Corrupted
+from prism_plugin.core.losses import mean_over_rows
+from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.objective import Objective
+from prism_plugin.training.presets import get_objective
 
 # bitsandbytes' NF4, as `load_backbone(quantization="nf4")` asks for it: half a byte a weight; for each block of 64 a scale of
 # one byte; for 256 of those a float32.
@@ -46,12 +49,8 @@ class StepShape:
         length: Tokens of a row, >= 2.
         masked_share: Share of the positions that are masked and have a row of logits, in (0, 1]. The default is the largest
             step of a run (t = 1), which decides whether a run fits; the mean over steps is about one half.
-        num_drafts: Drafts per noised row: the second look has that many times the rows.
         looks_apart: The first look goes backward before the second is made, so that their graphs are never alive together.
             False for engines that step at every backward, as DeepSpeed does.
-        diffusion_weight: 0 where the first look needs no gradient, as with a frozen backbone.
-        recorded: Drafts come with the rows, as `RecordedPrismObjective` has them: none is drawn from the first look, and
-            without `diffusion_weight` there is no first look.
         autocast: dtype of mixed precision (`bf16: true`), or None.
         four_bit: Hold the backbone's linear layers in NF4, except for the LM head.
         optimizer_states: Numbers that the optimizer keeps per trained weight; AdamW: 2.
@@ -60,16 +59,13 @@ class StepShape:
     batch_size: int
     length: int
     masked_share: float = 1.0
-    num_drafts: int = 1
     looks_apart: bool = True
-    diffusion_weight: float = 0.5
-    recorded: bool = False
     autocast: torch.dtype | None = None
     four_bit: bool = False
     optimizer_states: int = 2
 
     def __post_init__(self) -> None:
-        for name, minimum in (("batch_size", 1), ("length", 2), ("num_drafts", 1), ("optimizer_states", 0)):
+        for name, minimum in (("batch_size", 1), ("length", 2), ("optimizer_states", 0)):
             require_int(self, name, minimum=minimum)
         require_number(self, "masked_share", "above 0 and at most 1", low=0.0, high=1.0, open_low=True)
 
@@ -131,13 +127,15 @@ class _Peaks:
     together: int
 
 
-def estimate_memory(model: PrismModel, shape: StepShape) -> MemoryEstimate:
+def estimate_memory(model: PrismModel, shape: StepShape, objective: Objective | None = None) -> MemoryEstimate:
     """Estimate the memory of training a model. Its weights are not read, so it may be on the meta device; it is not changed.
 
     Args:
         model: A backbone with quality head, and adapter if one is trained.
         shape: What is trained at a time.
+        objective: What is learnt; PRISM's when None. Its terms say which rows of the LM head a look computes.
     """
+    objective = objective or get_objective("prism")
     head = {id(parameter) for parameter in model.quality_head.parameters()}
     added = _added_by_peft(model)
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}  # tied ones once
@@ -153,12 +151,14 @@ def estimate_memory(model: PrismModel, shape: StepShape) -> MemoryEstimate:
         optimizer=shape.optimizer_states * trained,
     )
     try:
-        plain = _peaks(model, shape, checkpointing=False)
-        checkpointed = _peaks(model, shape, checkpointing=True) if model.supports_gradient_checkpointing else None
+        plain = _peaks(model, shape, objective, checkpointing=False)
+        can_checkpoint = model.supports_gradient_checkpointing
+        checkpointed = _peaks(model, shape, objective, checkpointing=True) if can_checkpoint else None
     except (RuntimeError, NotImplementedError, TypeError) as error:  # what fake tensors answer where values are asked for
         first_line = next(iter(str(error).strip().splitlines()), "no message")
         return replace(staying, not_estimated=f"the forward does not run without data ({type(error).__name__}: {first_line})")
-    return _with_step(staying, plain, checkpointed, largest, model, shape)
+    num_drafts = getattr(objective.corruptor, "num_drafts", 1)
+    return _with_step(staying, plain, checkpointed, largest, model, shape, num_drafts)
 
 
 def _with_step(
@@ -168,6 +168,7 @@ def _with_step(
     unpacked: int,
     model: PrismModel,
     shape: StepShape,
+    num_drafts: int,
 ) -> MemoryEstimate:
     base = staying.weights + staying.adapter + staying.head + staying.optimizer
     row_size = model.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
@@ -178,7 +179,7 @@ def _with_step(
         activations=plain.of_kind[_ACTIVATIONS] + unpacked,
         activations_checkpointed=checkpointed and checkpointed.of_kind[_ACTIVATIONS] + unpacked,
         logits=logits,
-        logits_full=round(logits * positions / shape.num_masked) + shape.num_drafts * positions * row_size,
+        logits_full=round(logits * positions / shape.num_masked) + num_drafts * positions * row_size,
         total=base + max(plain.together + unpacked, staying.gradients),
         total_checkpointed=checkpointed and base + max(checkpointed.together + unpacked, staying.gradients),
     )
@@ -268,8 +269,8 @@ class _LiveBytes(TorchDispatchMode):
         self.live[self.kind_of.pop(key)] -= size
 
 
-def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peaks:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+def _peaks(model: PrismModel, shape: StepShape, objective: Objective, *, checkpointing: bool) -> _Peaks:
+    mode, looks = FakeTensorMode(allow_non_fake_inputs=True), _looks_of(objective, shape)
     stand_in = _without_data(model, mode).train()
     with _no_reports(), mode:
         stand_in.config.use_cache = False  # transformers warns of it together with checkpointing
@@ -279,7 +280,7 @@ def _peaks(model: PrismModel, shape: StepShape, *, checkpointing: bool) -> _Peak
             stand_in.activation_checkpointing_disable()
         tracker = _LiveBytes(stand_in, model.config.get_text_config())
         with tracker:
-            _step(stand_in, shape)
+            _step(stand_in, shape, looks)
     return _Peaks(tracker.peak, tracker.together)
 
 
@@ -309,29 +310,83 @@ def _without_data(model: PrismModel, mode: FakeTensorMode) -> PrismModel:
     return copy.deepcopy(model, memo)
 
 
-def _step(model: PrismModel, shape: StepShape) -> None:
-    """One micro-batch forward and backward, in the order of `Objective.step`, with the functions that objectives call."""
-    tokens = torch.zeros(shape.batch_size, shape.length, dtype=torch.int64)
-    drafts = tokens.repeat(shape.num_drafts, 1)
-    labels = QualityLabels(targets=torch.zeros_like(drafts).bool(), labelled=torch.ones_like(drafts).bool())
-    with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
-        looks_first = shape.diffusion_weight or not shape.recorded
-        loss = _first_look(model, shape, tokens) if looks_first else torch.zeros(())
-    if shape.looks_apart and loss.requires_grad:
-        loss.backward()
-        loss = loss.detach()
-    with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
-        loss = loss + quality_loss(model(drafts).quality_logits, labels)
+@dataclass(frozen=True)
+class _Look:
+    """What one look of a step does.
+
+    Attributes:
+        terms: The losses that read it.
+        rows: Rows of the LM head for each row of the batch; None: no term or draft ever reads any.
+        repeats: Times that the batch is looked at, for several drafts.
+        draws: Whether a draft is drawn from its logits.
+    """
+
+    terms: tuple[Term, ...]
+    rows: int | None
+    repeats: int = 1
+    draws: bool = False
+
+    def run(self, model: PrismModel, shape: StepShape) -> Tensor:
+        """Forward and losses, by the terms' own code; their weighted sum."""
+        at = _corrupted(shape.batch_size * self.repeats, shape.length, num_masked=shape.length)
+        index = None if self.rows is None else torch.zeros(self.rows * len(at.ids), dtype=torch.int64)
+        learns = any(term.weight for term in self.terms)
+        with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
+            with nullcontext() if learns else torch.no_grad():
+                output = model(at.ids, logits_at=index, with_quality=any(term.reads_quality for term in self.terms))
+            if self.draws:
+                with torch.no_grad():  # a draft goes through the rows a chunk at a time, so one chunk is all that it takes
+                    chunk = output.logits.detach()[next(chunk_slices(output.logits))]
+                    draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
+            alone = sum(term.rows(at) is not None for term in self.terms) == 1
+            looked = Looked(output.logits, index, output.quality_logits, may_overwrite=alone)
+            return sum((term.weight * mean_over_rows(term(looked, at)) for term in self.terms), torch.zeros(()))
+
+
+def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Look | None]:
+    """The looks of a step: the corruptor is asked about a row of the shape's length, the terms about its masks."""
+    length, masked = shape.length, max(1, round(shape.masked_share * shape.length))
+    row = torch.zeros(1, length, dtype=torch.int64)
+    batch = {"input_ids": row, "draft_ids": row, "attention_mask": row + 1, "maskable": row == 0, "example_id": row[:, 0]}
+    at = _corrupted(1, length, masked)
+    plan = objective.corruptor.plan(batch, at.noise, mask_token_id=1)
+    first, on_noised, on_draft = None, objective.on("noised"), objective.on("draft")
+    if plan.noised is not None and (plan.reads is not None or any(term.weight for term in on_noised)):
+        rows = _num_rows(on_noised, at)
+        if plan.reads is not None:
+            share = plan.reads.sum().item() / max(plan.noised.masked.sum().item(), 1)
+            rows = min(masked, (rows or 0) + max(1, round(share * masked)))
+        first = _Look(on_noised, rows, draws=plan.reads is not None)
+    if not on_draft:
+        return first, None
+    counts = [_num_rows(on_draft, _corrupted(1, length, left)) for left in (0, masked)]
+    rows = None if None in counts else max(counts)
+    return first, _Look(on_draft, rows, repeats=getattr(objective.corruptor, "num_drafts", 1))
+
+
+def _num_rows(terms: tuple[Term, ...], at: Corrupted) -> int | None:
+    wanted = [mask for mask in (term.rows(at) for term in terms) if mask is not None]
+    return int(torch.stack(wanted).any(0).sum()) if wanted else None
+
+
+def _corrupted(batch: int, length: int, num_masked: int) -> Corrupted:
+    """Rows whose first positions are masked; without data where fake tensors are made."""
+    ids = torch.zeros(batch, length, dtype=torch.int64)
+    masked = torch.arange(length).expand(batch, -1) < num_masked
+    everywhere = torch.ones_like(masked)
+    return Corrupted(
+        ids=ids, clean_ids=ids, attention_mask=everywhere.long(), maskable=everywhere, masked=masked, masked_before=masked,
+        drafted=everywhere, t=torch.ones(batch), noise=lambda name, count=None: torch.rand(batch, count or length),
+    )  # fmt: skip
+
+
+def _step(model: PrismModel, shape: StepShape, looks: tuple[_Look | None, _Look | None]) -> None:
+    """One micro-batch forward and backward, in the order of `Objective.step`."""
+    first, second = looks
+    loss = torch.zeros(()) if first is None else first.run(model, shape)
+    if second is not None:
+        if shape.looks_apart and loss.requires_grad:
+            loss.backward()
+            loss = loss.detach()
+        loss = loss + second.run(model, shape)
     loss.backward()
-
-
-def _first_look(model: PrismModel, shape: StepShape, tokens: Tensor) -> Tensor:
-    row_index = torch.zeros(shape.num_masked, dtype=torch.int64)
-    with nullcontext() if shape.diffusion_weight else torch.no_grad():
-        rows = model(tokens, logits_at=row_index, with_quality=False).logits
-    if not shape.recorded:
-        with torch.no_grad():  # the draft goes through the rows a chunk at a time, so one chunk is all that it takes
-            chunk = rows.detach()[next(chunk_slices(rows))]
-            draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
-    maskable, times = torch.ones_like(tokens).bool(), torch.ones(shape.batch_size)
-    return shape.diffusion_weight * diffusion_loss_per_row(rows, row_index, tokens, maskable, times, overwrite_rows=True).mean()

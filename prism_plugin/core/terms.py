@@ -1,0 +1,179 @@
+"""Terms: losses that know at which look they are read, at which positions, and what they weigh."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from prism_plugin.core.corruption import Corrupted
+from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
+from prism_plugin.core.losses import cross_entropy_at, diffusion_loss_per_row, quality_loss_per_row, share_scale
+from prism_plugin.core.validation import require_choice, require_number
+from prism_plugin.registry import Registry
+from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenMask
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one look gave.
+
+    Attributes:
+        rows: Logits at the positions that a term reads; None where none does.
+        row_index: Flat positions of `rows`, in row-major order.
+        quality_logits: Output of the quality head before the sigmoid; None where no term reads it.
+        may_overwrite: One term alone reads `rows`, so it may write their gradient over them.
+    """
+
+    rows: Rows | None = None
+    row_index: FlatIndex | None = None
+    quality_logits: PerToken | None = None
+    may_overwrite: bool = False
+
+
+class Term(Protocol):
+    """One loss of an objective: a frozen dataclass, registered in `TERMS` if it is to be saved.
+
+    It knows nothing of how the draft came to be, only what is right: `Corrupted` says what was done to the data.
+
+    Attributes:
+        name: As registered: it is logged as `<name>_loss`, weighted as `<name>_weight`, and written to disk.
+        weight: In the sum of all terms, >= 0.
+        on: Which look it reads: that at the noised tokens, or that at the draft.
+        reads_quality: It reads the quality head.
+    """
+
+    name: ClassVar[str]
+    weight: float
+    on: Literal["noised", "draft"]
+    reads_quality: bool
+
+    def rows(self, at: Corrupted) -> TokenMask | None:
+        """Positions whose logits it reads; None if it never reads any. What others read is looked at together."""
+        ...
+
+    def labels(self, looked: Looked, at: Corrupted) -> Labels | None:
+        """What the quality should be and where; base rate and AUROC come from it. None: it does not judge."""
+        ...
+
+    def __call__(self, looked: Looked, at: Corrupted) -> Times:
+        """The loss of each row, in nats. `looked.rows` may hold other positions besides its own."""
+        ...
+
+
+TERMS: Registry[Term] = Registry("term")
+
+
+@TERMS.register("diffusion")
+@dataclass(frozen=True)
+class DiffusionTerm:
+    """Keeps the language model in place: `diffusion_loss_per_row` at the masks of the noised tokens.
+
+    Args:
+        weight: The paper's lambda, >= 0. Default: --reg_coeff of the authors' PRISM_llada/train.py. 0 where the backbone is
+            frozen.
+        share: Share of each row's masked positions at which the term is computed, in (0, 1], rounded up; the others are
+            estimated from them, without bias and with the variance that `share_scale` states. Below 1 it saves rows of the
+            LM head where drafts take random positions; other drafts read all of them.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    weight: float = 0.5
+    share: float = 1.0
+    name: ClassVar[str] = "diffusion"
+    on: ClassVar[Literal["noised", "draft"]] = "noised"
+    reads_quality: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_number(self, "weight", "0 or more", low=0.0)
+        require_number(self, "share", "a share in (0, 1]", low=0, high=1, open_low=True)
+
+    def rows(self, at: Corrupted) -> TokenMask:
+        return at.masked if self.share == 1 else self._scale(at) > 0
+
+    def labels(self, looked: Looked, at: Corrupted) -> None:
+        return None
+
+    def __call__(self, looked: Looked, at: Corrupted) -> Times:
+        return diffusion_loss_per_row(
+            looked.rows, looked.row_index, at.clean_ids, at.maskable, at.t,
+            scale=self._scale(at), overwrite_rows=looked.may_overwrite,
+        )  # fmt: skip
+
+    def _scale(self, at: Corrupted) -> PerToken:
+        return at.masked.float() if self.share == 1 else share_scale(at.masked, self.share, at.noise("diffusion", None))
+
+
+@TERMS.register("quality")
+@dataclass(frozen=True)
+class QualityTerm:
+    """Teaches the head which tokens of the draft are right: `quality_loss_per_row` (PRISM, arXiv 2510.01384).
+
+    Args:
+        weight: >= 0.
+        where: "drafted" labels what the draft filled, "visible" every token that could have been corrupted.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    weight: float = 1.0
+    where: Literal["drafted", "visible"] = "drafted"
+    name: ClassVar[str] = "quality"
+    on: ClassVar[Literal["noised", "draft"]] = "draft"
+    reads_quality: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_number(self, "weight", "0 or more", low=0.0)
+        require_choice(self, "where", ("drafted", "visible"))
+
+    def rows(self, at: Corrupted) -> None:
+        return None
+
+    def labels(self, looked: Looked, at: Corrupted) -> Labels:
+        if self.where == "drafted":
+            return drafted_labels(at.ids, at.clean_ids, at.drafted)
+        return visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
+
+    def __call__(self, looked: Looked, at: Corrupted) -> Times:
+        return quality_loss_per_row(looked.quality_logits, self.labels(looked, at))
+
+
+@TERMS.register("repair")
+@dataclass(frozen=True)
+class RepairTerm:
+    """Teaches the language model what should stand at positions of the draft: cross-entropy with the data's token.
+
+    Args:
+        weight: >= 0.
+        where: "visible" tokens that could have been corrupted, "masked" positions, or "all" of both.
+        by_time: Weighted by 1/t and divided by the maskable positions, as the diffusion term is (ProSeCo, arXiv 2602.11590);
+            otherwise the mean over the positions read.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    weight: float = 1.0
+    where: Literal["visible", "masked", "all"] = "visible"
+    by_time: bool = False
+    name: ClassVar[str] = "repair"
+    on: ClassVar[Literal["noised", "draft"]] = "draft"
+    reads_quality: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_number(self, "weight", "0 or more", low=0.0)
+        require_choice(self, "where", ("visible", "masked", "all"))
+
+    def rows(self, at: Corrupted) -> TokenMask:
+        return {"visible": at.visible, "masked": at.maskable & at.masked, "all": at.maskable}[self.where]
+
+    def labels(self, looked: Looked, at: Corrupted) -> None:
+        return None
+
+    def __call__(self, looked: Looked, at: Corrupted) -> Times:
+        chosen = self.rows(at)
+        laid = cross_entropy_at(
+            looked.rows, looked.row_index, at.clean_ids, scale=chosen.float(), overwrite_rows=looked.may_overwrite
+        )
+        divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else chosen.sum(-1).clamp(min=1)
+        return laid.sum(-1) / divisor

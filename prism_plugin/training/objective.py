@@ -1,0 +1,221 @@
+"""An objective is a corruptor and terms: what is learnt from a batch (stations 7 to 11 of training).
+
+It is a pure function of (batch, epoch, seed, weights): all chance comes from `core.noise.uniforms` by example id.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prism_plugin.core.corruption import Corrupted
+from prism_plugin.core.labels import Labels
+from prism_plugin.core.losses import mean_over_rows
+from prism_plugin.core.noise import uniforms
+from prism_plugin.core.terms import Looked, Term
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.dropout import dropout_off
+from prism_plugin.modeling.lm_head import may_overwrite
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.corruptors import Corruptor, Plan
+from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds
+
+# Opens a part of a step that stands alone, and gives the backward for a weighted loss whose graph ends there.
+Apart = Callable[[], AbstractContextManager[Callable[[Tensor], None]]]
+
+
+@dataclass(frozen=True)
+class TermOutput:
+    """What one term gave: the loss of each row of the batch, [batch], detached; and its labels on the draft, if it judges."""
+
+    per_row: Times
+    labels: Labels | None = None
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The mean over rows, nats, before weighting."""
+        return mean_over_rows(self.per_row)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one batch gave.
+
+    Attributes:
+        loss: The weighted sum of the terms; what went backward already is detached in it.
+        terms: By name, in the objective's order.
+        draft: What the last look saw, drafts times batch rows, all rows of draft 0 first; None where no term reads one.
+        quality_logits: The head's output on `draft`; None where no term reads it.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: Mapping[str, TermOutput]
+    draft: Corrupted | None
+    quality_logits: PerToken | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Corrupts a batch, looks at it, and weighs what the terms say of it. `training/presets.py` has those with a name.
+
+    Args:
+        corruptor: Makes noised tokens and a draft.
+        terms: What is learnt at either look; one of each name.
+        name: The preset that it is a setting of, under which it is saved; None: by its parts.
+
+    Raises:
+        ConfigurationError: If there is no term, two have one name, or all weights are 0.
+    """
+
+    corruptor: Corruptor
+    terms: tuple[Term, ...]
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+        names = [term.name for term in self.terms]
+        if not names or len(set(names)) < len(names):
+            raise ConfigurationError(f"An objective needs terms, one of each name, found {', '.join(names) or 'none'}.")
+        if not any(self.weights.values()):
+            listed = " and ".join(f"`{name}`" for name in self.weights)
+            raise ConfigurationError(f"{listed} {'are' if len(names) > 1 else 'is'} 0, so nothing would be learnt; raise one.")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term by its key in a recipe, `<term>_weight`."""
+        return {f"{term.name}_weight": term.weight for term in self.terms}
+
+    @property
+    def reads_drafts(self) -> bool:
+        """It learns from recorded drafts, the column `draft_ids`."""
+        return getattr(self.corruptor, "reads_drafts", False)
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"the objective `{self.name}`" if self.name else "this objective"
+
+    @property
+    def reads_quality(self) -> bool:
+        """Some term reads the quality head, which is frozen otherwise."""
+        return any(term.reads_quality for term in self.terms)
+
+    def on(self, look: str) -> tuple[Term, ...]:
+        """The terms that read a look, "noised" or "draft"."""
+        return tuple(term for term in self.terms if term.on == look)
+
+    def reads_quality_of(self, look: str) -> bool:
+        """Some term on a look reads the quality head."""
+        return any(term.reads_quality for term in self.on(look))
+
+    def reads_rows_of(self, look: str) -> bool:
+        """Some term on a look reads rows of the LM head."""
+        return any(term.rows(_EXAMPLE) is not None for term in self.on(look))
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        epoch: int,
+        seed: int,
+        unwrapped: PrismModel,
+        apart: Apart | None = None,
+    ) -> StepOutput:
+        """Compute the losses of a batch.
+
+        Args:
+            model: As it is trained, maybe wrapped for several processes; looks with gradient go through it.
+            batch: What `PrismCollator` makes.
+            epoch: Key of the noise; the same example gets fresh noise in each.
+            seed: Key of the noise.
+            unwrapped: The `PrismModel` inside `model`, for looks without gradient.
+            apart: How to go backward through the first look before the second is made, so that their graphs are never alive
+                together: `with apart() as backward:` around the look, `backward(weighted_loss)` inside. None: one backward, of
+                the returned loss.
+        """
+        length = batch["input_ids"].shape[1]
+
+        def noise(name: str, count: int | None = None) -> Tensor:
+            return uniforms(seed, epoch, batch["example_id"], name, length if count is None else count)
+
+        plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)
+        on_draft = self.on("draft")
+        loss, found = self._look_at_noised(model, unwrapped, plan, apart if on_draft else None, len(batch["input_ids"]))
+        if not on_draft:
+            return StepOutput(loss, found, None, None)
+
+        def ask(ids: TokenIds, attention_mask: Tensor, row_index: FlatIndex) -> Rows:
+            with dropout_off(unwrapped):
+                return unwrapped(ids, attention_mask, logits_at=row_index, with_quality=False).logits
+
+        with torch.no_grad():
+            draft = plan.finish(ask)
+        looked = _look(model, draft, on_draft, _row_index(on_draft, draft))
+        of_draft = {term.name: term(looked, draft) for term in on_draft}
+        loss = loss + sum(term.weight * mean_over_rows(of_draft[term.name]) for term in on_draft)
+        num_drafts = len(draft.ids) // max(len(batch["input_ids"]), 1)
+        for term in on_draft:
+            per_row = of_draft[term.name].detach().unflatten(0, (num_drafts, -1)).mean(0)
+            found[term.name] = TermOutput(per_row, term.labels(looked, draft))
+        return StepOutput(loss, {term.name: found[term.name] for term in self.terms}, draft, looked.quality_logits)
+
+    def _look_at_noised(
+        self, model: nn.Module, unwrapped: PrismModel, plan: Plan, apart: Apart | None, batch_size: int
+    ) -> tuple[Tensor, dict[str, TermOutput]]:
+        """The first look: the weighted loss of its terms, and the beginning of the draft. Its logits live no longer.
+
+        It is left out where nobody needs it: then the losses are said to be 0.
+        """
+        terms, at = self.on("noised"), plan.noised
+        learns = any(term.weight for term in terms)
+        device = unwrapped.device
+        if at is None or not (learns or plan.reads is not None):
+            nothing = torch.zeros(batch_size, device=device)
+            return torch.zeros((), device=device), {term.name: TermOutput(nothing) for term in terms}
+        row_index = _row_index(terms, at, plan.reads)
+        with nullcontext() if apart is None or not learns else apart() as backward:
+            with dropout_off(unwrapped), nullcontext() if learns else torch.no_grad():
+                looked = _look(model if learns else unwrapped, at, terms, row_index)
+            if plan.reads is not None:
+                with torch.no_grad():
+                    plan.fill(looked.rows.detach(), looked.row_index)
+            per_row = {term.name: term(looked, at) for term in terms}
+            loss = sum((term.weight * mean_over_rows(per_row[term.name]) for term in terms), torch.zeros((), device=device))
+            if backward is not None and loss.requires_grad:
+                backward(loss)
+                loss = loss.detach()
+        return loss, {name: TermOutput(one.detach()) for name, one in per_row.items()}
+
+
+def _example() -> Corrupted:
+    """A row of one mask and one token, on which terms say whether they read logits at all."""
+    ids, masked = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[True, False]])
+    everywhere = torch.ones_like(masked)
+    return Corrupted(
+        ids=ids, clean_ids=ids, attention_mask=everywhere.long(), maskable=everywhere, masked=masked, masked_before=everywhere,
+        drafted=~masked, t=torch.ones(1), noise=lambda name, count=None: torch.zeros(1, 2 if count is None else count),
+    )  # fmt: skip
+
+
+_EXAMPLE = _example()
+
+
+def _row_index(terms: tuple[Term, ...], at: Corrupted, also: Tensor | None = None) -> FlatIndex | None:
+    """Flat positions at which some term, or the draft, reads logits; None where none ever does."""
+    wanted = [mask for mask in (*(term.rows(at) for term in terms), also) if mask is not None]
+    if not wanted:
+        return None
+    return torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1)
+
+
+def _look(model: nn.Module, at: Corrupted, terms: tuple[Term, ...], row_index: FlatIndex | None) -> Looked:
+    """One forward for all terms of a look."""
+    with_quality = any(term.reads_quality for term in terms)
+    output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality)
+    readers = sum(term.rows(at) is not None for term in terms)
+    alone = readers == 1 and output.logits is not None and may_overwrite(output.logits)
+    return Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)
