@@ -12,12 +12,12 @@ from pages import PAGES, ROOT, blocks, tables, text_of
 
 from prism_plugin.cli.main import VERBS
 from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, LoraSection, load_recipe, settings
-from prism_plugin.core import REMASKING, SCHEDULES, UNMASKING, DraftRule
+from prism_plugin.core import REMASKING, SCHEDULES, UNMASKING, DiffusionTerm, DraftRule
 from prism_plugin.core.remasking import RemdmConfRemasking
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.modeling import PrismConfig
 from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
-from prism_plugin.training import PrismTrainingArguments, get_objective
+from prism_plugin.training import Fill, PrismTrainingArguments, get_objective, objective_to_dict
 
 README = ROOT / "README.md"
 INSTALL = "pip install -c constraints.txt -e . && prism-plugin demo"
@@ -134,7 +134,7 @@ def test_tables_of_rules_are_the_registries():
 DEFAULTS = {
     cls.__name__: cls
     for cls in (
-        DraftRule, EvenSchedule, LoraSection, PrismConfig, PrismObjective, PrismTrainingArguments, RemaskingSampler,
+        DiffusionTerm, DraftRule, EvenSchedule, Fill, LoraSection, PrismConfig, PrismTrainingArguments, RemaskingSampler,
         RemdmConfRemasking,
     )
 }  # fmt: skip
@@ -161,11 +161,17 @@ def test_recipe_keys_are_those_of_the_code():
     assert {row[0] for row in table} == {name for name in settings() if not name.startswith("training.")} | of_training
     owners = {
         "backbone": [BackboneSection], "data": [DataSection], "attach": [AttachSection], "attach.lora": [LoraSection],
-        "objective": [PrismObjective, DraftRule], "training": [PrismTrainingArguments],
+        "training": [PrismTrainingArguments],
     }  # fmt: skip
+    of_objectives = {**vars(DraftRule()), **objective_to_dict(get_objective("prism")), "drafts": None}
+    of_objectives |= dict.fromkeys(("corruptor", "terms"))
     for key, default, meaning in table:
         section, _, name = key.rpartition(".")
-        found = [default_of(one) for cls in owners[section] for one in fields(cls) if one.name == name]
+        if section == "objective":
+            value = of_objectives[name]
+            found = ["" if value is None and name not in ("share", "window") else repr(value)]
+        else:
+            found = [default_of(one) for cls in owners[section] for one in fields(cls) if one.name == name]
         if key not in ("objective.name", "training.output_dir"):
             assert [default] == found, key
         assert meaning

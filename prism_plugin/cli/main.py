@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from prism_plugin import __version__
 from prism_plugin.cli.errors import explain_os_error
+from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
 from prism_plugin.errors import PrismError
 
 VERBS = {
@@ -31,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("verb", choices=VERBS, help="what to do; `prism-plugin VERB --help` says more")
     verb = parser.parse_args(arguments[:1]).verb
-    module = importlib.import_module(f"prism_plugin.cli.{verb}")
-    of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=module.__doc__.split("\n")[0])
-    module.add_arguments(of_verb)
-    parsed = of_verb.parse_args(arguments[1:])
     try:
-        return module.run(parsed)
+        of_user = import_modules(arguments[1:])  # before the verb lists what is known
+        module = importlib.import_module(f"prism_plugin.cli.{verb}")
+        of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=module.__doc__.split("\n")[0])
+        module.add_arguments(of_verb)
+        of_verb.add_argument(OPTION, metavar="MODULE", help=HELP)
+        return module.run(of_verb.parse_args(of_user))
     except PrismError as error:
         print(f"prism-plugin {verb}: {error}", file=sys.stderr)
         return 2

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-
-HEADS = ("mlp", "linear")
+from prism_plugin.modeling.heads import HEADS, has_inner_size
+from prism_plugin.registry import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class PrismConfig:
 
     Attributes:
         mask_token_id: Id of the mask token; None: taken from the model's config, the tokenizer or the spec.
-        head: "mlp" (LayerNorm, Linear, GELU, Linear) or "linear" (LayerNorm, Linear).
-        head_hidden_size: Width of the mlp head, >= 1; None: the backbone's. Must be None for the linear head.
+        head: "mlp" (LayerNorm, Linear, GELU, Linear), "linear" (LayerNorm, Linear), or another that is registered.
+        head_hidden_size: Width of the mlp head, >= 1; None: the backbone's. Must be None for a head that has none.
         train_backbone: Train all weights of the backbone. Impossible together with `lora`.
         base_rate: Quality that an untrained head gives to every token, in (0, 1): the share of right tokens to expect.
         backbone_name: Hub id or folder of the backbone; None: what its config says.
@@ -34,7 +34,7 @@ class PrismConfig:
     """
 
     mask_token_id: int | None = None
-    head: Literal["mlp", "linear"] = "mlp"
+    head: str = "mlp"
     head_hidden_size: int | None = None
     train_backbone: bool = False
     base_rate: float = 0.9
@@ -50,9 +50,14 @@ class PrismConfig:
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
-            raise ConfigurationError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")
-        if self.head == "linear" and self.head_hidden_size is not None:
-            raise ConfigurationError(f"A linear head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}.")
+            near = did_you_mean(str(self.head), HEADS)
+            raise ConfigurationError(
+                f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}{near}; import the module that registers it."
+            )
+        if self.head_hidden_size is not None and not has_inner_size(self.head):
+            raise ConfigurationError(
+                f"A {self.head} head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}."
+            )
         for name, minimum in (
             ("mask_token_id", 0), ("head_hidden_size", 1), ("backbone_hidden_size", 1), ("backbone_vocab_size", 1)
         ):  # fmt: skip

@@ -1,13 +1,14 @@
 """QualityHead: final hidden state of a token -> logit of the probability that the token is right."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.heads import HEADS, has_inner_size
 
 
 class QualityHead(nn.Module):
@@ -19,18 +20,21 @@ class QualityHead(nn.Module):
 
     Args:
         hidden_size: Width of the backbone's hidden states.
-        kind: "mlp" for LayerNorm, Linear, GELU, Linear; "linear" for LayerNorm, Linear.
-        inner_size: Width of the mlp's hidden layer; None: `hidden_size`. The linear head has none.
+        kind: A key of `HEADS`: "mlp" for LayerNorm, Linear, GELU, Linear; "linear" for LayerNorm, Linear.
+        inner_size: Width of its hidden layer, for a kind that has one; None: `hidden_size`.
         initial_logit: Output of the untrained head for every token, before it is scaled.
         temperature: Divides the logits, > 0: how sure the head sounds, fitted after training and no parameter.
         bias: Added after the division.
+
+    Raises:
+        ConfigurationError: If the kind has no linear layer with one output at its end.
     """
 
     def __init__(
         self,
         hidden_size: int,
         *,
-        kind: Literal["mlp", "linear"] = "mlp",
+        kind: str = "mlp",
         inner_size: int | None = None,
         initial_logit: float = 0.0,
         temperature: float = 1.0,
@@ -38,12 +42,16 @@ class QualityHead(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature, self.bias = temperature, bias
-        inner_size = inner_size or hidden_size
-        body = [nn.Linear(hidden_size, inner_size), nn.GELU()] if kind == "mlp" else []
-        last = nn.Linear(inner_size if body else hidden_size, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, initial_logit)
-        self.layers = nn.Sequential(nn.LayerNorm(hidden_size), *body, last).float()
+        sizes = {"inner_size": inner_size or hidden_size} if has_inner_size(kind) else {}
+        self.layers = HEADS[kind](hidden_size, **sizes).float()
+        linear = [module for module in self.layers.modules() if isinstance(module, nn.Linear)]
+        if not linear or linear[-1].out_features != 1 or linear[-1].bias is None:
+            raise ConfigurationError(
+                f"The last linear layer of a head gives one number and has a bias, but that of {kind!r} does not; end it with "
+                "`nn.Linear(width, 1)`."
+            )
+        nn.init.zeros_(linear[-1].weight)
+        nn.init.constant_(linear[-1].bias, initial_logit)
 
     @classmethod
     def from_config(cls, config: PrismConfig) -> "QualityHead":
@@ -59,7 +67,7 @@ class QualityHead(nn.Module):
 
     def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
         """Return one logit per position, float32, scaled, on the head's device."""
-        device = self.layers[0].weight.device
+        device = next(self.layers.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.layers(hidden_states.to(device, torch.float32)).squeeze(-1) / self.temperature + self.bias
 

@@ -26,6 +26,7 @@ from prism_plugin.backbones import (
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.heads import has_inner_size
 from prism_plugin.modeling.hub import facts_to_share, push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
@@ -388,7 +389,7 @@ def _filled_in(
     if name is not None and Path(name).is_dir():
         name = str(Path(name).resolve())
     revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
-    head_hidden_size = config.head_hidden_size or (hidden_size if config.head == "mlp" else None)
+    head_hidden_size = config.head_hidden_size or (hidden_size if has_inner_size(config.head) else None)
     facts |= {
         "mask_token_id": mask_token_id,
         "head_hidden_size": head_hidden_size,

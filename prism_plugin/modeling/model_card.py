@@ -80,7 +80,7 @@ token the probability that it is right, which remasking samplers use to take tok
 | head | {{ config.head }} |
 | trained | {{ "the backbone and the head" if config.train_backbone else "LoRA and the head" if has_adapter else "the head" }} |
 {%- if config.objective %}
-| objective | {{ config.objective.name }}; its settings are in prism_config.json |
+| objective | {{ config.objective | method }}; its settings are in prism_config.json |
 {%- endif %}
 {%- if facts.data %}
 | data | {{ facts.data | cell }} |
@@ -164,6 +164,13 @@ None were measured when this was saved.
 {% endif %}"""
 
 
+def _method_in_words(objective: Mapping[str, Any]) -> str:
+    """An objective as the trainer records it: its name, or its parts'."""
+    if "name" in objective:
+        return str(objective["name"])
+    return f"{objective['corruptor']['name']}, with the terms {', '.join(term['name'] for term in objective['terms'])}"
+
+
 def render_model_card(
     config: PrismConfig, *, has_adapter: bool, facts: CardFacts | None = None, export: ExportFacts | None = None
 ) -> str:
@@ -177,6 +184,7 @@ def render_model_card(
     """
     facts = facts or CardFacts()
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.filters["method"] = _method_in_words
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")  # one cell of a table stays one
     return environment.from_string(_TEMPLATE).render(
         config=config,

@@ -1,7 +1,7 @@
 """Training: arguments, objectives, and the trainer."""
 
 from prism_plugin.training.arguments import PrismTrainingArguments
-from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Plan, Recorded
+from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Given, Plan, Recorded, masked_batch
 from prism_plugin.training.objective import Objective, StepOutput, TermOutput
 from prism_plugin.training.presets import get_objective, objective_to_dict, register_objective
 from prism_plugin.training.trainer import PrismTrainer
@@ -10,6 +10,7 @@ __all__ = [
     "CORRUPTORS",
     "Corruptor",
     "Fill",
+    "Given",
     "Objective",
     "Plan",
     "PrismTrainer",
@@ -18,6 +19,7 @@ __all__ = [
     "StepOutput",
     "TermOutput",
     "get_objective",
+    "masked_batch",
     "objective_to_dict",
     "register_objective",
 ]

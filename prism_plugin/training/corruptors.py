@@ -14,7 +14,7 @@ from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
 from prism_plugin.training.drafts import DraftMaker
-from prism_plugin.types import FlatIndex, Rows, TokenIds, TokenMask
+from prism_plugin.types import FlatIndex, Rows, Times, TokenIds, TokenMask
 
 # (tokens, attention mask, flat index) -> rows of logits there: a look without gradient and without dropout.
 Ask = Callable[[TokenIds, Tensor, FlatIndex], Rows]
@@ -66,6 +66,23 @@ class Corruptor(Protocol):
 CORRUPTORS: Registry[Corruptor] = Registry("corruptor")
 
 
+def masked_batch(batch: Mapping[str, Tensor], t: Times, noise: Noise, mask_token_id: int) -> Corrupted:
+    """Mask each maskable token of a batch with probability `t` of its row, by the draw "masked"."""
+    clean_ids, maskable = batch["input_ids"], batch["maskable"]
+    masked = mask_tokens(clean_ids, maskable, mask_token_id=mask_token_id, t=t, noise=noise("masked", None))
+    return Corrupted(
+        ids=masked.noised_ids,
+        clean_ids=clean_ids,
+        attention_mask=batch["attention_mask"],
+        maskable=maskable,
+        masked=masked.masked,
+        masked_before=masked.masked,
+        drafted=torch.zeros_like(masked.masked),
+        t=t,
+        noise=noise,
+    )
+
+
 @CORRUPTORS.register("fill")
 @dataclass(frozen=True)
 class Fill:
@@ -98,28 +115,15 @@ class Fill:
         draw_times(torch.zeros(1), self.t_min, self.t_max)
 
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> DraftMaker:
-        clean_ids, maskable = batch["input_ids"], batch["maskable"]
         t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
-        masked = mask_tokens(clean_ids, maskable, mask_token_id=mask_token_id, t=t, noise=noise("masked", None))
-        noised = Corrupted(
-            ids=masked.noised_ids,
-            clean_ids=clean_ids,
-            attention_mask=batch["attention_mask"],
-            maskable=maskable,
-            masked=masked.masked,
-            masked_before=masked.masked,
-            drafted=torch.zeros_like(masked.masked),
-            t=t,
-            noise=noise,
-        )
-        return DraftMaker(self.drafts, self.num_drafts, noised, mask_token_id)
+        return DraftMaker(self.drafts, self.num_drafts, masked_batch(batch, t, noise, mask_token_id), mask_token_id)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """A plan that makes nothing: the draft came with the rows."""
+class Given:
+    """A plan that asks the model for nothing: the draft is there when the batch is."""
 
-    noised: Corrupted
+    noised: Corrupted | None
     draft: Corrupted
     reads: None = None
 
@@ -142,7 +146,7 @@ class Recorded:
 
     reads_drafts: ClassVar[bool] = True
 
-    def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> _Given:
+    def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Given:
         clean_ids, draft_ids, maskable = batch["input_ids"], batch["draft_ids"], batch["maskable"]
         masked = maskable & (draft_ids == mask_token_id)
         same = {
@@ -155,7 +159,7 @@ class Recorded:
             "noise": noise,
         }
         noised_ids = torch.where(masked, mask_token_id, clean_ids)
-        return _Given(
+        return Given(
             noised=Corrupted(ids=noised_ids, drafted=torch.zeros_like(masked), **same),
             draft=Corrupted(ids=draft_ids, drafted=maskable & ~masked, **same),
         )

@@ -134,7 +134,7 @@ def test_recorded_drafts_are_judged_as_they_are(model):
                 expected.append((row["example_id"], share, token == row["input_ids"][position], share, *scores))
     assert 0 < judged.correct.sum() < len(judged.correct)
     assert_close(listed(judged), sorted(expected))
-    with pytest.raises(DataFormatError, match="`rows` has recorded drafts, .* which the objective `prism` would"):
+    with pytest.raises(DataFormatError, match=r"`rows` has recorded drafts, .* which the objective `prism` would"):
         judge_drafts(model, OBJECTIVE, rows)
     with pytest.raises(DataFormatError, match=r"`prism_recorded` learns from recorded drafts, .* but `rows` has none"):
         judge_drafts(model, get_objective("prism_recorded"), plain)

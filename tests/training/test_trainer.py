@@ -184,6 +184,11 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
     assert all(math.isfinite(log["loss"]) for log in logs)
 
 
+def test_a_best_checkpoint_is_chosen_by_what_the_objective_measures(lab, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"`metric_for_best_model` must be one of loss, .*quality_ece.*got 'accuracy'"):
+        lab.make_trainer(tmp_path, metric_for_best_model="eval_accuracy")
+
+
 @pytest.mark.parametrize(
     ("model", "objective", "words"),
     [
@@ -195,11 +200,6 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
         ),
     ],
 )
-def test_a_best_checkpoint_is_chosen_by_what_the_objective_measures(lab, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"`metric_for_best_model` must be one of loss, .*quality_ece.*got 'accuracy'"):
-        lab.make_trainer(tmp_path, metric_for_best_model="eval_accuracy")
-
-
 def test_impossible_combinations_are_refused(lab, tmp_path, model, objective, words):
     with pytest.raises(ConfigurationError, match=words):
         lab.make_trainer(tmp_path, model=lab.build_model(**model), objective=objective)
