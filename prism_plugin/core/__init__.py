@@ -3,7 +3,9 @@
 from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
 from prism_plugin.core.corruption import Corrupted, MaskedTokens, draw_times, mask_tokens
-from prism_plugin.core.drafting import DraftRule, draft_positions, num_to_draft
+from prism_plugin.core.drafting import DraftRule, num_to_draft
+from prism_plugin.core.editing import EDITING, EditingRule, ThresholdEditing
+from prism_plugin.core.joint import DECIDERS, P2Decider
 from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.losses import (
@@ -41,10 +43,13 @@ from prism_plugin.core.unmasking import (
     RedraftUnmasking,
     ThresholdUnmasking,
     UnmaskingRule,
+    WindowUnmasking,
 )
-from prism_plugin.core.view import Budget, StepView, apply_step, unmask_grant
+from prism_plugin.core.view import Budget, Decider, Decision, StepView, apply_step, unmask_grant
 
 __all__ = [
+    "DECIDERS",
+    "EDITING",
     "REMASKING",
     "SCHEDULES",
     "TERMS",
@@ -53,8 +58,11 @@ __all__ = [
     "CommitConfidenceRemasking",
     "ConfidenceUnmasking",
     "Corrupted",
+    "Decider",
+    "Decision",
     "DiffusionTerm",
     "DraftRule",
+    "EditingRule",
     "EntropyUnmasking",
     "EvenSchedule",
     "Labels",
@@ -63,6 +71,7 @@ __all__ = [
     "MarginUnmasking",
     "MaskedTokens",
     "NeverRemasking",
+    "P2Decider",
     "PrismLossOutput",
     "QualityRemasking",
     "QualityTerm",
@@ -80,8 +89,10 @@ __all__ = [
     "Schedule",
     "StepView",
     "Term",
+    "ThresholdEditing",
     "ThresholdUnmasking",
     "UnmaskingRule",
+    "WindowUnmasking",
     "apply_step",
     "at_most",
     "auroc",
@@ -90,7 +101,6 @@ __all__ = [
     "cross_entropy_at",
     "diffusion_loss",
     "diffusion_loss_per_row",
-    "draft_positions",
     "drafted_labels",
     "draw_rows",
     "draw_times",

@@ -3,15 +3,28 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
-from prism_plugin.core.selection import select_top
+from prism_plugin.core.unmasking import (
+    ConfidenceUnmasking,
+    EntropyUnmasking,
+    MarginUnmasking,
+    RandomUnmasking,
+    UnmaskingRule,
+    WindowUnmasking,
+)
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import PerRow, PerToken, Times, TokenMask
+from prism_plugin.types import PerRow, Times, TokenMask
 
-Positions = Literal["random", "confidence", "semi_autoregressive"]
+Positions = Literal["random", "confidence", "margin", "entropy", "semi_autoregressive"]
 Tokens = Literal["sample", "nucleus", "argmax"]
+
+
+_BY_POSITIONS = {
+    "random": RandomUnmasking,
+    "confidence": ConfidenceUnmasking,
+    "margin": MarginUnmasking,
+    "entropy": EntropyUnmasking,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class DraftRule:
             least one position; 0 <= lowest <= highest <= 1.
         num_looks: Forward passes over which the positions are filled, evenly. 1 is PRISM's draft; more roll the model's own
             sampler out, so that wrong tokens agree with each other as they do when sampling.
-        positions: Chosen at random, by highest confidence, or by highest confidence within a window.
+        positions: Chosen at random, by highest confidence, margin, or lowest entropy, or by highest confidence within a window.
         window: Positions, >= 1: the window starts at the row's leftmost masked position. Only and always for
             `semi_autoregressive`; where it holds fewer masked positions than are to be filled, fewer are filled.
         tokens: Drawn from the model's distribution, from its nucleus, or the most probable.
@@ -59,6 +72,13 @@ class DraftRule:
         require_number(self, "weight", "a number above 0", low=0, open_low=True)
         self._check_count()
         self._check_choices()
+
+    @property
+    def unmasking(self) -> UnmaskingRule:
+        """The rule that chooses the positions."""
+        if self.positions == "semi_autoregressive":
+            return WindowUnmasking(self.window)
+        return _BY_POSITIONS[self.positions]()
 
     def _check_count(self) -> None:
         if (self.num_drafted is None) == (self.share is None):
@@ -118,25 +138,3 @@ def num_to_draft(rule: DraftRule, masked: TokenMask, noise: Times) -> PerRow:
     # less a little before rounding up, so that float32 does not turn 0.1 of 10 positions into 2
     wanted = ((lowest + (highest - lowest) * noise) * available - 1e-4).ceil().long()
     return wanted.clamp(min=1).minimum(available)
-
-
-def draft_positions(rule: DraftRule, masked: TokenMask, budget: PerRow, confidence: PerToken, noise: PerToken) -> TokenMask:
-    """Choose the positions that one look fills.
-
-    Args:
-        rule: The draft rule.
-        masked: Positions that still hold the mask token.
-        budget: Positions to fill in this look, per row.
-        confidence: Probability of the drawn token; read at masked positions by all but random positions.
-        noise: Uniform in [0, 1), one per position; read by random positions.
-
-    Returns:
-        A subset of `masked` with `budget` positions per row, fewer where there are fewer in reach.
-    """
-    if rule.positions == "random":
-        return select_top(noise, masked, budget)
-    if rule.positions == "confidence":
-        return select_top(confidence, masked, budget)
-    position = torch.arange(masked.shape[-1], device=masked.device)
-    leftmost = masked.to(torch.int8).argmax(-1, keepdim=True)
-    return select_top(confidence, masked & (position < leftmost + rule.window), budget)

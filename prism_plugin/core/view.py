@@ -1,6 +1,8 @@
-"""What a rule may see at one step, what a schedule grants, and the one function that writes tokens."""
+"""What a decider may see of a look, what a schedule grants, what is decided, and the one function that writes tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
@@ -12,41 +14,65 @@ from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 class StepView:
     """One look at the canvas. Rules read it and never write to its tensors; a test checks every registered rule.
 
-    `masked` and `revealed` are disjoint and lie within `editable`, the positions of the active block that may be generated.
+    `masked` and `revealed` are disjoint and lie within `editable`, the positions that may be decided about: the active block,
+    or all blocks begun where the decider says so.
     """
 
     masked: TokenMask  # holds the mask token now
-    revealed: TokenMask  # holds a generated token now
+    revealed: TokenMask  # holds a generated token now, and may be taken back or overwritten
     editable: TokenMask
+    tokens: TokenIds  # what stands there
     candidates: TokenIds  # what would be written where masked
     confidence: PerToken  # probability of the candidate; 0 where not masked
     commit_confidence: PerToken  # probability of the token when it was written; 1 where nothing was
     step: PerRow  # steps of the block taken before this one
     num_steps: PerRow  # steps of the block in all
-    total: PerRow  # editable positions that were masked when the block began
+    total: PerRow  # editable positions to reveal in all
     times_remasked: TokenIds  # how often each position has been taken back
-    noise: PerToken | None = None  # uniform in [0, 1), fresh each step; rules that want chance rank by it
-    entropy: PerToken | None = None  # of the model at masked positions, nats
-    margin: PerToken | None = None  # largest minus second largest probability at masked positions
-    quality: PerToken | None = None  # probability that the visible token is right, by the quality head
-    visible_confidence: PerToken | None = None  # probability that the model gives now to the visible token
+    features: Mapping[str, PerToken] = field(default_factory=dict)  # what was asked for by `needs`, by its name
 
     def require(self, name: str, rule: object) -> PerToken:
-        """Give an optional field that `rule` reads.
+        """Give a feature that `rule` reads.
 
         Raises:
             MissingQualityError: If it is the quality and the model has no quality head.
-            SamplingError: If it is another field that this view was made without.
+            SamplingError: If it is another feature that this view was made without.
         """
-        value = getattr(self, name)
-        if value is not None:
-            return value
+        if name in self.features:
+            return self.features[name]
         if name == "quality":
             raise MissingQualityError(
                 f"{type(rule).__name__} ranks tokens by the quality head, but the model gave no quality; attach a head with "
                 "`attach_quality_head(...)`, or use CommitConfidenceRemasking."
             )
         raise SamplingError(f"{type(rule).__name__} reads `{name}`, which this view lacks; name it in the rule's `needs`.")
+
+    # The features that rules read most, by attribute: None where nobody asked for them.
+
+    @property
+    def noise(self) -> PerToken | None:
+        """Uniform in [0, 1), fresh each step; rules that want chance rank by it."""
+        return self.features.get("noise")
+
+    @property
+    def entropy(self) -> PerToken | None:
+        """Entropy of the model at masked positions, nats."""
+        return self.features.get("entropy")
+
+    @property
+    def margin(self) -> PerToken | None:
+        """Largest minus second largest probability at masked positions."""
+        return self.features.get("margin")
+
+    @property
+    def quality(self) -> PerToken | None:
+        """Probability that the visible token is right, by the quality head."""
+        return self.features.get("quality")
+
+    @property
+    def visible_confidence(self) -> PerToken | None:
+        """Probability that the model gives now to the visible token."""
+        return self.features.get("visible_confidence")
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,42 @@ class Budget:
 
     remask: PerRow
     target: PerRow
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens at a look.
+
+    Attributes:
+        write: Positions that get a token: masked ones that are filled, and revealed ones that are overwritten.
+        remask: Revealed positions that get the mask token; none of `write`.
+        tokens: What is written, [batch, length]; None: the candidates.
+    """
+
+    write: TokenMask
+    remask: TokenMask
+    tokens: TokenIds | None = None
+
+
+class Decider(Protocol):
+    """Decides about a look, from its view alone. A frozen dataclass, so that it can be written down.
+
+    Attributes:
+        needs: Names of the features that it reads.
+        reach: What it may decide about: the active block, or all blocks begun.
+        blind: It reads neither candidates nor confidence, so tokens are drawn only where it writes.
+        repeats: It would decide the same at a second look that saw the same, so a look at a full block that changed nothing
+            ends the block.
+        takes_back: It may mask tokens again, so a step that grants nothing else is worth a look.
+    """
+
+    needs: frozenset[str]
+    reach: ClassVar[Literal["active", "begun"]]
+    blind: bool
+    repeats: bool
+    takes_back: bool
+
+    def __call__(self, view: StepView, budget: Budget) -> Decision: ...
 
 
 def unmask_grant(budget: Budget, revealed_count: PerRow, remasked_count: PerRow, masked_count: PerRow) -> PerRow:
@@ -75,15 +137,14 @@ def unmask_grant(budget: Budget, revealed_count: PerRow, remasked_count: PerRow,
     return (budget.target - revealed_count + remasked_count).clamp(min=0).minimum(masked_count)
 
 
-def apply_step(tokens: TokenIds, view: StepView, reveal: TokenMask, remask: TokenMask, mask_token_id: int) -> TokenIds:
-    """Write one step's decisions into a new tensor. The only place where generated tokens change.
+def apply_step(tokens: TokenIds, candidates: TokenIds, decision: Decision, mask_token_id: int) -> TokenIds:
+    """Write one step's decision into a new tensor. The only place where generated tokens change.
 
     Args:
         tokens: Canvas before the step.
-        view: What the rules saw; its candidates are written.
-        reveal: Positions to write, a subset of `view.masked`.
-        remask: Positions to take back, a subset of `view.revealed`.
+        candidates: What is written where the decision does not say.
+        decision: Positions to write and to take back.
         mask_token_id: Id of the mask token.
     """
-    tokens = torch.where(reveal, view.candidates, tokens)
-    return torch.where(remask, mask_token_id, tokens)
+    tokens = torch.where(decision.write, candidates if decision.tokens is None else decision.tokens, tokens)
+    return torch.where(decision.remask, mask_token_id, tokens)

@@ -19,11 +19,11 @@ from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import UnmaskingRule
 from prism_plugin.core.view import StepView
 from prism_plugin.data import PrismCollator
+from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.sampling import RemaskingSampler, StepRecord
-from prism_plugin.sampling.loop import needs_of
 from prism_plugin.training import Objective
 from prism_plugin.training.checks import check_recorded
 from prism_plugin.training.trainer import EVALUATION_EPOCH

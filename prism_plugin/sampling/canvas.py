@@ -4,39 +4,31 @@ On the canvas every row starts at column 0: its tokens stand without gaps and pa
 are then the same as for the row alone, whatever side the caller padded, so a ragged batch equals its rows one by one.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prism_plugin.decoding.state import Canvas
 from prism_plugin.errors import SamplingError
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """What stays fixed during one request. All tensors begin with the batch; `length` is the longest row's."""
+class LaidCanvas(Canvas):
+    """A canvas that knows the request it was laid from."""
 
-    tokens: TokenIds  # as laid, masks at the positions to generate
-    attention_mask: Tensor  # [batch, length] int64, 1 for the row's own tokens
-    editable: TokenMask
-    block_of: TokenIds  # number of the block an editable position belongs to; -1 elsewhere
-    num_blocks: PerRow
     lengths: PerRow  # own tokens of each row
     place: TokenIds  # [batch, out length]: canvas column of each position of the request, 0 where it is padding
     present: TokenMask  # [batch, out length]: the request's own tokens
     request: TokenIds  # [batch, out length]: the request, masks at the positions to generate
-
-    def take(self, rows: Tensor) -> "Canvas":
-        """The canvas of some rows, in the order of `rows`."""
-        return Canvas(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def restore(self, values: Tensor, outside: Tensor | float | bool) -> Tensor:
         """Bring values from the canvas, [batch, length], to the request's layout, with `outside` at its padding."""
         return torch.where(self.present, values.gather(1, self.place), outside)
 
 
-def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None) -> Canvas:
+def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None) -> LaidCanvas:
     """Lay out a request.
 
     Args:
@@ -53,7 +45,7 @@ def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block
     own = torch.arange(width, device=request.device) < lengths.unsqueeze(-1)
     editable = editable.gather(1, order) & own
     block_of, num_blocks = _number_blocks(editable, block_length)
-    return Canvas(
+    return LaidCanvas(
         tokens=request.gather(1, order),
         attention_mask=own.long(),
         editable=editable,
@@ -76,12 +68,6 @@ def _number_blocks(editable: TokenMask, block_length: int | None) -> tuple[Token
     used = used.scatter_reduce(1, chunk, editable.long(), reduce="amax")
     number = (used.cumsum(-1) - 1).gather(1, chunk)
     return torch.where(editable, number, -1), used.sum(-1)
-
-
-def share_steps(num_steps: int, num_blocks: PerRow, block: PerRow) -> PerRow:
-    """Steps that block number `block` gets when `num_steps` are shared over `num_blocks`, remainder first."""
-    num_blocks = num_blocks.clamp(min=1)
-    return num_steps // num_blocks + (block < num_steps % num_blocks)
 
 
 def check_request(input_ids: TokenIds, attention_mask: Tensor | None, vocab_size: int) -> TokenMask:

@@ -15,13 +15,13 @@ from transformers.utils import cached_file
 
 from prism_plugin.backbones.probe import check_backbone, evaluation_mode
 from prism_plugin.backbones.spec import BackboneSpec, device_of, lm_head_of
+from prism_plugin.decoding.chance import Generators
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import CONFIG_FILE, HEAD_FILE, read_config, require_same_backbone
 from prism_plugin.modeling.strict_files import read_json, read_tensors, require_keys
 from prism_plugin.modeling.wrapping import settings_while_attached
-from prism_plugin.sampling.loop import Generators
 from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
 from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, read_settings
 from prism_plugin.types import TokenIds

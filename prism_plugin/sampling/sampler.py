@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode, max_row_length
+from prism_plugin.decoding.chance import GeneratorChance, Generators
+from prism_plugin.decoding.decide import name_of, needs_of
+from prism_plugin.decoding.features import get_features
+from prism_plugin.decoding.loop import Loop
+from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.persistence import locate
-from prism_plugin.sampling.canvas import check_request, lay_canvas
-from prism_plugin.sampling.chance import Generators
-from prism_plugin.sampling.loop import Decoder, StepRecord, needs_of
+from prism_plugin.sampling.canvas import LaidCanvas, check_request, lay_canvas
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.prompts import Chat, lay_prompts, require_new_tokens
+from prism_plugin.sampling.records import StepRecord, record_of
 from prism_plugin.sampling.settings import SamplerSettings, read_settings, write_settings
 from prism_plugin.sampling.streaming import TokenStream
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
@@ -61,6 +65,7 @@ class RemaskingSampler(SamplerSettings):
     Raises:
         ConfigurationError: If a setting is out of range, or two settings cannot go together.
         MissingQualityError: If a rule needs the quality head and the model has none.
+        UnknownNameError: If a rule needs a feature that is not registered.
     """
 
     model: PrismModel = field(kw_only=False, repr=False)
@@ -71,8 +76,9 @@ class RemaskingSampler(SamplerSettings):
             raise ConfigurationError(
                 f"`model` must be a PrismModel, got {type(self.model).__name__}; wrap it with `attach_quality_head(...)`."
             )
-        for rule in (self.unmasking, self.remasking):
-            if "quality" in needs_of(rule) and self.model.quality_head is None:
+        for rule in self.plug_ins:
+            reads = [feature.reads for feature in get_features(needs_of(rule), name_of(rule)).values()]
+            if any("quality" in one for one in reads) and self.model.quality_head is None:
                 raise MissingQualityError(
                     f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
                     "`attach_quality_head(...)`, or choose rules without it."
@@ -253,6 +259,34 @@ class RemaskingSampler(SamplerSettings):
         settings = read_settings(directory if Path(directory).exists() else locate(directory))
         return cls(PrismModel.from_pretrained(directory) if model is None else model, **vars(settings))
 
+    def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
+        """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
+
+        Args:
+            canvas: What is to be filled.
+            generator: As for `sample`.
+            watched: Draw a token at every masked position, not only where one is written.
+        """
+        decider = self.decide
+        lengths, needs = canvas.lengths.tolist(), needs_of(decider)
+        return Loop(
+            model=self.model,
+            decider=decider,
+            schedule=self.schedule,
+            num_steps=self.num_steps,
+            mask_token_id=self.model.mask_token_id,
+            vocab_size=self._vocab_size,
+            forbidden_ids=self._forbidden_ids,
+            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in needs),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            eos_token_id=self.eos_token_id,
+            fill_id=self.fill_id,
+            max_remasks_per_position=self.max_remasks_per_position,
+            padded=min(lengths) < canvas.tokens.shape[1],
+            draws_all=watched,
+        )
+
     @property
     def _vocab_size(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]  # rows that a token may be drawn from
@@ -307,10 +341,9 @@ class RemaskingSampler(SamplerSettings):
             for listener in listeners:
                 listener(record)
 
-        decoder = Decoder(self.model, self, self._forbidden_ids, self.fill_id)
+        loop = self.loop(canvas, generator, watched=bool(listeners))
         with evaluation_mode(self.model):
-            done = decoder.run(canvas, generator, on_record if listeners else None)
-        judged = any("quality" in needs_of(rule) for rule in (self.unmasking, self.remasking))
+            done = _run(loop, canvas, on_record if listeners else None)
         sequences = canvas.restore(done.tokens, canvas.request)
         if stream is not None:
             stream.close(sequences[0])
@@ -318,9 +351,19 @@ class RemaskingSampler(SamplerSettings):
             sequences=sequences,
             num_forward_passes=done.num_forward_passes,
             num_remasked=done.num_remasked,
-            quality=canvas.restore(done.quality, float("nan")) if judged else None,
+            quality=canvas.restore(done.quality, float("nan")) if "quality" in loop.reads else None,
             trace=tuple(trace) if return_trace else None,
         )
+
+
+def _run(loop: Loop, canvas: LaidCanvas, on_record: Callable[[StepRecord], None] | None) -> State:
+    state, number = loop.begin(canvas), 0
+    while (step := loop.advance(state)) is not None:
+        if on_record is not None:
+            on_record(record_of(number, canvas, state, step))
+        state, number = step.state, number + 1
+    loop.finish(state)
+    return state
 
 
 def _check_length(model: PrismModel, length: int) -> None:

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.core.editing import EDITING, EditingRule
+from prism_plugin.core.joint import DECIDERS
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule, Schedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_number
+from prism_plugin.core.view import Decider
+from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.staging import write_text
 from prism_plugin.registry import from_mapping
@@ -17,7 +21,13 @@ from prism_plugin.registry import from_mapping
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
 
-_PLUG_INS = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}
+_PLUG_INS = {
+    "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
+}  # fmt: skip
+_OPTIONAL = ("editing", "decider")  # written only where they are set
+
+
+_DEFAULTS = (ConfidenceUnmasking(), NeverRemasking(), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +44,8 @@ class SamplerSettings:
         block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once.
         eos_token_id: When a closed block holds it, what follows is filled with padding; None never stops early.
         max_remasks_per_position: Times that one position may be masked again, >= 1; None for no cap.
+        editing: Which revealed tokens to overwrite by another; None: none.
+        decider: Ranks masks and tokens together, in place of the three rules; None: the rules decide, one after another.
     """
 
     num_steps: int
@@ -45,6 +57,8 @@ class SamplerSettings:
     block_length: int | None = None
     eos_token_id: int | None = None
     max_remasks_per_position: int | None = None
+    editing: EditingRule | None = None
+    decider: Decider | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "block_length", "max_remasks_per_position"):
@@ -59,13 +73,34 @@ class SamplerSettings:
             )
         self._check_plug_ins()
 
+    @property
+    def decide(self) -> Decider:
+        """What decides at each look."""
+        return Separate(self.unmasking, self.remasking, self.editing) if self.decider is None else self.decider
+
+    @property
+    def plug_ins(self) -> tuple[Any, ...]:
+        """The rules, or the decider, that read a look."""
+        rules = (self.unmasking, self.remasking, self.editing) if self.decider is None else (self.decider,)
+        return tuple(rule for rule in rules if rule is not None)
+
     def _check_plug_ins(self) -> None:
         for name in _PLUG_INS:
+            if getattr(self, name) is None and name in _OPTIONAL:
+                continue
             if not callable(getattr(self, name)) or isinstance(getattr(self, name), type):
                 raise ConfigurationError(
                     f"`{name}` must be a rule to call, such as `ConfidenceUnmasking()`, got {getattr(self, name)!r}; "
                     "make an instance, or use `RemaskingSampler.from_preset(...)`."
                 )
+        if self.decider is not None:
+            ignored = [one for one in (self.unmasking, self.remasking, self.editing) if one not in _DEFAULTS]
+            if ignored:
+                raise ConfigurationError(
+                    f"{type(ignored[0]).__name__} would be ignored, since {type(self.decider).__name__} decides by itself; "
+                    "give rules or `decider`."
+                )
+            return
         never = isinstance(self.remasking, NeverRemasking)
         granted = getattr(self.schedule, "num_remask", None)
         if not never and granted == 0:
@@ -99,6 +134,8 @@ class SamplerSettings:
         values: dict[str, Any] = {"format_version": SAMPLER_FORMAT_VERSION}
         for setting in fields(SamplerSettings):
             value = getattr(self, setting.name)
+            if value is None and setting.name in _OPTIONAL:
+                continue
             values[setting.name] = _PLUG_INS[setting.name].to_dict(value) if setting.name in _PLUG_INS else value
         return values
 
@@ -123,7 +160,7 @@ def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler sett
         )
     values = {name: value for name, value in values.items() if name != "format_version"}
     for name, registry in _PLUG_INS.items():
-        if name in values:
+        if values.get(name) is not None:
             values[name] = registry.from_dict(values[name], source=f"{source}, `{name}`")
     return from_mapping(SamplerSettings, values, source=source)
 

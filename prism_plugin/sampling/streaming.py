@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from prism_plugin.errors import SamplingError
-from prism_plugin.sampling.canvas import Canvas
-from prism_plugin.sampling.loop import StepRecord
+from prism_plugin.sampling.canvas import LaidCanvas
+from prism_plugin.sampling.records import StepRecord
 
 # What generation code calls; `put_draft` is a part of TextDiffusionStreamer only, and others are told of whole blocks.
 _PROTOCOL = ("put", "end")
@@ -25,7 +25,7 @@ class TokenStream:
         SamplingError: If `streamer` is no streamer, wants logits, or there is more than one row to follow.
     """
 
-    def __init__(self, streamer: Any, canvas: Canvas) -> None:
+    def __init__(self, streamer: Any, canvas: LaidCanvas) -> None:
         missing = [name for name in _PROTOCOL if not callable(getattr(streamer, name, None))]
         if missing:
             raise SamplingError(

@@ -1,7 +1,7 @@
 """Corruptors: clean rows -> noised tokens and a draft. They know nothing of losses (stations 7 and 9 of training)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -13,11 +13,8 @@ from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
-from prism_plugin.training.drafts import DraftMaker
-from prism_plugin.types import FlatIndex, Rows, Times, TokenIds, TokenMask
-
-# (tokens, attention mask, flat index) -> rows of logits there: a look without gradient and without dropout.
-Ask = Callable[[TokenIds, Tensor, FlatIndex], Rows]
+from prism_plugin.training.drafts import Ask, DraftMaker
+from prism_plugin.types import FlatIndex, Rows, Times, TokenMask
 
 
 class Plan(Protocol):

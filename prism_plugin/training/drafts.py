@@ -1,49 +1,86 @@
-"""Station 9: noised tokens and the first look's rows -> drafts. The only place where training reads the model's own tokens."""
+"""Station 9: noised tokens and the first look's rows -> drafts, by the loop that samples."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from prism_plugin.core.categorical import draw_rows
 from prism_plugin.core.corruption import Corrupted
-from prism_plugin.core.drafting import DraftRule, draft_positions, num_to_draft
+from prism_plugin.core.drafting import DraftRule, num_to_draft
+from prism_plugin.core.schedules import EvenSchedule
+from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
+from prism_plugin.decoding.looks import Logits
+from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
+
+# (tokens, attention mask, flat index) -> rows of logits there: a look without gradient and without dropout.
+Ask = Callable[[TokenIds, Tensor, FlatIndex], Rows]
 
 
 @dataclass(frozen=True)
-class _State:
-    """A draft in the making. `rule_of` says which rule each row follows, `wanted` how many positions it shall fill."""
+class ExampleChance:
+    """Random numbers that are a function of the example, the draft and the look.
 
-    tokens: TokenIds
-    masked: TokenMask
-    drafted: TokenMask
-    confidence: PerToken
-    rule_of: PerRow
-    wanted: PerRow
+    Attributes:
+        noised: The batch, whose noise is drawn from.
+        look: Number of the look, from 0.
+        slots: For each row of the state, its number among drafts times rows of the batch.
+        num_drafts: Drafts of each row.
+    """
 
-    def write(self, chosen: TokenMask, candidates: TokenIds, confidence: PerToken) -> "_State":
-        return replace(
-            self,
-            tokens=torch.where(chosen, candidates, self.tokens),
-            masked=self.masked & ~chosen,
-            drafted=self.drafted | chosen,
-            confidence=torch.where(chosen, confidence, self.confidence),
+    noised: Corrupted
+    look: int
+    slots: Tensor
+    num_drafts: int
+
+    def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken, PerToken]:
+        """Noise for positions and uniforms for tokens; see `Chance.draw`."""
+        slots = self.slots if len(rows) == len(self.slots) else self.slots[rows.to(device)]
+        position, token = (
+            torch.cat([self.noised.noise(f"{name}/{draft}/{self.look}", None) for draft in range(self.num_drafts)])
+            for name in ("position", "token")
         )
+        return position[slots], token[slots]
 
-    def take(self, rows: Tensor) -> "_State":
-        return _State(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def put(self, rows: Tensor, part: "_State") -> "_State":
-        pairs = ((getattr(self, field.name), getattr(part, field.name)) for field in fields(self))
-        return _State(*(whole.index_copy(0, rows, some) for whole, some in pairs))
+@dataclass(frozen=True)
+class _Asked:
+    """A look through the function that an objective gives: without gradient and without dropout."""
+
+    ask: Ask
+
+    def __call__(
+        self, model: PrismModel | None, state: State, want: Want, memory: Mapping[str, Tensor]
+    ) -> tuple[Seen, Mapping[str, Tensor]]:
+        index = want.masked.flatten().nonzero().squeeze(-1)
+        attention_mask = state.canvas.attention_mask
+        rows = self.ask(state.tokens, attention_mask, index)
+        return Seen(Logits(rows, index), None, None, num_positions=attention_mask.sum(-1)), memory
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The drafts that follow one rule. `slots` numbers them among drafts times rows; with none, a row rides along unchanged."""
+
+    rule: DraftRule
+    slots: Tensor
+    is_empty: bool
+    loop: Loop
+    state: State
+
+    def advance(self, look: int, how: Recalled | _Asked) -> "_Group":
+        """Make look number `look`; a row whose share grants nothing at it waits for the one that does."""
+        loop = replace(self.loop, chance=replace(self.loop.chance, look=look))
+        step = loop.advance(self.state, rows=self.state.step == look, look=how)
+        return replace(self, state=step.state)
 
 
 class DraftMaker:
     """Fills masked positions with the model's own tokens, by one of the rules per row: the plan of the corruptor `Fill`.
 
-    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other.
+    Each row follows the rule that its own draw picks, so that the rows of a batch do not depend on each other. The rows of a
+    rule go through the sampler's loop together, which stops at their share of the masks. Every process makes the same looks.
 
     Args:
         rules: The mixture; a row follows rule `i` with probability proportional to its weight.
@@ -53,113 +90,94 @@ class DraftMaker:
     """
 
     def __init__(self, rules: tuple[DraftRule, ...], num_drafts: int, noised: Corrupted, mask_token_id: int) -> None:
-        self.noised = noised
-        self._rules, self._num_drafts, self._mask_token_id = rules, num_drafts, mask_token_id
-        parts = [_start(rules, noised, draft) for draft in range(num_drafts)]
-        self._state = _State(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_State)))
+        self.noised, self._num_drafts = noised, num_drafts
+        self._batch = len(noised.ids)
+        rule_of, wanted = _choose(rules, num_drafts, noised)
+        self._groups = [
+            self._group(rule, None if len(rules) == 1 else rule_of == number, wanted, mask_token_id)
+            for number, rule in enumerate(rules)
+        ]
 
     @property
     def reads(self) -> TokenMask:
         """Positions of the noised batch whose logits the first look has to give, for any of the drafts."""
-        position_noise, _ = self._chance(0)
-        reaches = [reach for _, reach, _ in _reaches(self._rules, 0, self._state, position_noise)]
-        return torch.stack(reaches).any(0).unflatten(0, (self._num_drafts, -1)).any(0)
+        reads = torch.zeros_like(self.noised.masked).repeat(self._num_drafts, 1)
+        for group in self._groups:
+            here = group.loop.reads_at(group.state, group.state.step == 0)
+            reads = reads.index_copy(0, group.slots, here | reads[group.slots])
+        return reads.unflatten(0, (self._num_drafts, -1)).any(0)
 
     def fill(self, rows: Rows, row_index: FlatIndex) -> None:
         """Fill what the first look is due; see `Plan.fill`."""
-        self._state = self._fill(0, self._state, rows, row_index, *self._chance(0))
+        self._groups = [group.advance(0, Recalled(rows, row_index, group.slots % self._batch)) for group in self._groups]
 
-    def finish(self, ask: Callable[[TokenIds, Tensor, FlatIndex], Rows]) -> Corrupted:
-        """Make the looks after the first, at the rows that have something left to fill; see `Plan.finish`."""
-        many = {
-            name: getattr(self.noised, name).repeat(self._num_drafts, *([1] * (getattr(self.noised, name).ndim - 1)))
-            for name in ("clean_ids", "attention_mask", "maskable", "masked_before", "t")
-        }
-        for look in range(1, max(rule.num_looks for rule in self._rules)):
-            state = self._state
-            longer = [state.rule_of == index for index, rule in enumerate(self._rules) if rule.num_looks > look]
-            active = (torch.stack(longer).any(0) & state.masked.any(-1)).nonzero().squeeze(-1)
-            # At least one row, so that every rank makes the same number of looks: sharded weights are gathered together.
-            active = active if active.numel() else torch.zeros_like(state.rule_of[:1])
-            here = state.take(active)
-            index = here.masked.flatten().nonzero().squeeze(-1)
-            rows = ask(here.tokens, many["attention_mask"][active], index)
-            chance = (one[active] for one in self._chance(look))
-            self._state = state.put(active, self._fill(look, here, rows, index, *chance))
-        done = self._state
+    def finish(self, ask: Ask) -> Corrupted:
+        """Make the looks after the first; see `Plan.finish`."""
+        for look in range(1, max(group.rule.num_looks for group in self._groups)):
+            self._groups = [
+                group.advance(look, _Asked(ask)) if look < group.rule.num_looks else group for group in self._groups
+            ]
+        before = self._repeated(("clean_ids", "attention_mask", "maskable", "masked_before", "t"))
+        ids, confidence = self._repeated(("ids",))["ids"], torch.zeros(before["clean_ids"].shape, device=self.noised.t.device)
+        masked_before = before["masked_before"]
+        for group in self._groups:
+            if not group.is_empty:
+                ids = ids.index_copy(0, group.slots, group.state.tokens)
+                confidence = confidence.index_copy(0, group.slots, group.state.commit_confidence)
+        masked = masked_before & (ids == self._groups[0].loop.mask_token_id)
+        drafted = masked_before & ~masked
         return Corrupted(
-            ids=done.tokens,
-            masked=done.masked,
-            drafted=done.drafted,
+            ids=ids,
+            masked=masked,
+            drafted=drafted,
             noise=lambda name, count=None: self.noised.noise(name, count).repeat(self._num_drafts, 1),
-            history={"commit_confidence": done.confidence},
-            **many,
+            history={"commit_confidence": confidence.masked_fill(~drafted, 0.0)},
+            **before,
         )
 
-    def _chance(self, look: int) -> tuple[PerToken, PerToken]:
-        """Uniforms that choose positions, and uniforms that draw tokens."""
-        drafts = range(self._num_drafts)
-        position, token = (
-            torch.cat([self.noised.noise(f"{name}/{draft}/{look}", None) for draft in drafts]) for name in ("position", "token")
+    def _repeated(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        parts = {name: getattr(self.noised, name) for name in names}
+        return {name: part.repeat(self._num_drafts, *([1] * (part.ndim - 1))) for name, part in parts.items()}
+
+    def _group(self, rule: DraftRule, chosen: Tensor | None, wanted: PerRow, mask_token_id: int) -> _Group:
+        slots = torch.arange(len(wanted), device=wanted.device) if chosen is None else chosen.nonzero().squeeze(-1)
+        is_empty = len(slots) == 0 and len(wanted) > 0
+        if is_empty:
+            slots, wanted = slots.new_zeros(1), torch.zeros_like(wanted)
+        rows, noised = slots % max(self._batch, 1), self.noised
+        masked = noised.masked[rows]
+        canvas = Canvas(
+            tokens=noised.ids[rows],
+            attention_mask=noised.attention_mask[rows],
+            editable=masked,
+            block_of=masked.long() - 1,
+            num_blocks=torch.ones_like(slots),
         )
-        return position, token
-
-    def _fill(
-        self, look: int, state: _State, rows: Rows, row_index: FlatIndex, position_noise: PerToken, token_noise: PerToken
-    ) -> _State:
-        """Fill what look number `look` is due."""
-        size = state.masked.shape
-        # the drafts share the first look, so a position of any draft has the row of that position in the noised batch
-        looked_at = state.masked.numel() if look else state.masked.numel() // self._num_drafts
-        row_of = torch.zeros(looked_at, dtype=torch.int64, device=rows.device)
-        row_of[row_index] = torch.arange(row_index.shape[0], device=rows.device)
-        for rule, reach, budget in _reaches(self._rules, look, state, position_noise):
-            where = reach.flatten().nonzero().squeeze(-1)
-            all_in_order = looked_at == reach.numel() and where.shape == row_index.shape  # then rows need not be copied
-            drawn = draw_rows(
-                rows,
-                at=None if all_in_order else row_of[where % looked_at],
-                temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
-                top_p=rule.top_p,
-                forbidden_ids=(self._mask_token_id,),
-                uniforms=token_noise.flatten()[where],
-            )
-            candidates = state.tokens.flatten().index_copy(0, where, drawn.candidates).view(size)
-            confidence = torch.zeros_like(position_noise).flatten().index_copy(0, where, drawn.confidence).view(size)
-            state = state.write(draft_positions(rule, reach, budget, confidence, position_noise), candidates, confidence)
-        return state
+        loop = Loop(
+            model=None,
+            decider=Separate(rule.unmasking),
+            schedule=EvenSchedule(),
+            num_steps=rule.num_looks,
+            mask_token_id=mask_token_id,
+            forbidden_ids=(mask_token_id,),
+            chance=ExampleChance(noised, 0, slots, self._num_drafts),
+            temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
+            top_p=rule.top_p,
+            whole_batch=True,
+        )
+        return _Group(rule, slots, is_empty, loop, loop.begin(canvas, goal=wanted[slots]))
 
 
-def _start(rules: tuple[DraftRule, ...], noised: Corrupted, draft: int) -> _State:
-    pick, share = (noised.noise(f"{name}/{draft}", 1).squeeze(-1) for name in ("rule", "share"))
+def _choose(rules: tuple[DraftRule, ...], num_drafts: int, noised: Corrupted) -> tuple[PerRow, PerRow]:
+    """The rule of each draft of each row, and how many positions it fills; drafts times rows of the batch."""
     weights = torch.tensor([rule.weight for rule in rules], dtype=torch.float64)
-    edges = (weights.cumsum(0) / weights.sum())[:-1].to(pick)
-    rule_of = torch.bucketize(pick, edges, right=True)
-    wanted = torch.zeros_like(rule_of)
-    for index, rule in enumerate(rules):
-        wanted = torch.where(rule_of == index, num_to_draft(rule, noised.masked, share), wanted)
-    return _State(
-        tokens=noised.ids,
-        masked=noised.masked,
-        drafted=torch.zeros_like(noised.masked),
-        confidence=torch.zeros(noised.masked.shape, device=noised.masked.device),
-        rule_of=rule_of,
-        wanted=wanted,
-    )
-
-
-def _reaches(
-    rules: tuple[DraftRule, ...], look: int, state: _State, position_noise: PerToken
-) -> list[tuple[DraftRule, TokenMask, PerRow]]:
-    """Per rule that makes this look: positions for which a token has to be drawn, and how many are filled in each row."""
-    reaches = []
-    for index, rule in enumerate(rules):
-        if look >= rule.num_looks:
-            continue
-        due = -(-(look + 1) * state.wanted // rule.num_looks) - state.drafted.sum(-1)
-        budget = torch.where(state.rule_of == index, due, 0).clamp(min=0)
-        reach = state.masked & (budget > 0).unsqueeze(-1)
-        if rule.positions == "random":  # chosen without looking, so that only these rows are drawn
-            reach = draft_positions(rule, reach, budget, torch.zeros_like(position_noise), position_noise)
-        reaches.append((rule, reach, budget))
-    return reaches
+    followed, counts = [], []
+    for draft in range(num_drafts):
+        pick, share = (noised.noise(f"{name}/{draft}", 1).squeeze(-1) for name in ("rule", "share"))
+        rule_of = torch.bucketize(pick, (weights.cumsum(0) / weights.sum())[:-1].to(pick), right=True)
+        wanted = torch.zeros_like(rule_of)
+        for number, rule in enumerate(rules):
+            wanted = torch.where(rule_of == number, num_to_draft(rule, noised.masked, share), wanted)
+        followed.append(rule_of)
+        counts.append(wanted)
+    return torch.cat(followed), torch.cat(counts)

@@ -1,7 +1,8 @@
-"""The door through which random numbers come into sampling."""
+"""The door through which random numbers come into the loop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +12,26 @@ from prism_plugin.types import PerToken
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
+class Chance(Protocol):
+    """Where random numbers come from. It belongs to the rows' places in the batch, and not to what stands there."""
+
+    def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken | None, PerToken | None]:
+        """Draw one look's noise for the rules, and uniforms for the tokens; None what nobody reads.
+
+        Args:
+            rows: Numbers of the rows that look, on the CPU.
+            width: Length of the canvas.
+            device: Where the numbers are wanted.
+
+        Returns:
+            Both in [0, 1), [rows, width].
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Chance:
-    """Where a request's random numbers come from.
+class GeneratorChance:
+    """Random numbers of torch's generators.
 
     With one generator per row, a row's draws depend on its own length and looks only, not on padding or on other rows.
 
@@ -30,16 +48,7 @@ class Chance:
     with_noise: bool
 
     def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken | None, PerToken | None]:
-        """Draw one look's noise for the rules, in float32, and uniforms for the tokens, in float64; None what nobody reads.
-
-        Args:
-            rows: Numbers of the rows that look, on the CPU.
-            width: Length of the canvas.
-            device: Where the numbers are wanted.
-
-        Returns:
-            Both in [0, 1), [rows, width].
-        """
+        """Draw noise in float32 and uniforms in float64; see `Chance.draw`."""
         noise = self._numbers(rows, width, torch.float32, device) if self.with_noise else None
         return noise, self._numbers(rows, width, torch.float64, device) if self.with_uniforms else None
 

@@ -1,0 +1,453 @@
+"""The loop: look, draw, grant, decide, write, until no row has anything left to do (stations 3 to 9 of sampling).
+
+A row is followed on its own: it has its own block, its own step in that block and its own end, all of them tensors over
+the batch, so one forward serves rows that are at different places. Nothing here writes a token but `apply_step`, and the
+padding after an EOS. Whoever wraps the loop steps it from outside: `begin`, `advance`, `finish`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from prism_plugin.core.categorical import RowStats, draw_rows
+from prism_plugin.core.schedules import Schedule
+from prism_plugin.core.view import Budget, Decider, Decision, StepView, apply_step
+from prism_plugin.decoding.chance import Chance
+from prism_plugin.decoding.decide import Separate, name_of, needs_of
+from prism_plugin.decoding.features import Feature, Glance, get_features
+from prism_plugin.decoding.looks import Look, PlainLook, Seen, Want
+from prism_plugin.decoding.state import Canvas, State, begin_state
+from prism_plugin.errors import SamplingError
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+
+_AHEAD = 64  # steps that are asked of a schedule at once, in search of the next that grants anything
+
+
+class Fault(IntEnum):
+    """What a rule or the model did wrong. Kept on the device and read at the end, since a check would make each step wait."""
+
+    NONE = 0
+    WRITES_ELSEWHERE = 1
+    TAKES_BACK_ELSEWHERE = 2
+    OVER_BUDGET = 3
+    NOT_A_NUMBER = 4
+    WRITES_A_MASK = 5
+
+
+_IN_WORDS = {
+    Fault.WRITES_ELSEWHERE: "an unmasking rule may choose only among `view.masked`, but {unmasking} chose other positions; "
+    "pass that mask as `eligible` to `select_top`.",
+    Fault.TAKES_BACK_ELSEWHERE: "a remasking rule may choose only among `view.revealed`, but {remasking} chose other "
+    "positions; pass that mask as `eligible` to `select_top`.",
+    Fault.OVER_BUDGET: "a remasking rule must stay within its budget, but {remasking} took back more; choose with "
+    "`select_top`.",
+    Fault.NOT_A_NUMBER: "the model's logits must be numbers, but NaN or infinity came at a masked position; look at its "
+    "weights, and load a model in bfloat16 or float32 if float16 is too narrow for it.",
+    Fault.WRITES_A_MASK: "a decider writes tokens that may be drawn, but {unmasking} wrote the mask token; take it back by "
+    "`remask`.",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One look: the rows that took part, their states before and after, what was seen of them and what was decided.
+
+    Attributes:
+        rows: Numbers of the rows, on the device.
+        before: The state of these rows at the look.
+        view: What the decider saw.
+        decision: What it decided.
+        state: Every row after the look.
+    """
+
+    rows: Tensor
+    before: State
+    view: StepView
+    decision: Decision
+    state: State
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a model fills canvases. Pure but for the model and the chance: a state goes in, another comes out.
+
+    Attributes:
+        model: What is looked at; None where `look` knows.
+        decider: What is written and taken back.
+        schedule: How many of either.
+        num_steps: Steps over all blocks.
+        mask_token_id: Id of the mask token.
+        forbidden_ids: Tokens that are never drawn; the mask token among them.
+        chance: Where random numbers come from, by the rows' places.
+        temperature: 0 takes the most probable token.
+        top_p: Nucleus to sample from.
+        eos_token_id: Ends a row when a closed block holds it.
+        fill_id: Written after an EOS.
+        max_remasks_per_position: Times that a position may be taken back; None: no cap.
+        look: The call of the network.
+        padded: Some row has padding, so the network is told.
+        vocab_size: Columns of the logits; only features that remember whole distributions ask.
+        draws_all: Draw a token at every masked position, for whoever wants to see it, also where the decider is blind.
+        whole_batch: Look at every row at every step, finished ones too: so each process makes as many looks as the others.
+    """
+
+    model: PrismModel | None
+    decider: Decider
+    schedule: Schedule
+    num_steps: int
+    mask_token_id: int
+    forbidden_ids: tuple[int, ...]
+    chance: Chance
+    temperature: float = 0.0
+    top_p: float = 1.0
+    eos_token_id: int | None = None
+    fill_id: int = 0
+    max_remasks_per_position: int | None = None
+    look: Look = field(default_factory=PlainLook)
+    padded: bool = True
+    vocab_size: int = 0
+    draws_all: bool = False
+    whole_batch: bool = False
+
+    @cached_property
+    def features(self) -> Mapping[str, Feature]:
+        """What the decider needs, by name."""
+        return get_features(needs_of(self.decider), name_of(self.decider))
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """What a look has to give for the features."""
+        return frozenset().union(*(feature.reads for feature in self.features.values()))
+
+    @property
+    def is_blind(self) -> bool:
+        """Tokens are drawn only where they are written, which is decided before the look."""
+        return self.decider.blind and not self.draws_all and not self.reads - {"noise"}
+
+    def begin(self, canvas: Canvas, *, goal: PerRow | None = None) -> State:
+        """The state before the first look.
+
+        Args:
+            canvas: What is to be filled.
+            goal: Positions to reveal in all, where that is not every one: a canvas of one block then, which a draft leaves
+                at its share.
+        """
+        if goal is None:
+            blocks = torch.arange(int(canvas.num_blocks.max()) if len(canvas.num_blocks) else 0, device=canvas.tokens.device)
+            goals = (canvas.block_of.unsqueeze(-1) == blocks).sum(1)
+        else:
+            goals = goal.unsqueeze(-1)
+        memory = {name: feature.begin(canvas, self.vocab_size) for name, feature in self.features.items()}
+        memory = {name: one for name, one in memory.items() if one}
+        state = begin_state(canvas, goals, memory)
+        masked = self._reach(state)[0].sum(-1)
+        return replace(state, step=self._seek(state, state.block, state.step, masked, torch.zeros_like(masked)))
+
+    @torch.no_grad()  # not inference_mode: remote code caches rotary tables in its first forward, and training refuses such
+    def advance(
+        self, state: State, *, rows: TokenMask | None = None, given: TokenIds | None = None, look: Look | None = None
+    ) -> Step | None:
+        """Make one look at the rows that have something left to do. None where no row has.
+
+        Args:
+            state: Where every row stands.
+            rows: Which rows may move, [batch] bool; the others wait as they are. None: all.
+            given: Tokens that stand for those that would be written, -1 where none does, [batch, length].
+            look: In place of the loop's own, for this step.
+        """
+        counts, state = self._counts(state, rows)
+        moves = (counts >= 0).all(-1)
+        looking = torch.ones_like(moves) if self.whole_batch else moves
+        if not looking.any():
+            return None
+        live = looking.nonzero().squeeze(-1)
+        device = state.tokens.device
+        index = live.to(device, non_blocking=True)
+        before = state if looking.all() else state.take(index)
+        chances = self.chance.draw(live, before.tokens.shape[1], device)
+        moving = None if moves.all() else moves[live].to(device, non_blocking=True)
+        looked = self._look(before, counts[live].clamp(min=0).sum(0).tolist(), moving, *chances, look or self.look)
+        given = given if given is None or looking.all() else given[index]
+        after = self._close(self._write(before, looked, given), looked)
+        if moving is not None:  # who rides along stays as it was
+            moved = moves[live].nonzero().squeeze(-1).to(device, non_blocking=True)
+            index, after = index[moved], after.take(moved)
+        following = after if len(index) == len(moves) else state.put(index, after)
+        return Step(live.to(device, non_blocking=True), before, looked.view, looked.decision, following)
+
+    def reads_at(self, state: State, rows: TokenMask) -> TokenMask:
+        """Positions whose logits the next look has to give, where only `rows` move."""
+        masked, visible = (part & rows.unsqueeze(-1) for part in self._reach(state))
+        if not self.is_blind:
+            return masked
+        noise, _ = self.chance.draw(torch.arange(len(rows)), masked.shape[1], masked.device)
+        view, budget = self._blind_view(state, masked, visible, noise)
+        return self.decider(view, budget).write
+
+    def finish(self, state: State) -> None:
+        """Check that all went well.
+
+        Raises:
+            SamplingError: If a rule broke its contract, or mask tokens are left.
+        """
+        names = self._names()
+        fault = int(state.fault.max())
+        if fault:
+            raise SamplingError(_IN_WORDS[Fault(fault)].format(**names))
+        left = (state.canvas.editable & (state.tokens == self.mask_token_id)).sum(-1)
+        if left.any():
+            raise SamplingError(
+                f"mask tokens are left after the last step, {int(left.max())} in row {int(left.argmax())}: the schedule's "
+                "target must reach `total` at a block's last step without remasking there, and the unmasking rule must reveal "
+                f"at least its budget; {name_of(self.schedule)} or {names['unmasking']} does not."
+            )
+
+    def run(self, state: State, on_step: Callable[[Step], None] | None = None) -> State:
+        """Advance until no row has anything left to do, and finish."""
+        while (step := self.advance(state)) is not None:
+            if on_step is not None:
+                on_step(step)
+            state = step.state
+        self.finish(state)
+        return state
+
+    def _names(self) -> dict[str, str]:
+        decider = self.decider
+        if isinstance(decider, Separate):
+            return {"unmasking": name_of(decider.unmasking), "remasking": name_of(decider.remasking)}
+        return dict.fromkeys(("unmasking", "remasking"), name_of(decider))
+
+    # ---- where rows stand ----
+
+    def _reach(self, state: State) -> tuple[TokenMask, TokenMask]:
+        """What the decider may decide about in each row: masked positions, and those that hold a token."""
+        block_of, block = state.canvas.block_of, state.block.unsqueeze(-1)
+        within = block_of == block
+        if self.decider.reach == "begun":
+            within |= (block_of >= 0) & (block_of < block) & (block < state.canvas.num_blocks.unsqueeze(-1))
+        is_mask = state.tokens == self.mask_token_id
+        return within & is_mask, within & ~is_mask
+
+    def _counts(self, state: State, rows: TokenMask | None) -> tuple[Tensor, State]:
+        """Of each row: masked and visible positions, and those to reveal, [batch, 3] on the CPU; -1 where it is done or waits.
+
+        Here the host waits for the device, and nowhere else in a step. A row whose next step is still sought is moved on to it
+        first, so that no look is made that grants nothing.
+        """
+        while True:
+            num_steps = self._block_steps(state)
+            live = (state.block < state.canvas.num_blocks) & (state.step < num_steps) & (state.fault == 0).all()
+            if rows is not None:
+                live &= rows
+            masked, visible = (part.sum(-1) for part in self._reach(state))
+            budget, _ = self._budget(state, state.block, state.step, num_steps, visible)
+            worth = self._is_worth_a_look(budget, masked, visible)
+            grant = (budget.target - visible).clamp(min=0).minimum(masked)
+            counts = torch.stack((masked, visible, grant, worth.long()), dim=-1).masked_fill(~live.unsqueeze(-1), -1).cpu()
+            if not (counts[:, 3] == 0).any():
+                return counts[:, :3], state
+            step = self._seek(state, state.block, state.step, masked, visible)
+            state = replace(state, step=torch.where(live, step, state.step))
+
+    def _block_steps(self, state: State, block: PerRow | None = None) -> PerRow:
+        """Steps of a block when all are shared over the blocks, remainder first."""
+        num_blocks = state.canvas.num_blocks.clamp(min=1)
+        block = state.block if block is None else block
+        return self.num_steps // num_blocks + (block < self.num_steps % num_blocks)
+
+    def _goal(self, state: State, block: PerRow) -> PerRow:
+        last = max(state.goal.shape[1] - 1, 0)
+        return state.goal.gather(1, block.clamp(max=last).unsqueeze(-1)).squeeze(-1) if state.goal.shape[1] else block
+
+    def _budget(self, state: State, block: PerRow, step: PerRow, num_steps: PerRow, visible: PerRow) -> tuple[Budget, PerRow]:
+        """What the schedule grants, and how many positions shall be revealed in the end.
+
+        Where all blocks begun are in reach, those before the active one are owed whole, and the schedule is about the rest.
+        """
+        goal = self._goal(state, block)
+        owed = torch.zeros_like(goal)
+        if self.decider.reach == "begun":
+            before = torch.arange(state.goal.shape[1], device=goal.device) < block.unsqueeze(-1)
+            owed = (state.goal * before).sum(-1)
+        budget = self.schedule(step, num_steps, goal, (visible - owed).clamp(min=0))
+        return replace(budget, target=budget.target + owed), goal + owed
+
+    def _is_worth_a_look(self, budget: Budget, masked: PerRow, visible: PerRow) -> Tensor:
+        worth = (budget.target > visible) & (masked > 0)
+        return worth | (budget.remask > 0) if self.decider.takes_back else worth
+
+    def _seek(self, state: State, block: PerRow, step: PerRow, masked: PerRow, visible: PerRow) -> PerRow:
+        """The first of the next steps that could reveal or take back something; the one after them if none could.
+
+        Schedules are pure, so several steps are asked at once. A step that would grant nothing costs no forward.
+        """
+        num_steps = self._block_steps(state, block)
+        steps = step.unsqueeze(-1) + torch.arange(min(_AHEAD, self.num_steps), device=step.device)
+        count = steps.shape[1]
+        many = replace(state, goal=state.goal.repeat_interleave(count, 0))
+        rows = (one.repeat_interleave(count) for one in (block, num_steps, visible))
+        block_many, num_steps_many, visible_many = rows
+        budget, _ = self._budget(many, block_many, steps.flatten(), num_steps_many, visible_many)
+        worth = self._is_worth_a_look(budget, masked.repeat_interleave(count), visible_many).view_as(steps)
+        found = torch.where(worth, steps, (step + count).unsqueeze(-1)).amin(-1)
+        return found.minimum(num_steps)
+
+    # ---- one look ----
+
+    def _look(
+        self,
+        at: State,
+        counts: list[int],
+        moving: Tensor | None,
+        noise: PerToken | None,
+        uniforms: PerToken | None,
+        look: Look,
+    ) -> "_Looked":
+        masked, visible = self._reach(at)
+        if moving is not None:
+            masked, visible = masked & moving.unsqueeze(-1), visible & moving.unsqueeze(-1)
+        view, budget = self._blind_view(at, masked, visible, noise)
+        decided = self.decider(view, budget) if self.is_blind else None
+        want = Want(
+            masked=masked if decided is None else decided.write,
+            num_masked=counts[0] if decided is None else counts[2],
+            visible=visible if "visible" in self.reads else None,
+            num_visible=counts[1],
+            quality="quality" in self.reads,
+            padded=self.padded,
+        )
+        seen, of_look = look(self.model, at, want, at.memory.get("look", {}))
+        drawn = self._draw(seen, uniforms)
+        glance = Glance(at, seen, masked, visible, drawn, noise, self.forbidden_ids)
+        features, memory = {}, {"look": of_look} if of_look else {}
+        for name, feature in self.features.items():
+            features[name], remembered = feature(glance, at.memory.get(name, {}))
+            memory |= {name: remembered} if remembered else {}
+        index = seen.masked.index
+        candidates = at.tokens.flatten().index_copy(0, index, drawn.candidates).view(at.tokens.shape)
+        view = replace(view, candidates=candidates, confidence=glance.lay(index, drawn.confidence), features=features)
+        decision = self.decider(view, budget) if decided is None else decided
+        return _Looked(view, decision, seen, budget, memory)
+
+    def _blind_view(self, at: State, masked: TokenMask, visible: TokenMask, noise: PerToken | None) -> tuple[StepView, Budget]:
+        """What is known before the look, and what the schedule grants."""
+        num_steps = self._block_steps(at)
+        budget, total = self._budget(at, at.block, at.step, num_steps, visible.sum(-1))
+        view = StepView(
+            masked=masked,
+            revealed=self._may_be_taken_back(at, visible),
+            editable=masked | visible,
+            tokens=at.tokens,
+            candidates=at.tokens,
+            confidence=torch.zeros(at.tokens.shape, device=at.tokens.device),
+            commit_confidence=at.commit_confidence,
+            step=at.step,
+            num_steps=num_steps,
+            total=total,
+            times_remasked=at.times_remasked,
+            features={} if noise is None else {"noise": noise},
+        )
+        return view, budget
+
+    def _may_be_taken_back(self, at: State, visible: TokenMask) -> TokenMask:
+        cap = self.max_remasks_per_position
+        return visible if cap is None else visible & (at.times_remasked < cap)
+
+    def _draw(self, seen: Seen, uniforms: PerToken | None) -> RowStats:
+        logits = seen.masked
+        return draw_rows(
+            logits.rows,
+            at=logits.at,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            forbidden_ids=self.forbidden_ids,
+            uniforms=None if uniforms is None else uniforms.flatten()[logits.index],
+            want_entropy="entropy" in self.reads,
+            want_margin="margin" in self.reads,
+        )
+
+    def _write(self, at: State, looked: "_Looked", given: TokenIds | None) -> State:
+        view, decision = looked.view, looked.decision
+        if given is not None:
+            tokens = view.candidates if decision.tokens is None else decision.tokens
+            decision = replace(decision, tokens=torch.where(given >= 0, given, tokens))
+        changed, quality = decision.write | decision.remask, at.quality
+        if looked.seen.quality is not None:
+            judged = at.canvas.editable & (at.tokens != self.mask_token_id)
+            quality = torch.where(judged, looked.seen.quality, quality)
+        confidence = view.confidence
+        if decision.tokens is not None and "best_visible_confidence" in view.features:
+            confidence = torch.where(view.masked, confidence, view.features["best_visible_confidence"])
+        tokens = apply_step(at.tokens, view.candidates, decision, self.mask_token_id)
+        return replace(
+            at,
+            tokens=tokens,
+            commit_confidence=torch.where(decision.write, confidence, at.commit_confidence).masked_fill(decision.remask, 1.0),
+            quality=quality.masked_fill(changed, float("nan")),
+            times_remasked=at.times_remasked + decision.remask,
+            num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
+            num_positions=at.num_positions + looked.seen.num_positions,
+            num_remasked=at.num_remasked + decision.remask.sum(-1),
+            fault=self._faults(looked, tokens),
+            memory=looked.memory,
+        )
+
+    def _faults(self, looked: "_Looked", tokens: TokenIds) -> PerRow:
+        """Each row's fault; of several the first that is listed."""
+        view, decision = looked.view, looked.decision
+        reads_tokens = decision.tokens is not None
+        writable = view.editable & (view.masked | view.revealed) if reads_tokens else view.masked
+        found = {
+            Fault.OVER_BUDGET: decision.remask.sum(-1) > looked.budget.remask,
+            Fault.TAKES_BACK_ELSEWHERE: (decision.remask & ~view.revealed).any(-1),
+            Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
+            Fault.WRITES_A_MASK: (decision.write & (tokens == self.mask_token_id)).any(-1),
+            Fault.WRITES_ELSEWHERE: (decision.write & ~writable).any(-1),
+        }
+        fault = torch.zeros_like(view.step)
+        for number, where in found.items():
+            fault = fault.masked_fill(where, number)
+        return fault
+
+    def _close(self, at: State, looked: "_Looked") -> State:
+        """Move each row to its next step; where its block is done, stop at an EOS or begin the next block.
+
+        A block is done when no step is left that could do anything, or when a look at the full block changed nothing and the
+        next one would see and do the same.
+        """
+        (masked, visible), canvas = self._reach(at), at.canvas
+        left, following = masked.sum(-1), at.block + 1
+        changed = (looked.decision.write | looked.decision.remask).any(-1)
+        settled = ~looked.view.masked.any(-1) & ~changed & self.decider.repeats
+        ahead = self._seek(at, at.block, at.step + 1, left, visible.sum(-1))
+        closed = (ahead >= self._block_steps(at)) | (settled & (left == 0))
+        block = torch.where(closed, following, at.block)
+        if self.eos_token_id is not None:
+            is_eos = visible & (at.tokens == self.eos_token_id) & closed.unsqueeze(-1)
+            after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
+            block = torch.where(is_eos.any(-1), canvas.num_blocks, block)
+            at = replace(
+                at,
+                tokens=at.tokens.masked_fill(after_eos, self.fill_id),
+                quality=at.quality.masked_fill(after_eos, float("nan")),
+            )
+        at = replace(at, block=block)
+        masked, visible = (part.sum(-1) for part in self._reach(at))
+        begun = self._seek(at, block, torch.zeros_like(block), masked, visible)
+        return replace(at, step=torch.where(closed, begun, ahead))
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What one look gave, and what was decided."""
+
+    view: StepView
+    decision: Decision
+    seen: Seen
+    budget: Budget
+    memory: Mapping[str, Mapping[str, Tensor]]

@@ -1,0 +1,101 @@
+"""Where every row stands: what stays fixed during a request, what the loop writes, and what features remember."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+
+# What features and looks keep from one look to the next: name -> parts, each beginning with the batch.
+Memory = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What stays fixed. All tensors begin with the batch; `length` is the longest row's, and padding only follows a row."""
+
+    tokens: TokenIds  # as laid, masks at the positions to generate
+    attention_mask: Tensor  # [batch, length] int64, 1 for the row's own tokens
+    editable: TokenMask
+    block_of: TokenIds  # number of the block an editable position belongs to; -1 elsewhere
+    num_blocks: PerRow
+
+    def take(self, rows: Tensor) -> Self:
+        """The canvas of some rows, in the order of `rows`."""
+        return type(self)(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+
+@dataclass(frozen=True)
+class State:
+    """Where every row stands. All tensors begin with the batch.
+
+    Attributes:
+        canvas: What stays fixed.
+        tokens: What stands there now.
+        commit_confidence: Probability of the token when it was written, 1 elsewhere.
+        quality: Last quality seen of the token that stands there, NaN where it was not judged.
+        times_remasked: How often each position has been taken back.
+        goal: Positions that each block shall have revealed in the end, [batch, blocks].
+        block: Number of the active block.
+        step: Within the block; equal to its number of steps when nothing is left to do.
+        num_forward_passes: Looks that each row took part in.
+        num_positions: Positions that were computed for each row, over all looks.
+        num_remasked: Positions taken back, over all looks.
+        fault: 0, or the number of what a decider or the model did wrong.
+        memory: What features and looks remember, by their names.
+    """
+
+    canvas: Canvas
+    tokens: TokenIds
+    commit_confidence: PerToken
+    quality: PerToken
+    times_remasked: TokenIds
+    goal: TokenIds
+    block: PerRow
+    step: PerRow
+    num_forward_passes: PerRow
+    num_positions: PerRow
+    num_remasked: PerRow
+    fault: PerRow
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> "State":
+        """A copy of some rows, in the order of `rows`; with a row several times, it is resampled."""
+        parts = {name: getattr(self, name)[rows] for name in _TENSORS}
+        memory = {name: {key: part[rows] for key, part in one.items()} for name, one in self.memory.items()}
+        return State(canvas=self.canvas.take(rows), memory=memory, **parts)
+
+    def put(self, rows: Tensor, part: "State") -> "State":
+        """A copy with some rows written back; their canvas stays as it is."""
+        parts = {name: getattr(self, name).index_copy(0, rows, getattr(part, name)) for name in _TENSORS}
+        memory = {
+            name: {key: whole.index_copy(0, rows, part.memory[name][key]) for key, whole in one.items()}
+            for name, one in self.memory.items()
+        }
+        return replace(self, memory=memory, **parts)
+
+
+_TENSORS = tuple(one.name for one in fields(State) if one.name not in ("canvas", "memory"))
+
+
+def begin_state(canvas: Canvas, goal: TokenIds, memory: Mapping[str, Memory]) -> State:
+    """The state before the first look; `step` is not found yet."""
+    none = torch.zeros_like(canvas.num_blocks)
+    return State(
+        canvas=canvas,
+        tokens=canvas.tokens,
+        commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
+        quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
+        times_remasked=torch.zeros_like(canvas.tokens),
+        goal=goal,
+        block=none,
+        step=none,
+        num_forward_passes=none,
+        num_positions=none,
+        num_remasked=none,
+        fault=none,
+        memory=memory,
+    )

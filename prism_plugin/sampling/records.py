@@ -1,0 +1,69 @@
+"""One look written down, in the layout of the request, for traces and whoever watches."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_plugin.decoding.loop import Step
+from prism_plugin.decoding.state import State
+from prism_plugin.sampling.canvas import LaidCanvas
+from prism_plugin.types import PerToken, TokenIds, TokenMask
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One look, for a trace; on the CPU, in the layout of the returned `sequences`, at most 34 bytes a position.
+
+    Attributes:
+        step: Number of the look, from 0; counts the forwards of the batch.
+        looked: Rows that took part, [batch]; the others were done.
+        tokens_before: Tokens that the network saw.
+        tokens_after: Tokens after the decisions, and after the padding that follows an EOS.
+        unmasked: Positions filled at this look.
+        remasked: Positions masked again at this look.
+        confidence: Probability of the token drawn for each masked position of the active block; NaN elsewhere.
+        quality: Quality of each generated token that was visible; NaN elsewhere; None when no rule needs it.
+    """
+
+    step: int
+    looked: Tensor
+    tokens_before: TokenIds
+    tokens_after: TokenIds
+    unmasked: TokenMask
+    remasked: TokenMask
+    confidence: PerToken
+    quality: PerToken | None
+
+
+def record_of(number: int, canvas: LaidCanvas, before: State, step: Step) -> StepRecord:
+    """Write down a look.
+
+    Args:
+        number: Of the look, from 0.
+        canvas: Of the whole batch.
+        before: Every row before the look.
+        step: The look.
+    """
+    rows, view = step.rows, step.view
+
+    def lay(part: Tensor, full: Tensor, outside: Tensor | float | bool) -> Tensor:
+        return canvas.restore(full.index_put((rows,), part), outside).cpu()
+
+    nothing = torch.zeros_like(canvas.editable)
+    unknown = torch.full_like(before.quality, float("nan"))
+    quality = None
+    if view.quality is not None:
+        begun = canvas.editable & (canvas.block_of <= before.block.unsqueeze(-1))
+        seen = begun[rows] & ~view.masked
+        quality = lay(view.quality.masked_fill(~seen, float("nan")), unknown, float("nan"))
+    return StepRecord(
+        step=number,
+        looked=torch.zeros_like(before.block, dtype=torch.bool).index_fill(0, rows, True).cpu(),
+        tokens_before=canvas.restore(before.tokens, canvas.request).cpu(),
+        tokens_after=canvas.restore(step.state.tokens, canvas.request).cpu(),
+        unmasked=lay(step.decision.write, nothing, False),
+        remasked=lay(step.decision.remask, nothing, False),
+        confidence=lay(view.confidence.masked_fill(~view.masked, float("nan")), unknown, float("nan")),
+        quality=quality,
+    )
