@@ -113,7 +113,7 @@ def test_recipe_is_one(tmp_path):
     (text,) = blocks(README, "yaml")
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(tmp_path / "recipe.yaml", {})
-    assert len(get_objective(**recipe.objective).drafts) == 2
+    assert len(get_objective(**recipe.objective).corruptor.drafts) == 2
     assert recipe.training["output_dir"] == str(tmp_path / "runs/first")
     assert "head_learning_rate" in recipe.training
 

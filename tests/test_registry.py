@@ -38,18 +38,18 @@ def test_names_are_listed_in_order(registry):
 
 
 def test_a_near_name_is_suggested(registry):
-    with pytest.raises(UnknownNameError, match=r"called 'gentle-rule'\. Did you mean 'gentle_rule'\? Known: gentle_rule"):
+    with pytest.raises(UnknownNameError, match=r"called 'gentle-rule' \(did you mean 'gentle_rule'\?\); known: gentle_rule"):
         registry.get("gentle-rule")
 
 
 @pytest.mark.parametrize("name", [["gentle_rule"], {}, None])
 def test_a_name_that_is_no_text_is_unknown(registry, name):
-    with pytest.raises(UnknownNameError, match=r"No test rule is called .* Known: gentle_rule"):
+    with pytest.raises(UnknownNameError, match=r"No test rule is called .*; known: gentle_rule"):
         registry.get(name)
 
 
 def test_a_far_name_lists_what_is_known(registry):
-    with pytest.raises(UnknownNameError, match=r"^No test rule is called 'zzz'\. Known: gentle_rule\.$"):
+    with pytest.raises(UnknownNameError, match=r"^No test rule is called 'zzz'; known: gentle_rule\.$"):
         registry.get("zzz")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.errors import BackboneError, MaskTokenError
+from prism_plugin.registry import did_you_mean
 
 Setting = bool | int | float | str | None
 Settings = tuple[tuple[str, Setting], ...]
@@ -181,11 +181,10 @@ def get_spec_by_model_type(model_type: str, architectures: Iterable[str] | None 
     """
     spec = find_spec(model_type, architectures)
     if spec is None:
-        near = get_close_matches(model_type, _SPECS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BackboneError(
-            f"No BackboneSpec is registered for model type {model_type!r}.{hint} Known: {', '.join(sorted(_SPECS))}; "
-            "describe another family with `register_backbone(BackboneSpec(model_type=..., final_hidden_at=..., ...))`."
+            f"No BackboneSpec is registered for model type {model_type!r}{did_you_mean(model_type, _SPECS)}; known: "
+            f"{', '.join(sorted(_SPECS))}; describe another family with "
+            "`register_backbone(BackboneSpec(model_type=..., final_hidden_at=..., ...))`."
         )
     return spec
 

@@ -5,7 +5,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 
 from prism_plugin.data import DataSettings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.registry import did_you_mean
 from prism_plugin.training import PrismTrainingArguments
 from prism_plugin.training.presets import PRESETS, settings_of
 
@@ -224,8 +224,7 @@ def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
     if isinstance(lora, Mapping):
         unknown += [f"attach.lora.{key}" for key in lora if f"attach.lora.{key}" not in known]
     if unknown:
-        near = {name: get_close_matches(name, known, n=1) for name in unknown}
-        told = [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in sorted(unknown)]
+        told = [f"{name}{did_you_mean(name, known)}" for name in sorted(unknown)]
         raise UnknownKeyError(
             f"{path}: nothing reads {', '.join(told)}; the sections are {', '.join(_SECTIONS)}, and --help lists their keys."
         )

@@ -43,7 +43,6 @@ from prism_plugin.core.unmasking import (
     RedraftUnmasking,
     ThresholdUnmasking,
     UnmaskingRule,
-    WindowUnmasking,
 )
 from prism_plugin.core.view import Budget, Decider, Decision, StepView, apply_step, unmask_grant
 
@@ -92,7 +91,6 @@ __all__ = [
     "ThresholdEditing",
     "ThresholdUnmasking",
     "UnmaskingRule",
-    "WindowUnmasking",
     "apply_step",
     "at_most",
     "auroc",

@@ -1,22 +1,42 @@
 """The corruptor's second half: which masked positions the model fills to make the draft that is judged."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
+import torch
+
+from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import (
     ConfidenceUnmasking,
     EntropyUnmasking,
     MarginUnmasking,
     RandomUnmasking,
     UnmaskingRule,
-    WindowUnmasking,
 )
 from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerRow, Times, TokenMask
 
 Positions = Literal["random", "confidence", "margin", "entropy", "semi_autoregressive"]
 Tokens = Literal["sample", "nucleus", "argmax"]
+
+
+@dataclass(frozen=True)
+class WithinWindow:
+    """Reveal the surest positions within a window that starts at the leftmost mask; fewer where it holds fewer, as a draft may.
+
+    Args:
+        window: Positions, >= 1.
+    """
+
+    window: int
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        position = torch.arange(view.masked.shape[-1], device=view.masked.device)
+        leftmost = view.masked.to(torch.int8).argmax(-1, keepdim=True)
+        return select_top(view.confidence, view.masked & (position < leftmost + self.window), budget)
 
 
 _BY_POSITIONS = {
@@ -77,7 +97,7 @@ class DraftRule:
     def unmasking(self) -> UnmaskingRule:
         """The rule that chooses the positions."""
         if self.positions == "semi_autoregressive":
-            return WindowUnmasking(self.window)
+            return WithinWindow(self.window)
         return _BY_POSITIONS[self.positions]()
 
     def _check_count(self) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from prism_plugin.core.selection import select_above, select_top
-from prism_plugin.core.validation import require_int, require_ints, require_number
+from prism_plugin.core.validation import require_ints, require_number
 from prism_plugin.core.view import StepView
 from prism_plugin.registry import Registry
 from prism_plugin.types import PerRow, TokenMask
@@ -68,27 +68,6 @@ class EntropyUnmasking:
 
     def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
         return select_top(-view.require("entropy", self), view.masked, budget)
-
-
-@UNMASKING.register("window")
-@dataclass(frozen=True)
-class WindowUnmasking:
-    """Reveal the surest positions within a window that starts at the leftmost mask, fewer where it holds fewer.
-
-    Args:
-        window: Positions, >= 1.
-    """
-
-    window: int
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __post_init__(self) -> None:
-        require_int(self, "window", minimum=1)
-
-    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
-        position = torch.arange(view.masked.shape[-1], device=view.masked.device)
-        leftmost = view.masked.to(torch.int8).argmax(-1, keepdim=True)
-        return select_top(view.confidence, view.masked & (position < leftmost + self.window), budget)
 
 
 @UNMASKING.register("threshold")

@@ -1,6 +1,5 @@
 """What is measured: sums and counts on the device, read once per log, and the figures of an evaluation."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.terms import Term
 from prism_plugin.training.objective import Objective, StepOutput
 
+_NOT_JUDGED = -100.0  # with which Trainer fills rows up, too
 QUALITY_FIGURES = ("auroc", "auroc_within", "ece", "brier")
 
 
@@ -84,7 +84,7 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
 
     Returns:
         The quality logits, [batch, drafts * length], and the loss of each term, [batch, terms]; and the targets of each term
-        that judges, side by side, NaN where nothing is labelled, [batch, judging terms * drafts * length].
+        that judges, side by side, negative where nothing is labelled, [batch, judging terms * drafts * length].
     """
 
     def side_by_side(drafts: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
     losses = torch.stack([output.terms[term.name].per_row for term in objective.terms], dim=1)
     nothing = torch.zeros(batch_size, 1, device=losses.device)  # Trainer takes no figure where there are no labels
     labels = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
-    targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, math.nan)) for one in labels]
+    targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, _NOT_JUDGED)) for one in labels]
     quality = nothing if output.quality_logits is None else side_by_side(output.quality_logits.float())
     return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
 
@@ -118,7 +118,7 @@ def quality_metrics(quality_logits: Tensor, targets: Tensor) -> dict[str, float]
 
     Args:
         quality_logits: [rows, positions].
-        targets: Probability that a token is right, NaN where it is not judged; [rows, positions].
+        targets: Probability that a token is right, negative where it is not judged; [rows, positions].
 
     Returns:
         `base_rate` (mean of the targets), and of the tokens whose target is 0 or 1: `auroc`, `auroc_within` (right and wrong
@@ -128,7 +128,7 @@ def quality_metrics(quality_logits: Tensor, targets: Tensor) -> dict[str, float]
     quality, correct = quality_logits[known].sigmoid(), targets[known] == 1
     row = torch.arange(len(targets)).unsqueeze(-1).expand_as(targets)[known]
     return {
-        "base_rate": targets[~targets.isnan()].double().mean().item(),
+        "base_rate": targets[targets >= 0].double().mean().item(),
         "auroc": auroc(quality, correct),
         "auroc_within": auroc(quality, correct, row),
         "ece": ece(quality, correct),

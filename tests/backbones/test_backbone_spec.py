@@ -28,7 +28,7 @@ def test_there_are_families():
 
 def test_unknown_model_type_says_how_to_go_on():
     with pytest.raises(
-        BackboneError, match=r"No BackboneSpec is registered for model type 'berta'. Did you mean 'bert'\?.*register"
+        BackboneError, match=r"No BackboneSpec is registered for model type 'berta' \(did you mean 'bert'\?\).*register"
     ):
         get_spec_by_model_type("berta")
 

@@ -75,7 +75,7 @@ MISTAKES = {
     "both": (["--output", "out", "--push-to-hub", "a/b", *PRESET], "give one of the two"),
     "private": (["--output", "out", "--private", *PRESET], "`--private` would be ignored without `--push-to-hub`"),
     "no sampler": (["--output", "out"], "has no sampler_config.json, as fresh from training"),
-    "preset": (["--output", "out", "--preset", "prims", "--num-steps", "3"], "Did you mean 'prism'?"),
+    "preset": (["--output", "out", "--preset", "prims", "--num-steps", "3"], "did you mean 'prism'?"),
     "local": (["--output", "out", "--no-merge", *PRESET], "this one is the local folder"),
     "twice": (
         ["--output", "out", *PRESET, "--set", "num_remask=2"],

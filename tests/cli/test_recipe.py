@@ -58,7 +58,7 @@ def test_unknown_keys_are_refused_all_at_once(tmp_path):
     for name in (
         "extra",
         "attach.lora.rank",
-        "objective.num_draftd (did you mean objective.num_drafted?)",
+        "objective.num_draftd (did you mean 'objective.num_drafted'?)",
         "training.max_stps",
     ):
         assert name in str(caught.value)

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from reference import categorical as reference
+from views import step_view
 
 from prism_plugin.core.categorical import draw_rows, token_confidence
 from prism_plugin.core.unmasking import ConfidenceUnmasking
-from prism_plugin.core.view import StepView, apply_step
+from prism_plugin.core.view import Decision, apply_step
 from prism_plugin.errors import ConfigurationError
 
 MIDDLES = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000  # a grid of uniforms: frequencies are probabilities
@@ -192,7 +193,7 @@ def test_one_step_equals_llada():
     for num_unmasked in range(9):
         drawn = draw_rows(logits[masked[0]], forbidden_ids=(mask_token_id,))
         count = torch.tensor([1])
-        view = StepView(
+        view = step_view(
             masked=masked,
             revealed=torch.zeros_like(masked),
             editable=masked,
@@ -205,7 +206,7 @@ def test_one_step_equals_llada():
             times_remasked=torch.zeros_like(tokens),
         )
         reveal = ConfidenceUnmasking()(view, torch.tensor([num_unmasked]))
-        after = apply_step(tokens, view, reveal, torch.zeros_like(masked), mask_token_id)
+        after = apply_step(tokens, view.candidates, Decision(reveal, torch.zeros_like(masked)), mask_token_id)
         assert after[0].tolist() == reference.llada_step(tokens[0].tolist(), logits.tolist(), mask_token_id, num_unmasked)
 
 

@@ -1,16 +1,13 @@
 import pytest
 import torch
+from views import step_view
 
-from prism_plugin.core.drafting import DraftRule, draft_positions, num_to_draft
+from prism_plugin.core.drafting import DraftRule, WithinWindow, num_to_draft
+from prism_plugin.core.unmasking import EntropyUnmasking, RandomUnmasking
 from prism_plugin.errors import ConfigurationError
 
 MASKED = torch.tensor([[True] * 10, [True, False] * 5, [False] * 9 + [True], [False] * 10])
-CONFIDENCE = torch.arange(10).expand(4, -1) / 10
 NO_NOISE = torch.zeros(4)
-
-
-def chosen(mask):
-    return [row.nonzero().flatten().tolist() for row in mask]
 
 
 def test_a_number_is_capped_by_the_masks():
@@ -42,35 +39,23 @@ def test_a_share_is_exact_for_any_number_of_masks():
         assert torch.equal(num_to_draft(rule, masked, torch.zeros(1000)), (lengths * percent + 99) // 100)
 
 
-def test_random_positions_rank_by_noise():
-    noise = 1 - CONFIDENCE
-    drafted = draft_positions(DraftRule(), MASKED, torch.tensor([2, 2, 2, 2]), CONFIDENCE, noise)
-    assert chosen(drafted) == [[0, 1], [0, 2], [9], []]
-
-
-def test_confident_positions():
-    rule = DraftRule(positions="confidence")
-    drafted = draft_positions(rule, MASKED, torch.tensor([2, 2, 2, 2]), CONFIDENCE, torch.zeros(4, 10))
-    assert chosen(drafted) == [[8, 9], [6, 8], [9], []]
+def test_each_choice_of_positions_is_a_rule():
+    assert DraftRule(positions="random").unmasking == RandomUnmasking()
+    assert DraftRule(positions="entropy").unmasking == EntropyUnmasking()
+    assert DraftRule(positions="semi_autoregressive", window=4).unmasking == WithinWindow(4)
 
 
 @pytest.mark.parametrize(
     ("window", "expected"), [(1, [[0], [0], [9], []]), (4, [[2, 3], [0, 2], [9], []]), (99, [[8, 9], [6, 8], [9], []])]
 )
 def test_the_window_starts_at_the_leftmost_mask(window, expected):
-    rule = DraftRule(positions="semi_autoregressive", window=window)
-    drafted = draft_positions(rule, MASKED, torch.tensor([2, 2, 2, 2]), CONFIDENCE, torch.zeros(4, 10))
-    assert chosen(drafted) == expected
-
-
-def test_the_window_moves_with_the_draft():
-    rule, masked = DraftRule(positions="semi_autoregressive", window=4), MASKED[:1]
-    looks = []
-    for _ in range(3):
-        drafted = draft_positions(rule, masked, torch.tensor([4]), CONFIDENCE[:1], torch.zeros(1, 10))
-        looks += chosen(drafted)
-        masked = masked & ~drafted
-    assert looks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    confidence, count = torch.arange(10).expand(4, -1) / 10, torch.full((4,), 2)
+    view = step_view(
+        masked=MASKED, revealed=~MASKED, editable=MASKED, candidates=MASKED.long(), confidence=confidence,
+        commit_confidence=confidence, step=count, num_steps=count, total=count, times_remasked=MASKED.long(),
+    )  # fmt: skip
+    chosen = WithinWindow(window)(view, count)
+    assert [row.nonzero().flatten().tolist() for row in chosen] == expected
 
 
 def test_a_list_from_a_file_makes_the_same_rule():
@@ -95,7 +80,7 @@ def test_a_list_from_a_file_makes_the_same_rule():
         ({"num_looks": 9}, "fills at least one position per look, found num_drafted=8 in num_looks=9; lower num_looks"),
         (
             {"positions": "left"},
-            "`positions` of DraftRule must be one of random, confidence, semi_autoregressive, found",
+            "`positions` of DraftRule must be one of random, confidence, margin, entropy, semi_autoregressive",
         ),
         ({"positions": ["random"]}, "`positions` of DraftRule must be one of"),
         ({"tokens": "greedy"}, "`tokens` of DraftRule must be one of sample, nucleus, argmax, found 'greedy'"),

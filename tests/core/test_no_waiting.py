@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from views import step_view
 
 from prism_plugin import core
 
@@ -11,7 +12,7 @@ def view():
     with torch.device("meta"):
         mask, scores, count = torch.ones(2, 5, dtype=torch.bool), torch.rand(2, 5), torch.ones(2, dtype=torch.long)
         names = ("confidence", "commit_confidence", "noise", "entropy", "margin", "quality", "visible_confidence")
-        return core.StepView(
+        return step_view(
             masked=mask,
             revealed=mask,
             editable=mask,
@@ -31,11 +32,12 @@ def test_reading_a_meta_tensor_raises(view):
 
 @pytest.mark.parametrize("registry", [core.UNMASKING, core.REMASKING], ids=lambda registry: registry.kind)
 def test_rules_and_writing(view, registry):
-    settings = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.5}, "redraft": {"threshold": 0.5}}
+    above = {"threshold": 0.5}
+    settings = {"threshold": above, "quality_threshold": above, "redraft": above}
     for name in registry.names():
         chosen = registry.from_dict({"name": name, **settings.get(name, {})})(view, view.total)
         assert chosen.device.type == "meta", name
-        assert core.apply_step(view.candidates, view, chosen, chosen, 3).shape == (2, 5)
+        assert core.apply_step(view.tokens, view.candidates, core.Decision(chosen, chosen), 3).shape == (2, 5)
 
 
 def test_schedules(view):
@@ -78,8 +80,7 @@ def test_training():
         core.DraftRule(num_drafted=None, share=(0.1, 0.5), positions="confidence"),
         core.DraftRule(num_drafted=2, positions="semi_autoregressive", window=3),
     ):
-        budget = core.num_to_draft(rule, noised.masked, t)
-        drafted = core.draft_positions(rule, noised.masked, budget, noise, noise)
-    labels = core.drafted_labels(ids, ids, drafted)
+        assert core.num_to_draft(rule, noised.masked, t).device.type == "meta"
+    labels = core.drafted_labels(ids, ids, noised.masked)
     assert core.visible_labels(ids, ids, mask, mask).labelled.device.type == "meta"
     assert core.prism_loss(noise, labels, rows, index, ids, mask, t).loss.device.type == "meta"

@@ -1,10 +1,11 @@
 """Invariants of every registered unmasking and remasking rule, and what each one prefers."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from reference import remasking as reference
+from views import FEATURES, changed, step_view, tensors_of
 
 from prism_plugin.core.remasking import (
     REMASKING,
@@ -25,7 +26,6 @@ from prism_plugin.core.unmasking import (
     RedraftUnmasking,
     ThresholdUnmasking,
 )
-from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
 
 SETTINGS = {
@@ -34,7 +34,6 @@ SETTINGS = {
     "remdm_conf": {"scale": 3.0},
     "redraft": {"threshold": 0.7},
 }
-OPTIONAL = {"noise", "quality", "entropy", "margin", "visible_confidence"}
 
 
 def rules(registry):
@@ -54,7 +53,7 @@ def random_view(seed, batch=6, length=23):
     masked[0] = False
     masked[1] = editable[1]
     num_steps = torch.randint(1, 9, (batch,), generator=generator)
-    return StepView(
+    return step_view(
         masked=masked,
         revealed=editable & ~masked,
         editable=editable,
@@ -80,7 +79,7 @@ def cases():
 
 
 def copy_of(view):
-    return StepView(**{field.name: getattr(view, field.name).clone() for field in fields(view)})
+    return changed(view, torch.Tensor.clone)
 
 
 def positions(mask):
@@ -100,15 +99,15 @@ def test_rules_are_pure(rule):
         assert first.dtype == torch.bool
         assert torch.equal(first, rule(view, budget))
         assert torch.equal(budget, budget_before)
-        for field in fields(view):
-            assert torch.equal(getattr(view, field.name), getattr(view_before, field.name)), field.name
+        for name, tensor in tensors_of(view).items():
+            assert torch.equal(tensor, tensors_of(view_before)[name]), name
 
 
 @pytest.mark.parametrize("rule", rules(UNMASKING) + rules(REMASKING), ids=str)
 def test_rules_read_only_what_they_declare(rule):
-    assert rule.needs <= OPTIONAL
+    assert rule.needs <= FEATURES
     for view, budget in cases():
-        bare = replace(view, **dict.fromkeys(OPTIONAL - rule.needs))
+        bare = replace(view, features={name: view.features[name] for name in rule.needs})
         assert torch.equal(rule(bare, budget), rule(view, budget))
 
 
@@ -116,7 +115,7 @@ def test_rules_read_only_what_they_declare(rule):
 def test_rows_do_not_matter_to_each_other(rule):
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     for view, budget in cases():
-        moved = StepView(**{field.name: getattr(view, field.name)[order] for field in fields(view)})
+        moved = changed(view, lambda tensor: tensor[order])
         assert torch.equal(rule(moved, budget[order]), rule(view, budget)[order])
 
 
@@ -148,7 +147,7 @@ def test_ties_go_to_the_leftmost(rule):
     everywhere = torch.ones(1, 40, dtype=torch.bool)
     unmasks = rule in rules(UNMASKING)
     count = torch.tensor([4])
-    view = StepView(
+    view = step_view(
         masked=everywhere if unmasks else ~everywhere,
         revealed=~everywhere if unmasks else everywhere,
         editable=everywhere,
@@ -182,7 +181,7 @@ def small_view():
         "commit_confidence": [1.0, 1.0, 1.0, 1.0, 0.1, 0.9, 0.8, 0.3],
         "visible_confidence": [0.0] * 8,
     }
-    return StepView(
+    return step_view(
         masked=masked,
         revealed=~masked,
         editable=masked | ~masked,
@@ -264,21 +263,21 @@ def test_remdm_conf_probabilities_match_the_paper():
 def test_remdm_conf_takes_back_as_often_as_it_says(small_view):
     rule, count = RemdmConfRemasking(scale=2.0), 1000
     grid = (torch.arange(count) + 0.5) / count
-    many = StepView(**{field.name: getattr(small_view, field.name).repeat_interleave(count, 0) for field in fields(small_view)})
-    many = replace(many, noise=grid.unsqueeze(-1).expand(-1, 8))
+    noise = grid.unsqueeze(-1).expand(-1, 8)
+    many = changed(small_view, lambda tensor: tensor.repeat_interleave(count, 0), noise=noise)
     frequency = rule(many, torch.full((count,), 8)).float().mean(0)
     assert frequency.tolist() == pytest.approx(rule.probabilities(small_view)[0].tolist(), abs=1e-3)
 
 
 def test_remdm_conf_over_budget_keeps_the_least_sure(small_view):
-    certain = replace(small_view, noise=torch.zeros(1, 8))
+    certain = changed(small_view, noise=torch.zeros(1, 8))
     assert positions(RemdmConfRemasking()(certain, torch.tensor([8]))) == [4, 5, 6, 7]
     assert positions(RemdmConfRemasking()(certain, torch.tensor([2]))) == [4, 7]
 
 
 def test_remdm_conf_is_still_at_the_first_and_last_step(small_view):
     for step in (0, 3):
-        still = replace(small_view, step=torch.tensor([step]), noise=torch.zeros(1, 8))
+        still = changed(small_view, step=torch.tensor([step]), noise=torch.zeros(1, 8))
         assert not RemdmConfRemasking(scale=9.0)(still, torch.tensor([8])).any()
 
 

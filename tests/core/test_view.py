@@ -1,9 +1,10 @@
 import pytest
 import torch
+from views import step_view
 
 from prism_plugin.core.remasking import QualityRemasking
 from prism_plugin.core.unmasking import MarginUnmasking
-from prism_plugin.core.view import Budget, StepView, apply_step, unmask_grant
+from prism_plugin.core.view import Budget, Decision, apply_step, unmask_grant
 from prism_plugin.errors import MissingQualityError, SamplingError
 
 
@@ -11,7 +12,7 @@ from prism_plugin.errors import MissingQualityError, SamplingError
 def view():
     masked = torch.tensor([[False, True, True, False]])
     zeros, count = torch.zeros(1, 4), torch.tensor([2])
-    return StepView(
+    return step_view(
         masked=masked,
         revealed=torch.tensor([[False, False, False, True]]),
         editable=torch.tensor([[False, True, True, True]]),
@@ -28,8 +29,10 @@ def view():
 
 def test_apply_step_writes_and_takes_back(view):
     tokens = torch.tensor([[1, 9, 9, 4]])
-    after = apply_step(tokens, view, torch.tensor([[False, True, False, False]]), view.revealed, mask_token_id=9)
-    assert after.tolist() == [[1, 12, 9, 9]]
+    decision = Decision(write=torch.tensor([[False, True, False, False]]), remask=view.revealed)
+    assert apply_step(tokens, view.candidates, decision, mask_token_id=9).tolist() == [[1, 12, 9, 9]]
+    edited = Decision(torch.tensor([[True, True, False, False]]), view.revealed, tokens=torch.tensor([[5, 6, 7, 8]]))
+    assert apply_step(tokens, view.candidates, edited, mask_token_id=9).tolist() == [[5, 6, 9, 9]]
     assert tokens.tolist() == [[1, 9, 9, 4]]
 
 

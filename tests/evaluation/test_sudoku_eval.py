@@ -93,7 +93,7 @@ def test_settings_are_those_tuned_for_the_nearest_number_of_steps(tmp_path):
         ("prism: {}", ConfigurationError, "must map presets to numbers of steps to settings"),
         ("prism: {many: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found 'many'"),
         ("prism: {true: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found True"),
-        ("prsm: {17: {}}", UnknownNameError, "No preset is called 'prsm'. Did you mean 'prism'"),
+        ("prsm: {17: {}}", UnknownNameError, "No preset is called 'prsm' .did you mean 'prism'"),
         ("prism: {17: {", ConfigurationError, "cannot be read"),
         (b"\xff\xfe", ConfigurationError, "cannot be read.*can't decode"),
     ],

@@ -88,7 +88,7 @@ def test_drafts_that_would_repeat_are_not_made(model, name):
 @pytest.mark.parametrize(
     ("name", "settings", "error", "words"),
     [
-        ("prisms", {}, UnknownNameError, "No preset is called 'prisms'. Did you mean 'prism'"),
+        ("prisms", {}, UnknownNameError, "No preset is called 'prisms' .did you mean 'prism'"),
         ("random", {"num_remask": 1}, UnknownKeyError, "'random' has no 'num_remask'; it takes temperature, top_p"),
         ("prism", {"threshold": 0.5, "depth": 1}, UnknownKeyError, "'prism' has no 'depth', 'threshold'"),
         ("prism", {"draft_share": 0.5, "remask_from": 0.1}, ConfigurationError, "`remask_from` would be ignored with `draft"),
