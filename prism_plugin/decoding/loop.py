@@ -7,7 +7,6 @@ padding after an EOS. Whoever wraps the loop steps it from outside: `begin`, `ad
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from functools import cached_property
 
 import torch
@@ -18,39 +17,14 @@ from prism_plugin.core.schedules import Schedule
 from prism_plugin.core.view import Budget, Decider, Decision, StepView, apply_step
 from prism_plugin.decoding.chance import Chance
 from prism_plugin.decoding.decide import Separate, name_of, needs_of
+from prism_plugin.decoding.faults import IN_WORDS, Fault, fault_of
 from prism_plugin.decoding.features import Feature, Glance, get_features
 from prism_plugin.decoding.looks import Look, PlainLook, Seen, Want
+from prism_plugin.decoding.pace import Pace
 from prism_plugin.decoding.state import Canvas, State, begin_state
 from prism_plugin.errors import SamplingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
-
-_AHEAD = 64  # steps that are asked of a schedule at once, in search of the next that grants anything
-
-
-class Fault(IntEnum):
-    """What a rule or the model did wrong. Kept on the device and read at the end, since a check would make each step wait."""
-
-    NONE = 0
-    WRITES_ELSEWHERE = 1
-    TAKES_BACK_ELSEWHERE = 2
-    OVER_BUDGET = 3
-    NOT_A_NUMBER = 4
-    WRITES_A_MASK = 5
-
-
-_IN_WORDS = {
-    Fault.WRITES_ELSEWHERE: "an unmasking rule may choose only among `view.masked`, but {unmasking} chose other positions; "
-    "pass that mask as `eligible` to `select_top`.",
-    Fault.TAKES_BACK_ELSEWHERE: "a remasking rule may choose only among `view.revealed`, but {remasking} chose other "
-    "positions; pass that mask as `eligible` to `select_top`.",
-    Fault.OVER_BUDGET: "a remasking rule must stay within its budget, but {remasking} took back more; choose with "
-    "`select_top`.",
-    Fault.NOT_A_NUMBER: "the model's logits must be numbers, but NaN or infinity came at a masked position; look at its "
-    "weights, and load a model in bfloat16 or float32 if float16 is too narrow for it.",
-    Fault.WRITES_A_MASK: "a decider writes tokens that may be drawn, but {unmasking} wrote the mask token; take it back by "
-    "`remask`.",
-}
 
 
 @dataclass(frozen=True)
@@ -124,6 +98,11 @@ class Loop:
         """What a look has to give for the features."""
         return frozenset().union(*(feature.reads for feature in self.features.values()))
 
+    @cached_property
+    def pace(self) -> Pace:
+        """What the schedule grants, block by block."""
+        return Pace(self.schedule, self.num_steps, self.decider.reach == "begun", self.decider.takes_back)
+
     @property
     def is_blind(self) -> bool:
         """Tokens are drawn only where they are written, which is decided before the look."""
@@ -146,7 +125,7 @@ class Loop:
         memory = {name: one for name, one in memory.items() if one}
         state = begin_state(canvas, goals, memory)
         masked = self._reach(state)[0].sum(-1)
-        return replace(state, step=self._seek(state, state.block, state.step, masked, torch.zeros_like(masked)))
+        return replace(state, step=self.pace.seek(state, state.block, state.step, masked, torch.zeros_like(masked)))
 
     @torch.no_grad()  # not inference_mode: remote code caches rotary tables in its first forward, and training refuses such
     def advance(
@@ -198,7 +177,7 @@ class Loop:
         names = self._names()
         fault = int(state.fault.max())
         if fault:
-            raise SamplingError(_IN_WORDS[Fault(fault)].format(**names))
+            raise SamplingError(IN_WORDS[Fault(fault)].format(**names))
         left = (state.canvas.editable & (state.tokens == self.mask_token_id)).sum(-1)
         if left.any():
             raise SamplingError(
@@ -240,62 +219,18 @@ class Loop:
         first, so that no look is made that grants nothing.
         """
         while True:
-            num_steps = self._block_steps(state)
+            masked, visible = (part.sum(-1) for part in self._reach(state))
+            budget, num_steps, _ = self.pace.grant(state, visible)
             live = (state.block < state.canvas.num_blocks) & (state.step < num_steps) & (state.fault == 0).all()
             if rows is not None:
                 live &= rows
-            masked, visible = (part.sum(-1) for part in self._reach(state))
-            budget, _ = self._budget(state, state.block, state.step, num_steps, visible)
-            worth = self._is_worth_a_look(budget, masked, visible)
+            worth = self.pace.is_worth_a_look(budget, masked, visible)
             grant = (budget.target - visible).clamp(min=0).minimum(masked)
             counts = torch.stack((masked, visible, grant, worth.long()), dim=-1).masked_fill(~live.unsqueeze(-1), -1).cpu()
             if not (counts[:, 3] == 0).any():
                 return counts[:, :3], state
-            step = self._seek(state, state.block, state.step, masked, visible)
+            step = self.pace.seek(state, state.block, state.step, masked, visible)
             state = replace(state, step=torch.where(live, step, state.step))
-
-    def _block_steps(self, state: State, block: PerRow | None = None) -> PerRow:
-        """Steps of a block when all are shared over the blocks, remainder first."""
-        num_blocks = state.canvas.num_blocks.clamp(min=1)
-        block = state.block if block is None else block
-        return self.num_steps // num_blocks + (block < self.num_steps % num_blocks)
-
-    def _goal(self, state: State, block: PerRow) -> PerRow:
-        last = max(state.goal.shape[1] - 1, 0)
-        return state.goal.gather(1, block.clamp(max=last).unsqueeze(-1)).squeeze(-1) if state.goal.shape[1] else block
-
-    def _budget(self, state: State, block: PerRow, step: PerRow, num_steps: PerRow, visible: PerRow) -> tuple[Budget, PerRow]:
-        """What the schedule grants, and how many positions shall be revealed in the end.
-
-        Where all blocks begun are in reach, those before the active one are owed whole, and the schedule is about the rest.
-        """
-        goal = self._goal(state, block)
-        owed = torch.zeros_like(goal)
-        if self.decider.reach == "begun":
-            before = torch.arange(state.goal.shape[1], device=goal.device) < block.unsqueeze(-1)
-            owed = (state.goal * before).sum(-1)
-        budget = self.schedule(step, num_steps, goal, (visible - owed).clamp(min=0))
-        return replace(budget, target=budget.target + owed), goal + owed
-
-    def _is_worth_a_look(self, budget: Budget, masked: PerRow, visible: PerRow) -> Tensor:
-        worth = (budget.target > visible) & (masked > 0)
-        return worth | (budget.remask > 0) if self.decider.takes_back else worth
-
-    def _seek(self, state: State, block: PerRow, step: PerRow, masked: PerRow, visible: PerRow) -> PerRow:
-        """The first of the next steps that could reveal or take back something; the one after them if none could.
-
-        Schedules are pure, so several steps are asked at once. A step that would grant nothing costs no forward.
-        """
-        num_steps = self._block_steps(state, block)
-        steps = step.unsqueeze(-1) + torch.arange(min(_AHEAD, self.num_steps), device=step.device)
-        count = steps.shape[1]
-        many = replace(state, goal=state.goal.repeat_interleave(count, 0))
-        rows = (one.repeat_interleave(count) for one in (block, num_steps, visible))
-        block_many, num_steps_many, visible_many = rows
-        budget, _ = self._budget(many, block_many, steps.flatten(), num_steps_many, visible_many)
-        worth = self._is_worth_a_look(budget, masked.repeat_interleave(count), visible_many).view_as(steps)
-        found = torch.where(worth, steps, (step + count).unsqueeze(-1)).amin(-1)
-        return found.minimum(num_steps)
 
     # ---- one look ----
 
@@ -336,8 +271,7 @@ class Loop:
 
     def _blind_view(self, at: State, masked: TokenMask, visible: TokenMask, noise: PerToken | None) -> tuple[StepView, Budget]:
         """What is known before the look, and what the schedule grants."""
-        num_steps = self._block_steps(at)
-        budget, total = self._budget(at, at.block, at.step, num_steps, visible.sum(-1))
+        budget, num_steps, total = self.pace.grant(at, visible.sum(-1))
         view = StepView(
             masked=masked,
             revealed=self._may_be_taken_back(at, visible),
@@ -393,26 +327,9 @@ class Loop:
             num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
             num_positions=at.num_positions + looked.seen.num_positions,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
-            fault=self._faults(looked, tokens),
+            fault=fault_of(view, decision, looked.budget, tokens, self.mask_token_id),
             memory=looked.memory,
         )
-
-    def _faults(self, looked: "_Looked", tokens: TokenIds) -> PerRow:
-        """Each row's fault; of several the first that is listed."""
-        view, decision = looked.view, looked.decision
-        reads_tokens = decision.tokens is not None
-        writable = view.editable & (view.masked | view.revealed) if reads_tokens else view.masked
-        found = {
-            Fault.OVER_BUDGET: decision.remask.sum(-1) > looked.budget.remask,
-            Fault.TAKES_BACK_ELSEWHERE: (decision.remask & ~view.revealed).any(-1),
-            Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
-            Fault.WRITES_A_MASK: (decision.write & (tokens == self.mask_token_id)).any(-1),
-            Fault.WRITES_ELSEWHERE: (decision.write & ~writable).any(-1),
-        }
-        fault = torch.zeros_like(view.step)
-        for number, where in found.items():
-            fault = fault.masked_fill(where, number)
-        return fault
 
     def _close(self, at: State, looked: "_Looked") -> State:
         """Move each row to its next step; where its block is done, stop at an EOS or begin the next block.
@@ -424,8 +341,8 @@ class Loop:
         left, following = masked.sum(-1), at.block + 1
         changed = (looked.decision.write | looked.decision.remask).any(-1)
         settled = ~looked.view.masked.any(-1) & ~changed & self.decider.repeats
-        ahead = self._seek(at, at.block, at.step + 1, left, visible.sum(-1))
-        closed = (ahead >= self._block_steps(at)) | (settled & (left == 0))
+        ahead = self.pace.seek(at, at.block, at.step + 1, left, visible.sum(-1))
+        closed = (ahead >= self.pace.block_steps(at)) | (settled & (left == 0))
         block = torch.where(closed, following, at.block)
         if self.eos_token_id is not None:
             is_eos = visible & (at.tokens == self.eos_token_id) & closed.unsqueeze(-1)
@@ -438,7 +355,7 @@ class Loop:
             )
         at = replace(at, block=block)
         masked, visible = (part.sum(-1) for part in self._reach(at))
-        begun = self._seek(at, block, torch.zeros_like(block), masked, visible)
+        begun = self.pace.seek(at, block, torch.zeros_like(block), masked, visible)
         return replace(at, step=torch.where(closed, begun, ahead))
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.categorical import token_confidence
 from prism_plugin.core.noise import uniforms
+from prism_plugin.core.remasking import NeverRemasking
 from prism_plugin.core.selection import select_top
-from prism_plugin.core.unmasking import UnmaskingRule
-from prism_plugin.core.view import StepView
+from prism_plugin.core.unmasking import ConfidenceUnmasking
+from prism_plugin.core.view import Budget, Decider, Decision, StepView
 from prism_plugin.data import PrismCollator
 from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
@@ -181,55 +182,33 @@ def judge_drafts(
 
 
 class _Watch:
-    """An unmasking rule that does what another does, and keeps the view. So the sampler is watched, and not changed."""
+    """A decider that does what another does, and keeps the view. So the sampler is watched, and not changed."""
 
-    def __init__(self, rule: UnmaskingRule) -> None:
-        self.rule = rule
-        self.needs = needs_of(rule) | {"quality", "visible_confidence"}
+    def __init__(self, decider: Decider) -> None:
+        self.decider = decider
+        self.needs = needs_of(decider) | (frozenset(SCORES) - {"commit_confidence"})
+        self.reach, self.repeats, self.takes_back, self.blind = decider.reach, decider.repeats, decider.takes_back, False
         self.view: StepView | None = None
 
-    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+    def __call__(self, view: StepView, budget: Budget) -> Decision:
         self.view = view
-        return self.rule(view, budget)
+        return self.decider(view, budget)
 
 
-@dataclass
-class _Watched:
-    """One batch under way: what is asked, and what the model said of each position since a token was written there."""
-
-    clean_ids: TokenIds
-    maskable: TokenMask
-    example_id: PerRow
-    total: Tensor  # sum of the probabilities since the token was written, [batch, length] float64
-    total_quality: Tensor
-    count: Tensor  # looks since, the one that wrote it among them
-
-    def take_note(self, record: StepRecord, view: StepView, mask_token_id: int, gathered: _Gathered) -> None:
-        """Judge the tokens that could have been taken back at this look."""
-        rows = record.looked.nonzero().squeeze(-1)
-        judged, visible = view.revealed.cpu(), view.visible_confidence.cpu()
-        total = self.total[rows] + torch.where(judged, visible, 0)
-        total_quality = self.total_quality[rows] + torch.where(judged, view.quality.cpu(), 0)
-        count = self.count[rows] + judged
-        gathered.add(
-            judged,
-            record.tokens_before[rows] == self.clean_ids[rows],
-            self.example_id[rows],
-            _masked_share(record.tokens_before, self.maskable, mask_token_id)[rows],
-            record.step,
-            {
-                "quality": view.quality,
-                "mean_quality": total_quality / (count - 1).clamp(min=1),
-                "visible_confidence": visible,
-                "commit_confidence": view.commit_confidence,
-                "mean_confidence": total / count.clamp(min=1),
-                "age": (count - 1) / max(record.step, 1),
-            },
-        )
-        written = record.unmasked[rows]
-        self.total[rows] = torch.where(written, record.confidence[rows].double(), total)
-        self.total_quality[rows] = total_quality.masked_fill(written, 0.0)
-        self.count[rows] = torch.where(written, 1, count)
+def _take_note(
+    record: StepRecord, view: StepView, batch: Mapping[str, Tensor], mask_token_id: int, gathered: _Gathered
+) -> None:
+    """Judge the tokens that could have been taken back at a look."""
+    rows = record.looked.nonzero().squeeze(-1)
+    scores = {name: view.commit_confidence if name == "commit_confidence" else view.features[name] for name in SCORES}
+    gathered.add(
+        view.revealed,
+        record.tokens_before[rows] == batch["input_ids"][rows],
+        batch["example_id"][rows],
+        _masked_share(record.tokens_before, batch["maskable"], mask_token_id)[rows],
+        record.step,
+        scores,
+    )
 
 
 def judge_states(
@@ -268,18 +247,17 @@ def judge_states(
     # all of them, so that a row that cannot be judged is found before any work
     requests = [_request(model, batch, masked, seed) for batch in _batches(model, rows, batch_size)]
     for batch, input_ids in requests:
-        watch = _Watch(sampler.unmasking)
-        nothing = torch.zeros(input_ids.shape, dtype=torch.float64)
-        clean_ids, maskable, example_id = (batch[name].cpu() for name in ("input_ids", "maskable", "example_id"))
-        watched = _Watched(clean_ids, maskable, example_id, nothing, nothing.clone(), nothing.clone())
+        watch = _Watch(sampler.decide)
+        on_cpu = {name: batch[name].cpu() for name in ("input_ids", "maskable", "example_id")}
 
-        def on_step(record: StepRecord, watch: _Watch = watch, watched: _Watched = watched) -> None:
-            watched.take_note(record, watch.view, model.mask_token_id, gathered)
+        def on_step(record: StepRecord, watch: _Watch = watch, batch: Mapping[str, Tensor] = on_cpu) -> None:
+            _take_note(record, watch.view, batch, model.mask_token_id, gathered)
             if on_look is not None:
                 on_look()
 
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in example_id.tolist()]
-        replace(sampler, unmasking=watch).infill(input_ids, batch["attention_mask"], generator=generators, on_step=on_step)
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in on_cpu["example_id"].tolist()]
+        watched = replace(sampler, unmasking=ConfidenceUnmasking(), remasking=NeverRemasking(), editing=None, decider=watch)
+        watched.infill(input_ids, batch["attention_mask"], generator=generators, on_step=on_step)
     judged = gathered.joined()
     if not judged.correct.numel():
         raise SamplingError(

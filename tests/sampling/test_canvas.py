@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from prism_plugin.decoding.pace import share_steps
 from prism_plugin.errors import SamplingError
-from prism_plugin.sampling.canvas import check_request, lay_canvas, share_steps
+from prism_plugin.sampling.canvas import check_request, lay_canvas
 
 
 def random_request(seed, batch=4, length=9):

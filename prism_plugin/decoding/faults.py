@@ -1,0 +1,58 @@
+"""What a rule or the model may do wrong in the loop."""
+
+from enum import IntEnum
+
+import torch
+
+from prism_plugin.core.view import Budget, Decision, StepView
+from prism_plugin.types import PerRow, TokenIds
+
+
+class Fault(IntEnum):
+    """What a rule or the model did wrong. Kept on the device and read at the end, since a check would make each step wait."""
+
+    NONE = 0
+    WRITES_ELSEWHERE = 1
+    TAKES_BACK_ELSEWHERE = 2
+    OVER_BUDGET = 3
+    NOT_A_NUMBER = 4
+    WRITES_A_MASK = 5
+
+
+IN_WORDS = {
+    Fault.WRITES_ELSEWHERE: "an unmasking rule may choose only among `view.masked`, but {unmasking} chose other positions; "
+    "pass that mask as `eligible` to `select_top`.",
+    Fault.TAKES_BACK_ELSEWHERE: "a remasking rule may choose only among `view.revealed`, but {remasking} chose other "
+    "positions; pass that mask as `eligible` to `select_top`.",
+    Fault.OVER_BUDGET: "a remasking rule must stay within its budget, but {remasking} took back more; choose with "
+    "`select_top`.",
+    Fault.NOT_A_NUMBER: "the model's logits must be numbers, but NaN or infinity came at a masked position; look at its "
+    "weights, and load a model in bfloat16 or float32 if float16 is too narrow for it.",
+    Fault.WRITES_A_MASK: "a decider writes tokens that may be drawn, but {unmasking} wrote the mask token; take it back by "
+    "`remask`.",
+}
+
+
+def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenIds, mask_token_id: int) -> PerRow:
+    """Each row's fault at a look.
+
+    Args:
+        view: What the decider saw.
+        decision: What it decided.
+        budget: What it was granted.
+        tokens: The canvas after the decision.
+        mask_token_id: Id of the mask token.
+    """
+    # only a decider that says which tokens it writes may write over tokens
+    writable = view.masked if decision.tokens is None else view.masked | view.revealed
+    found = {
+        Fault.OVER_BUDGET: decision.remask.sum(-1) > budget.remask,
+        Fault.TAKES_BACK_ELSEWHERE: (decision.remask & ~view.revealed).any(-1),
+        Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
+        Fault.WRITES_A_MASK: (decision.write & ~decision.remask & (tokens == mask_token_id)).any(-1),
+        Fault.WRITES_ELSEWHERE: (decision.write & ~writable).any(-1),
+    }
+    fault = torch.zeros_like(view.step)
+    for number, where in found.items():
+        fault = fault.masked_fill(where, number)
+    return fault
