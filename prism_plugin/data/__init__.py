@@ -1,6 +1,7 @@
 """From files and rows to what the trainer eats: reading, tokenising, marking what may be masked, padding."""
 
 from prism_plugin.data.collator import PrismCollator
+from prism_plugin.data.lines import read_lines
 from prism_plugin.data.preparation import ROW_NUMBER, DataSettings, given_columns, prepare_rows
 from prism_plugin.data.prepared import check_prepared, fingerprint, id_range, longest_row
 from prism_plugin.data.reading import read_rows
@@ -15,5 +16,6 @@ __all__ = [
     "id_range",
     "longest_row",
     "prepare_rows",
+    "read_lines",
     "read_rows",
 ]
