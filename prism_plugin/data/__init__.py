@@ -1,15 +1,19 @@
 """From files and rows to what the trainer eats: reading, tokenising, marking what may be masked, padding."""
 
 from prism_plugin.data.collator import PrismCollator
+from prism_plugin.data.columns import ROW_NUMBER, given_columns
 from prism_plugin.data.lines import read_lines
-from prism_plugin.data.preparation import ROW_NUMBER, DataSettings, given_columns, prepare_rows
+from prism_plugin.data.preparation import check_columns, prepare_rows
 from prism_plugin.data.prepared import check_prepared, fingerprint, id_range, longest_row
 from prism_plugin.data.reading import read_rows
+from prism_plugin.data.rows import require_list_of_rows
+from prism_plugin.data.settings import DataSettings
 
 __all__ = [
     "ROW_NUMBER",
     "DataSettings",
     "PrismCollator",
+    "check_columns",
     "check_prepared",
     "fingerprint",
     "given_columns",
@@ -18,4 +22,5 @@ __all__ = [
     "prepare_rows",
     "read_lines",
     "read_rows",
+    "require_list_of_rows",
 ]
