@@ -12,7 +12,6 @@ import datasets
 from rich.console import Console
 
 from prism_plugin.cli.progress import counting_progress
-from prism_plugin.cli.recipe import parse_yaml
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.core.validation import require_seed
 from prism_plugin.data import DataSettings, prepare_rows, read_rows
@@ -36,6 +35,7 @@ from prism_plugin.report.tables import quality_tables, scaling_table, threshold_
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, RecordedPrismObjective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
+from prism_plugin.yaml_text import parse_yaml
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
 RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}

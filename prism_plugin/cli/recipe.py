@@ -1,6 +1,5 @@
 """Recipes: a YAML file and command-line settings -> typed sections. Every unknown key is an error, all at once."""
 
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.data import DataSettings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
+from prism_plugin.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,43 +148,6 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         training=training,
         given=written,
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and truth values, where PyYAML reads 1e-4 as text and `no` as false; and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for index, key in enumerate(keys) if key in keys[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_OF_YAML_1_1 = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _OF_YAML_1_1]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_FLOAT = r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Read YAML with the numbers and truth values of YAML 1.2.
-
-    Args:
-        text: The YAML.
-        source: Where it was read, for the error message.
-
-    Raises:
-        ConfigurationError: If it is not valid YAML, or gives a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.sampling.prompts import lay_prompts, read_text
+from prism_plugin.sampling.prompts import lay_prompts
+from prism_plugin.tokenizing import encode
 
 # The answer to a blank line.
 _NOTHING = {"text": "", "answer": "", "num_forward_passes": 0, "num_remasked": 0}
@@ -93,7 +94,7 @@ def _lay(
 ) -> tuple[torch.Tensor, torch.Tensor, list[int] | None]:
     """Token ids with masks to fill, their attention mask, and where new tokens start; None where masks were in the texts."""
     tokenizer, mask_token_id = sampler.model.tokenizer, sampler.model.mask_token_id
-    rows = [read_text(tokenizer, text) for text in texts]
+    rows = [encode(tokenizer, text, SamplingError)["input_ids"] for text in texts]
     holds_mask, mask_token = any(mask_token_id in row for row in rows), tokenizer.convert_ids_to_tokens(mask_token_id)
     if args.max_new_tokens is not None:
         if holds_mask:

@@ -1,6 +1,6 @@
 """From files and rows to what the trainer eats: reading, tokenising, marking what may be masked, padding."""
 
-from prism_plugin.data.collator import PrismCollator
+from prism_plugin.data.collator import PrismCollator, require_batch
 from prism_plugin.data.columns import ROW_NUMBER, given_columns
 from prism_plugin.data.lines import read_lines
 from prism_plugin.data.preparation import check_columns, prepare_rows
@@ -22,5 +22,6 @@ __all__ = [
     "prepare_rows",
     "read_lines",
     "read_rows",
+    "require_batch",
     "require_list_of_rows",
 ]

@@ -85,6 +85,25 @@ class PrismCollator:
         return {**ids, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}
 
 
+def require_batch(batch: Mapping[str, Tensor], *, with_drafts: bool = False) -> None:
+    """Check that a batch is one that `PrismCollator` makes, and not what a tokenizer gives.
+
+    Args:
+        batch: What was given.
+        with_drafts: It must have `draft_ids` too.
+
+    Raises:
+        DataFormatError: If it is not.
+    """
+    if not isinstance(batch, Mapping):
+        raise DataFormatError(f"A batch must be a mapping of names to tensors, found {type(batch).__name__}; collate rows.")
+    needed = ("input_ids", "attention_mask", "maskable", "example_id", *(["draft_ids"] if with_drafts else []))
+    if missing := [name for name in needed if not isinstance(batch.get(name), Tensor)]:
+        raise DataFormatError(
+            f"A batch needs {', '.join(needed)} as tensors, found no {', '.join(missing)}; make it with `PrismCollator`."
+        )
+
+
 def _flags(values: Any, name: str, row: Mapping[str, Any]) -> Tensor:
     flags = torch.as_tensor(values)
     if not ((flags == 0) | (flags == 1)).all():
