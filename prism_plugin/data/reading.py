@@ -79,12 +79,12 @@ def _no_row(path: str | Path) -> DataFormatError:
 
 
 def _load(builder: str, file: Path, **options: Any) -> datasets.Dataset:
-    """Read one file, by its very name: `datasets` takes names for patterns."""
-    if "::" in str(file):
+    """Read one file, by its very name: `datasets` takes names for patterns, and the working directory too."""
+    if "::" in str(file.absolute()):
         raise DataFormatError(
             f"{file}: a data file's path must not hold `::`, which stands for a file in an archive; rename it."
         )
-    return datasets.load_dataset(builder, data_files=glob.escape(str(file)), split="train", **options)
+    return datasets.load_dataset(builder, data_files=glob.escape(str(file.absolute())), split="train", **options)
 
 
 def _read_parquet(file: Path) -> datasets.Dataset:

@@ -48,7 +48,9 @@ def test_a_mark_at_the_beginning_is_no_text_and_a_form_feed_ends_no_line(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a[1].jsonl", "b*.csv", "v[2]/c?.txt", "[!d].parquet"])
-def test_a_file_is_read_by_its_very_name(tmp_path, name):
+def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
+    tmp_path = tmp_path / "of[1]"
+    tmp_path.mkdir()
     for other in ("a1.jsonl", "bx.csv", "v2/cd.txt", "e.parquet", name):
         file = tmp_path / other
         file.parent.mkdir(exist_ok=True)
@@ -59,6 +61,8 @@ def test_a_file_is_read_by_its_very_name(tmp_path, name):
         else:
             file.write_text(write[file.suffix[1:]])
     assert read_rows(str(tmp_path / name)).to_list() == [{"text": name}]
+    monkeypatch.chdir(tmp_path)
+    assert read_rows(name).to_list() == [{"text": name}]
 
 
 @pytest.mark.parametrize(
