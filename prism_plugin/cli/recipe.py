@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.core.drafting import DraftRule
+from prism_plugin.core.validation import require_number
 from prism_plugin.data import DataSettings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
-from prism_plugin.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,14 @@ class LoraSection:
     """Low-rank adapters on the backbone, as in peft's LoraConfig."""
 
     r: int = field(default=8, metadata={"help": "Rank, >= 1."})
-    alpha: float = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    alpha: float = field(default=16, metadata={"help": "Scale, > 0: updates are multiplied by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input, in [0, 1)."})
     targets: list[str] | None = field(default=None, metadata={"help": "Module names; None: the backbone's spec says."})
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ConfigurationError(f"`r` of LoRA must be at least 1, got {self.r}.")
+        require_number(self, "alpha", "a number above 0, since updates are multiplied by alpha / r", low=0, open_low=True)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"`dropout` of LoRA must be in [0, 1), got {self.dropout}.")
 

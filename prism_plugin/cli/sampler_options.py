@@ -6,9 +6,9 @@ from typing import Any
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler
 from prism_plugin.sampling.presets import preset_settings
-from prism_plugin.yaml_text import parse_yaml
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prism_plugin.data.lines import ENCODING, read_lines
 from prism_plugin.errors import DataFormatError
+from prism_plugin.parsing import parse_json
 
 
 def require_utf8(file: Path) -> None:
@@ -85,28 +85,6 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def decode_json(text: str, **options: Any) -> Any:
-    """Decode JSON, and refuse an object that gives a key twice, of which the last would win.
-
-    Raises:
-        ValueError: If it is not JSON, or gives a key twice.
-    """
-    return json.loads(text, object_pairs_hook=without_doubles, **options)
-
-
-def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make the dict of a JSON object's pairs.
-
-    Raises:
-        ValueError: If a key is there twice.
-    """
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return made
-
-
 def bad_json_line(file: Path) -> str | None:
     """Find the first line of a JSON Lines file that cannot be read, for the message; None when the fault lies elsewhere."""
     keys: set[str] | None = None
@@ -114,7 +92,7 @@ def bad_json_line(file: Path) -> str | None:
         if not line.strip():
             continue
         try:
-            row = decode_json(line)
+            row = parse_json(line)
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             return f"{file}, line {number}: a line must be one JSON object, found {line[:60]!r} ({reason})."

@@ -8,10 +8,11 @@ from typing import Any
 import datasets
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from prism_plugin.data.file_faults import bad_json_line, decode_json, require_utf8, require_whole_table, without_doubles
+from prism_plugin.data.file_faults import bad_json_line, require_utf8, require_whole_table
 from prism_plugin.data.lines import ENCODING
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.errors import DataFormatError, UnreachableDataError
+from prism_plugin.parsing import parse_json
 
 _BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # What `datasets` was seen to raise on files and ids that it cannot read.
@@ -120,7 +121,7 @@ def _read_json(file: Path) -> datasets.Dataset:
             pass
     if first == "[":
         try:
-            return _of_list(decode_json(file.read_text(encoding=ENCODING)), file)
+            return _of_list(parse_json(file.read_text(encoding=ENCODING)), file)
         except ValueError as error:
             raise DataFormatError(f"{file} cannot be read as json: {error}") from error
     rows = _load("json", file)
@@ -135,8 +136,8 @@ def _of_list(entries: list[Any], file: Path) -> datasets.Dataset:
 
 
 def _objects_in(text: str) -> list[Any]:
-    """The JSON values that stand in a text, one after another."""
-    decoder, found, at = json.JSONDecoder(object_pairs_hook=without_doubles), [], 0
+    """The JSON values that stand in a text, one after another. That none gives a key twice has been seen."""
+    decoder, found, at = json.JSONDecoder(), [], 0
     while at < len(text):
         if text[at].isspace():
             at += 1

@@ -4,7 +4,7 @@ import pytest
 
 from prism_plugin.cli.recipe import load_recipe, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.yaml_text import parse_yaml
+from prism_plugin.parsing import parse_yaml
 
 RECIPE = """
 backbone: {path: ./backbone}

@@ -12,10 +12,10 @@ import torch
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, get_preset
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import TokenIds
-from prism_plugin.yaml_text import parse_yaml
 
 BATCH_SIZE = 256
 PRESETS = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence")
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> Settings:
     try:
         stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The settings {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"The settings {path} cannot be read: {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(by_steps, dict) and by_steps for by_steps in stored.values()):
         raise ConfigurationError(f"{path} must map presets to numbers of steps to settings, found {str(stored)[:80]!r}.")
     for preset, by_steps in stored.items():

@@ -1,5 +1,6 @@
-"""YAML as people mean it, which is YAML 1.2: PyYAML reads 1.1, where 010 is eight, 1:30 is ninety and `no` is false."""
+"""JSON and YAML in which no key is given twice: the text of every file and option that we read."""
 
+import json
 import re
 from typing import Any
 
@@ -8,14 +9,34 @@ import yaml
 from prism_plugin.errors import ConfigurationError
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON. The standard library takes the last of two equal keys, and the first would be ignored.
+
+    Raises:
+        ValueError: If it is not valid JSON, or an object gives a key twice.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"{_given_twice([key for key, _ in pairs])} given twice")
+    return values
+
+
+def _given_twice(keys: list[Any]) -> str:
+    """The keys that come again, in words."""
+    return ", ".join(dict.fromkeys(str(key) for index, key in enumerate(keys) if key in keys[:index]))
+
+
 class _Loader(yaml.SafeLoader):
-    """The numbers and truth values of YAML 1.2, where PyYAML reads 1e-4 as text too; and no key twice."""
+    """YAML 1.2's numbers and truth values, and no key twice: PyYAML reads 1.1, where 010 is eight, 1:30 ninety, `no` false."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for index, key in enumerate(keys) if key in keys[:index]]
+        twice = _given_twice([self.construct_object(key, deep=True) for key, _ in node.value])
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
