@@ -6,13 +6,14 @@ from prism_plugin.data.lines import read_lines
 from prism_plugin.data.preparation import check_columns, prepare_rows
 from prism_plugin.data.prepared import check_prepared, fingerprint, id_range, longest_row
 from prism_plugin.data.reading import read_rows
-from prism_plugin.data.rows import require_list_of_rows
+from prism_plugin.data.rows import as_dataset, require_list_of_rows
 from prism_plugin.data.settings import DataSettings
 
 __all__ = [
     "ROW_NUMBER",
     "DataSettings",
     "PrismCollator",
+    "as_dataset",
     "check_columns",
     "check_prepared",
     "fingerprint",
