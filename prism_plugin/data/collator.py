@@ -61,12 +61,6 @@ class PrismCollator:
             raise DataFormatError(f"All rows of a batch need `draft_ids`, or none; row {without} has none and others have.")
         longest = max(len(row["input_ids"]) for row in rows)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shortest = min(len(row["input_ids"]) for row in rows)
-        if self.equal_lengths and shortest < length:
-            raise DataFormatError(
-                "The model takes no attention mask, so all rows of a batch must be equally long, found rows of "
-                f"{shortest} and of {length} tokens; cut or fill them (`max_length`, `pads: supervised`)."
-            )
         ids = {
             name: torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
             for name in ("input_ids", *(["draft_ids"] if all(with_drafts) else []))
@@ -81,6 +75,12 @@ class PrismCollator:
             own, may = (_flags(values, name, row) for name, values in (("attention_mask", own), ("maskable", row["maskable"])))
             attention_mask[index, :filled] = own
             maskable[index, :filled] = may & own
+        if self.equal_lengths and not attention_mask.all():
+            own = attention_mask.sum(-1)
+            raise DataFormatError(
+                "The model takes no attention mask, so all rows of a batch must be equally long, found rows of "
+                f"{int(own.min())} and of {length} tokens; cut or fill them (`max_length`, `pads: supervised`)."
+            )
         example_id = torch.tensor([int(row["example_id"]) for row in rows], dtype=torch.long)
         return {**ids, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}
 

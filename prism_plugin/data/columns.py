@@ -71,13 +71,14 @@ def columns_read(kind: str) -> tuple[str, ...]:
     return (*KINDS[kind], *(BESIDE_IDS if kind == "input_ids" else (DRAFT_COLUMN,)))
 
 
-def refuse_unread(columns: Collection[str], read: Collection[str], what: str) -> None:
+def refuse_unread(columns: Collection[str], read: Collection[str], what: str, cure: str) -> None:
     """Refuse columns that nothing reads, but for those that are harmless by their name.
 
     Args:
         columns: Of the rows.
         read: Those that are read.
         what: The rows, in words.
+        cure: What to do, in words.
 
     Raises:
         DataFormatError: If there is one.
@@ -85,7 +86,4 @@ def refuse_unread(columns: Collection[str], read: Collection[str], what: str) ->
     unread = [name for name in columns if name not in read and name not in HARMLESS_COLUMNS]
     if unread:
         listed = ", ".join(f"`{name}`" for name in unread)
-        raise DataFormatError(
-            f"Nothing reads {listed} of {what}, which would be lost in silence; rename with `columns`, drop what is not meant, "
-            "or set `unread_columns: ignored`."
-        )
+        raise DataFormatError(f"Nothing reads {listed} of {what}, which would be lost in silence; {cure}.")

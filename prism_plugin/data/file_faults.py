@@ -49,10 +49,9 @@ def require_whole_table(file: Path) -> list[str]:
         line = 1
         try:
             for cells in rows:
-                is_blank = len(cells) < 2 and not "".join(cells).strip()
-                if names is None and not is_blank:
+                if names is None and cells:
                     names = _names(file, line, cells)
-                elif not is_blank and len(cells) != len(names):
+                elif cells and len(cells) != len(names):  # a blank line has none
                     wanted = "1 cell" if len(names) == 1 else f"{len(names)} cells"
                     raise DataFormatError(
                         f"{file}, line {line}: a line must have {wanted} like the first, found {len(cells)}; put a text that "

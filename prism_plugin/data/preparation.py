@@ -122,7 +122,8 @@ def check_columns(columns: Sequence[str], settings: DataSettings) -> str:
     ours = [names.get(name, name) for name in columns]
     kind = kind_of(ours)
     if settings.unread_columns == "refused":
-        refuse_unread(ours, columns_read(kind), f"rows of kind `{kind}`")
+        cure = "rename with `columns`, drop what is not meant, or set `unread_columns: ignored`"
+        refuse_unread(ours, columns_read(kind), f"rows of kind `{kind}`", cure)
     return kind
 
 

@@ -32,7 +32,7 @@ def check_prepared(row: Mapping[str, Any], name: str) -> None:
             f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
             "`prepare_rows`."
         )
-    refuse_unread(row, (*PREPARED_COLUMNS, *BESIDE_PREPARED), "prepared rows")
+    refuse_unread(row, (*PREPARED_COLUMNS, *BESIDE_PREPARED), "prepared rows", "drop what is not meant")
     for other in ("maskable", *BESIDE_PREPARED):
         lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
         if lengths[0] != lengths[-1]:

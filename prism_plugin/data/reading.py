@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.compute
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from prism_plugin.data.columns import HARMLESS_COLUMNS
 from prism_plugin.data.file_faults import bad_json_line, require_utf8, require_whole_table
 from prism_plugin.data.lines import ENCODING
 from prism_plugin.data.rows import as_dataset
@@ -15,6 +18,8 @@ from prism_plugin.errors import DataFormatError, UnreachableDataError
 from prism_plugin.parsing import parse_json
 
 _BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# How a date is written that was a text.
+_DATE_MADE_TEXT = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 # What `datasets` was seen to raise on files and ids that it cannot read.
 _READING_ERRORS = (
     datasets.exceptions.DatasetsError,
@@ -125,9 +130,29 @@ def _read_json(file: Path) -> datasets.Dataset:
         except ValueError as error:
             raise DataFormatError(f"{file} cannot be read as json: {error}") from error
     rows = _load("json", file)
-    if any("timestamp[" in str(column.type) for column in rows.features.arrow_schema):  # made of strings that look like dates
+    if _made_dates(rows):
         return _of_list(_objects_in(file.read_text(encoding=ENCODING)), file)
     return rows
+
+
+def _made_dates(rows: datasets.Dataset) -> bool:
+    """Whether strings that look like dates may have been read as dates: and written as texts again, in another form, where
+    an earlier part of the file has other texts in that column.
+    """
+    read = [name for name in rows.column_names if name not in HARMLESS_COLUMNS]
+    tables = rows.select_columns(read).with_format("arrow").iter(batch_size=1000) if read else []
+    return any(_holds_dates(chunk) for table in tables for column in table.columns for chunk in column.chunks)
+
+
+def _holds_dates(array: pyarrow.Array) -> bool:
+    kind = array.type
+    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+        return bool(pyarrow.compute.any(pyarrow.compute.match_substring_regex(array, _DATE_MADE_TEXT)).as_py())
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return _holds_dates(array.flatten())
+    if pyarrow.types.is_struct(kind):
+        return any(map(_holds_dates, array.flatten()))
+    return pyarrow.types.is_timestamp(kind)
 
 
 def _of_list(entries: list[Any], file: Path) -> datasets.Dataset:

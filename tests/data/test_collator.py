@@ -36,6 +36,8 @@ def test_padding_that_rows_bring_is_neither_attended_to_nor_maskable():
     batch = PrismCollator(pad_token_id=9)([padded, ROWS[1]])
     assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 0, 0]]
     assert batch["maskable"].tolist() == [[False, True, False], [True, False, False]]
+    with pytest.raises(DataFormatError, match=r"takes no attention mask, .* found rows of 2 and of 3 tokens"):
+        PrismCollator(pad_token_id=9, equal_lengths=True)([padded])
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ def test_texts_that_look_like_dates_are_texts(tmp_path):
     assert read_rows(str(tmp_path / "a.jsonl")).to_list() == read_rows(str(tmp_path / "a.json")).to_list() == rows
 
 
+def test_dates_in_a_later_part_of_a_long_file_are_texts(tmp_path):
+    """The reader takes ten megabytes at a time; dates alone in one of them were written as 2024-01-01 00:00:00."""
+    long = [{"messages": [{"content": "x" * 2**20}]}] * 10
+    dates = [{"messages": [{"content": "2024-01-01"}]}, {"messages": [{"content": "2024-01-02"}]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*long, *dates])))
+    assert read_rows(str(tmp_path / "a.jsonl")).to_list()[10:] == dates
+
+
 def test_a_mark_at_the_beginning_is_no_text_and_a_form_feed_ends_no_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffa\x0cb\u2028c\r\n \nd\x85".encode())
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a"}\n'.encode())
@@ -74,6 +82,7 @@ def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
         ("a.csv", "text\nhello, world\nsee, here\n", "a.csv, line 2: a line must have 1 cell like the first, found 2"),
         ("a.csv", "prompt,completion\na,b,c\nd,e,f\n", "a.csv, line 2: a line must have 2 cells like the first, found 3"),
         ("a.csv", 'text,b\n"x\ny",1\nz\n', "a.csv, line 4: a line must have 2 cells like the first, found 1"),
+        ("a.csv", 'text,b\nx,1\n""\n', "a.csv, line 3: a line must have 2 cells like the first, found 1"),
         ("a.csv", 'text\nab\n"he said "hi""\n', "a.csv, line 3: the line cannot be read as CSV .* double the quotes inside"),
         ("a.csv", 'text\n"ab\n', "a.csv, line 2: the line cannot be read as CSV"),
         ("a.csv", "text,text\na,b\n", "a.csv, line 1: each column needs a name of its own, found 'text' twice"),
