@@ -10,7 +10,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from prism_plugin.backbones import load_tokenizer
 from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, Recipe
-from prism_plugin.data import ROW_NUMBER, read_rows
+from prism_plugin.data import ROW_NUMBER, check_columns, given_columns, read_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.training import Objective, PrismTrainingArguments
@@ -39,12 +39,13 @@ def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset,
     """Read the rows to train on, and those to evaluate on if there are any.
 
     Raises:
-        DataFormatError: If they cannot be read, none are left to train on, or the objective and their recorded drafts do not
-            go together.
+        DataFormatError: If they cannot be read, none are left to train on, their columns fit no kind of row or are not read, or
+            the objective and their recorded drafts do not go together.
     """
     rows, eval_rows = _train_and_eval(data)
     for name, part in (("train_dataset", rows), ("eval_dataset", eval_rows)):
         if part is not None:
+            check_columns(given_columns(part), data)
             check_recorded(objective, {*part.column_names, *data.columns}, name)
     return rows, eval_rows
 

@@ -1,6 +1,5 @@
 """Recipes: a YAML file and command-line settings -> typed sections. Every unknown key is an error, all at once."""
 
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prism_plugin.core.drafting import DraftRule
+from prism_plugin.core.validation import require_number
 from prism_plugin.data import DataSettings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
 
 
@@ -57,13 +56,14 @@ class LoraSection:
     """Low-rank adapters on the backbone, as in peft's LoraConfig."""
 
     r: int = field(default=8, metadata={"help": "Rank, >= 1."})
-    alpha: float = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    alpha: float = field(default=16, metadata={"help": "Scale, > 0: updates are multiplied by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input, in [0, 1)."})
     targets: list[str] | None = field(default=None, metadata={"help": "Module names; None: the backbone's spec says."})
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ConfigurationError(f"`r` of LoRA must be at least 1, got {self.r}.")
+        require_number(self, "alpha", "a number above 0, since updates are multiplied by alpha / r", low=0, open_low=True)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"`dropout` of LoRA must be in [0, 1), got {self.dropout}.")
 
@@ -150,43 +150,6 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         training=training,
         given=written,
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and truth values, where PyYAML reads 1e-4 as text and `no` as false; and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for index, key in enumerate(keys) if key in keys[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_OF_YAML_1_1 = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _OF_YAML_1_1]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_FLOAT = r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Read YAML with the numbers and truth values of YAML 1.2.
-
-    Args:
-        text: The YAML.
-        source: Where it was read, for the error message.
-
-    Raises:
-        ConfigurationError: If it is not valid YAML, or gives a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

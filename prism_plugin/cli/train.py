@@ -29,6 +29,7 @@ from prism_plugin.data import fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError, PrismError, SavingError
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.modeling.persistence import CONFIG_FILE
+from prism_plugin.parsing import parse_json
 from prism_plugin.training import PrismTrainer, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint, remove
 
@@ -173,7 +174,7 @@ def _refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
             "`output_dir`, or write over it with --fresh."
         )
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = parse_json(file.read_text(encoding="utf-8"))
         different = [name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]]
         different += sorted(_flat(before["recipe"]).items() ^ _flat(record["recipe"]).items())
     except (ValueError, KeyError, TypeError) as error:

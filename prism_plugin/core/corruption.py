@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
 
@@ -42,6 +43,12 @@ def mask_tokens(clean_ids: TokenIds, maskable: TokenMask, *, mask_token_id: int,
         mask_token_id: Id of the mask token.
         t: Masking probability per row, in (0, 1].
         noise: Uniform in [0, 1), one number per position. The same numbers give the same masks.
+
+    Raises:
+        ConfigurationError: If one of them is no tensor, or `maskable` is no bool tensor.
     """
+    require_tensors("mask_tokens", clean_ids=clean_ids, maskable=maskable, t=t, noise=noise)
+    if maskable.dtype != torch.bool:
+        raise ConfigurationError(f"`maskable` of mask_tokens must be a bool tensor, found {maskable.dtype}; use `.bool()`.")
     masked = maskable & (noise < t.unsqueeze(-1))
     return MaskedTokens(noised_ids=torch.where(masked, mask_token_id, clean_ids), masked=masked, t=t)

@@ -5,8 +5,9 @@ truth; in free text another token may do as well, and "right" means "what the da
 predict. Only tokens that the model wrote are judged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import torch
@@ -18,7 +19,7 @@ from prism_plugin.core.noise import uniforms
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import UnmaskingRule
 from prism_plugin.core.view import StepView
-from prism_plugin.data import PrismCollator
+from prism_plugin.data import PrismCollator, as_dataset
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
@@ -118,7 +119,7 @@ class _Gathered:
 def judge_drafts(
     model: PrismModel,
     objective: Objective,
-    rows: datasets.Dataset,
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 32,
     seed: int = 0,
@@ -140,6 +141,7 @@ def judge_drafts(
     Raises:
         DataFormatError: If no draft filled a token, or objective and recorded drafts do not go together.
     """
+    rows = as_dataset(rows)
     check_recorded(objective, rows.column_names, "rows")
     gathered = _Gathered()
     with evaluation_mode(model):
@@ -228,7 +230,7 @@ class _Watched:
 
 def judge_states(
     sampler: RemaskingSampler,
-    rows: datasets.Dataset,
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
     *,
     masked: float = 1.0,
     batch_size: int = 32,
@@ -253,6 +255,7 @@ def judge_states(
     """
     if not 0 < masked <= 1:
         raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
+    rows = as_dataset(rows)
     if "draft_ids" in rows.column_names:
         raise DataFormatError(
             "The rows have recorded drafts (`draft_ids`), which a sampler that starts from masks would ignore; drop the "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from prism_plugin.backbones import (
@@ -32,7 +32,7 @@ from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.texts import check_ids, encode_texts
+from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
 from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
 
@@ -125,9 +125,11 @@ class PrismModel(BackbonePassthrough):
             output_hidden_states: Return the final hidden states too.
 
         Raises:
-            ConfigurationError: If `logits_at` is neither a mask of the canvas's shape nor an int64 index.
+            ConfigurationError: If `input_ids` is no tensor, or `logits_at` is neither a mask of its shape nor an int64 index.
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
+        if not isinstance(input_ids, Tensor):
+            raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
         with gathered_rows(self._final_hidden_module, row_index) as request:
             logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
@@ -146,7 +148,7 @@ class PrismModel(BackbonePassthrough):
     @torch.no_grad()
     def score(
         self,
-        texts_or_ids: Sequence[str] | TokenIds,
+        texts_or_ids: Sequence[str] | TokenIds | BatchEncoding,
         attention_mask: TokenMask | None = None,
         *,
         batch_size: int = 32,
@@ -154,7 +156,8 @@ class PrismModel(BackbonePassthrough):
         """Rate every token: the probability that it is right, given the rest. The model's mode is left as it was.
 
         Args:
-            texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side, or tokens.
+            texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side; tokens, [batch, length];
+                or what a tokenizer gives with `return_tensors="pt"`, which brings its mask.
             attention_mask: True where there is a token; only with tokens.
             batch_size: Rows per forward pass, >= 1.
 
@@ -162,37 +165,25 @@ class PrismModel(BackbonePassthrough):
             Quality in [0, 1], float32; 0 at padding.
 
         Raises:
-            ConfigurationError: If there is nothing to rate, texts are given but the model has no tokenizer, or with a mask,
-                `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions, or there is
-                padding and the family takes no attention mask.
+            ConfigurationError: If there is nothing to rate, or something else than these; texts come without a tokenizer, or
+                with a mask; `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions,
+                or there is padding and the family takes no attention mask.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if isinstance(texts_or_ids, str) or not len(texts_or_ids):
-            raise ConfigurationError(
-                f"`score` rates a list of at least one text, or a batch of token ids, got {texts_or_ids!r}; give it a list."
-            )
-        input_ids = texts_or_ids
-        if not isinstance(texts_or_ids, Tensor):
-            if attention_mask is not None:
-                raise ConfigurationError(
-                    "`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out."
-                )
-            input_ids, attention_mask = encode_texts(self, texts_or_ids)
-        check_ids(self, input_ids)
+        input_ids, attention_mask = rows_to_score(self, texts_or_ids, attention_mask)
         if self.spec.attention_mask == "none" and attention_mask is not None and not attention_mask.all():
             raise ConfigurationError(
                 f"{self.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found padding; "
                 "score rows of one length together."
             )
-        masks = [None] * len(input_ids) if attention_mask is None else attention_mask.to(self.device)
         batches = []
         with evaluation_mode(self):
             for start in range(0, len(input_ids), batch_size):
                 rows = slice(start, start + batch_size)
-                mask = None if attention_mask is None else masks[rows]
+                mask = None if attention_mask is None else attention_mask[rows].to(self.device)
                 quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
-                batches.append(quality if mask is None else quality * mask)
+                batches.append(quality if mask is None else quality.where(mask, 0.0))
         return torch.cat(batches)
 
     def merge_and_unload(self) -> PreTrainedModel:

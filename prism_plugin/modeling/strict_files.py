@@ -1,6 +1,5 @@
 """Reads files that must be exactly what was written: a mismatch is one sentence with the file, the key and what was found."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prism_plugin.errors import StoredStateError
+from prism_plugin.parsing import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StoredStateError: If it is missing, damaged or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, ValueError) as error:

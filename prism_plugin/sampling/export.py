@@ -73,8 +73,8 @@ def export_sampler(
 
     Raises:
         UnknownNameError: If a rule has no name.
-        ConfigurationError: If a rule is not of this package, weights cannot be merged, or without merging nobody else could
-            load the backbone.
+        ConfigurationError: If `sampler` is none, a rule is not of this package, weights cannot be merged, or without merging
+            nobody else could load the backbone.
         SavingError: If the folder is not empty, or cannot be written.
     """
     _require_exportable(sampler, merge)
@@ -153,6 +153,11 @@ def _is_ours(rule: type) -> bool:
 
 
 def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
+    if not isinstance(sampler, RemaskingSampler):
+        raise ConfigurationError(
+            f"An export is made of a RemaskingSampler, got {type(sampler).__name__}; make one with "
+            "`RemaskingSampler.from_preset(...)`."
+        )
     sampler.to_dict()  # a rule without a name is refused here
     for rule in (sampler.unmasking, sampler.remasking, sampler.schedule):
         if not _is_ours(type(rule)):

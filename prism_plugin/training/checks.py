@@ -1,6 +1,6 @@
 """What has to fit together before a step is made: model, objective, arguments and data."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import datasets
@@ -10,7 +10,7 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from prism_plugin.backbones import max_row_length
-from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows
+from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
@@ -160,15 +160,19 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
     """
     if rows is None:
         return None
+    _require_rows(rows, name)
     if not len(rows):
         raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
+    whole = isinstance(rows, datasets.Dataset | list | tuple)
+    if not whole:
+        check_prepared(rows[0], name)
     if objective is not None:
         for columns in _columns(rows):
             check_recorded(objective, columns, name)
-    whole = isinstance(rows, datasets.Dataset | list | tuple)
     if whole and "example_id" not in rows[0]:
         rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
-    check_prepared(rows[0], name)
+    if whole:
+        check_prepared(rows[0], name)
     limit = max_row_length(model.plain_backbone)
     if whole and limit is not None and longest_row(rows) > limit:
         raise DataFormatError(
@@ -178,6 +182,17 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
     if whole:
         _check_vocabulary(rows, model, name)
     return rows
+
+
+def _require_rows(rows: Any, name: str) -> None:
+    """Refuse what is no data set that can be read by index: files, dicts of splits, streams."""
+    if isinstance(rows, list | tuple | str | bytes | Mapping):
+        require_list_of_rows(rows, name)
+    elif not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        raise DataFormatError(
+            f"`{name}` must have a length and be read by index, since rows are drawn in another order each epoch, but "
+            f"{type(rows).__name__} is not; make a list of its rows."
+        )
 
 
 def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:

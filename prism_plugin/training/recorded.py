@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prism_plugin.core.drafting import Draft
 from prism_plugin.core.losses import diffusion_loss_per_row
+from prism_plugin.data import require_batch
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.objectives import (
     OBJECTIVES,
@@ -64,6 +65,7 @@ class RecordedPrismObjective:
         apart: Apart | None = None,
     ) -> StepOutput:
         """Two looks, two terms; see `Objective.step`. The draft's confidence is 0, since it was not recorded."""
+        require_batch(batch, with_drafts=True)
         draft_ids, maskable = batch["draft_ids"], batch["maskable"]
         masked = maskable & (draft_ids == unwrapped.mask_token_id)
         # Where it has a weight, every batch is looked at, one without masks too: processes look equally often together.

@@ -23,6 +23,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.parsing import parse_json
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -355,7 +356,7 @@ class PrismTrainer(Trainer):
     def restore_log_state(self, checkpoint: Path) -> None:
         """Go on measuring where the checkpoint was made."""
         with checkpoints.reading(checkpoint):
-            state = json.loads((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
+            state = parse_json((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
         self._tr_loss += state["loss"]
         self._globalstep_last_logged = state["logged_at"]
         if self.accelerator.is_main_process:

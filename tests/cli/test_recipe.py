@@ -4,6 +4,7 @@ import pytest
 
 from prism_plugin.cli.recipe import load_recipe, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.parsing import parse_yaml
 
 RECIPE = """
 backbone: {path: ./backbone}
@@ -26,6 +27,21 @@ def test_a_recipe_becomes_typed_sections(tmp_path):
     assert recipe.training["save_strategy"] == "no", "PyYAML reads this as false"
     assert recipe.attach.lora.r == 2
     assert recipe.objective == {"name": "prism", "num_drafted": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("-010", -10), ("+7", 7), ("0", 0), ("0o17", 15), ("0x1F", 31), ("08", 8), ("1e-4", 1e-4), ("1E5", 1e5),
+        (".5", 0.5), ("5.", 5.0), ("-.inf", float("-inf")), ("010.5", 10.5), ("1_000", "1_000"), ("0b11", "0b11"),
+        ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("2024-01-01", "2024-01-01"), ("12:30:45", "12:30:45"), ("on", "on"),
+        ("off", "off"), ("yes", "yes"), ("No", "No"), ("y", "y"), ("true", True), ("FALSE", False), ("~", None), ("null", None),
+        ("", None), ("=", "="), ("0x", "0x"), ("0o8", "0o8"), ("1e", "1e"), ("-", [None]), ("'010'", "010"), ("!!int 010", 10),
+    ],
+)  # fmt: skip
+def test_values_are_those_of_yaml_1_2(text, value):
+    read = parse_yaml(text, "here")
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeypatch):
@@ -79,6 +95,7 @@ def test_unknown_keys_are_refused_all_at_once(tmp_path):
         (("num_drafted: 3", "num_drafted: 3, num_drafted: 4"), "num_drafted given twice"),
         (("{num_drafted: 3}", "[3]"), "a recipe is a mapping of sections"),
         (("{num_drafted: 3}", "{num_drafted: 3"), "is not valid YAML"),
+        (("num_drafted: 3", "num_drafted: !!int three"), "is not valid YAML"),
     ],
 )
 def test_bad_recipes_are_one_sentence(tmp_path, change, words):

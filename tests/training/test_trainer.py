@@ -16,6 +16,7 @@ from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import PrismObjective, PrismTrainingArguments
 from prism_plugin.training import objectives as objectives_module
 from prism_plugin.training.arguments import EVALUATED
+from prism_plugin.training.checks import as_prepared
 
 LEARNT = ("quality_loss", "diffusion_loss", "loss", "base_rate", "grad_norm")
 
@@ -261,6 +262,24 @@ def test_the_best_checkpoint_is_chosen_the_right_way_round(tmp_path):
         output_dir=str(tmp_path), use_cpu=True, metric_for_best_model="quality_ece", greater_is_better=True
     )
     assert args.greater_is_better
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("rows.jsonl", "`train_dataset` must be a list of rows, .* found str; read a file with `read_rows`"),
+        (
+            datasets.DatasetDict(),
+            "`train_dataset` must be a list of rows, .* found DatasetDict; a dict holds columns",
+        ),
+        ((row for row in ()), "`train_dataset` must have a length and be read by index, .* generator is not"),
+        ([{"text": "ab"}, "cd"], "Row 1 of `train_dataset` must be a mapping"),
+        (torch.ones(2, 3), "The rows of `train_dataset` must be mappings .*, found Tensor"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(lab, rows, words):
+    with pytest.raises(DataFormatError, match=words):
+        as_prepared(rows, lab.build_model(), "train_dataset", PrismObjective())
 
 
 def test_data_that_cannot_be_trained_on_is_refused(lab, tmp_path):
