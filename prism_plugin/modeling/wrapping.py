@@ -178,10 +178,11 @@ def wrap_with_adapter(
     return wrapped
 
 
+_VIRTUAL_TOKENS = "adds virtual tokens, so positions would no longer match"
 # Types of PEFT that no model here can be trained with as they are set, and why.
 _UNUSABLE = {
     "ADALORA": "gives out its ranks by calls between the steps, which nothing here makes",
-    "ADAPTION_PROMPT": "adds virtual tokens, so positions would no longer match",
+    "ADAPTION_PROMPT": _VIRTUAL_TOKENS,
     "POLY": "reads the number of a task with each row, which no batch has here",
     "SHADOW": "runs a second network that returns more than tensors between the layers",
     "XLORA": "mixes adapters that were trained before",
@@ -191,7 +192,7 @@ _UNUSABLE = {
 def _require_usable(adapter: PeftConfig) -> None:
     """Refuse what can be seen in a config alone."""
     name, peft_type = type(adapter).__name__, getattr(adapter.peft_type, "value", adapter.peft_type)
-    reason = "adds virtual tokens, so positions would no longer match" if adapter.is_prompt_learning else _UNUSABLE.get(peft_type)
+    reason = _VIRTUAL_TOKENS if adapter.is_prompt_learning else _UNUSABLE.get(peft_type)
     if getattr(adapter, "use_asa", False):  # AdaMSS, which may do without
         reason = "with `use_asa` gives out its subspaces by calls between the steps, which nothing here makes"
     if reason is not None:
