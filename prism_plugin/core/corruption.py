@@ -42,6 +42,12 @@ def mask_tokens(clean_ids: TokenIds, maskable: TokenMask, *, mask_token_id: int,
         mask_token_id: Id of the mask token.
         t: Masking probability per row, in (0, 1].
         noise: Uniform in [0, 1), one number per position. The same numbers give the same masks.
+
+    Raises:
+        ConfigurationError: If a probability is out of range or NaN. On an accelerator, where reading it would make the host
+            wait, it is not checked.
     """
+    if t.device.type == "cpu" and not ((t > 0) & (t <= 1)).all():
+        raise ConfigurationError(f"Masking probabilities `t` must lie in (0, 1], found {t.tolist()}.")
     masked = maskable & (noise < t.unsqueeze(-1))
     return MaskedTokens(noised_ids=torch.where(masked, mask_token_id, clean_ids), masked=masked, t=t)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from prism_plugin.errors import NonFiniteError
+
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name the first tensor that holds NaN or infinity; None where all are finite.
@@ -30,3 +32,21 @@ def _finite(tensor: Tensor) -> Tensor:
     # 8-bit floats have no minimum of their own. Both ends are NaN where one number is.
     low, high = torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor)
     return low.isfinite() & high.isfinite()
+
+
+def require_numbers(answers: Tensor, what: str) -> Tensor:
+    """Give back what a model said of some tokens, if it is a number for each.
+
+    Args:
+        answers: Of any shape.
+        what: What they are, for the message.
+
+    Raises:
+        NonFiniteError: If one is NaN.
+    """
+    if answers.isnan().any():
+        raise NonFiniteError(
+            f"The {what} of a token must be a number, but the model gave NaN; look at its weights, and load a model in "
+            "bfloat16 or float32 if float16 is too narrow for it."
+        )
+    return answers
