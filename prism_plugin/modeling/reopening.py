@@ -15,7 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prism_plugin.errors import ConfigurationError, StoredStateError
-from prism_plugin.modeling.adapter_files import ADAPTER_CONFIG_FILE, adapter_tensors, prepared_config, read_adapter_config
+from prism_plugin.modeling.adapter_files import (
+    ADAPTER_CONFIG_FILE,
+    active_adapter,
+    adapter_tensors,
+    prepared_config,
+    read_adapter_config,
+)
 
 
 def without_values(backbone: PreTrainedModel) -> PreTrainedModel | None:
@@ -36,7 +42,7 @@ def without_values(backbone: PreTrainedModel) -> PreTrainedModel | None:
 def require_reopening(
     wrapped: PeftModel, skeleton: PreTrainedModel | None, attach: Callable[[PreTrainedModel, PeftConfig], PeftModel]
 ) -> None:
-    """Write a new adapter's config, read it as it is read when a model is loaded, and attach it once more.
+    """Write a new adapter's config, read it again, and attach what was read once more.
 
     Args:
         wrapped: The backbone with its new adapter.
@@ -46,18 +52,7 @@ def require_reopening(
     Raises:
         ConfigurationError: If the config cannot be read again, or describes other tensors than those that are trained.
     """
-    adapter = wrapped.active_peft_config
-    name = type(adapter).__name__
-    with tempfile.TemporaryDirectory() as folder:
-        prepared_config(adapter).save_pretrained(folder)
-        try:
-            stored = read_adapter_config(Path(folder) / ADAPTER_CONFIG_FILE)
-        except StoredStateError as error:
-            cause = str(error).removeprefix(f"{Path(folder) / ADAPTER_CONFIG_FILE}: ")
-            raise ConfigurationError(
-                f"What `lora` trains must open again when it was saved, but its {name} would not ({cause}); set what that "
-                "names, or use LoraConfig."
-            ) from error
+    stored = reread_config(wrapped)
     if skeleton is None:
         return
     if isinstance(getattr(stored, "init_lora_weights", None), str):
@@ -66,13 +61,32 @@ def require_reopening(
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # all was said when the first was attached
             again = adapter_tensors(attach(skeleton, stored))
-    except NotImplementedError:  # the shapes of a few types follow from the backbone's values
+    except RuntimeError:  # NotImplementedError too: a few types look at the backbone's values
         return
     trained = adapter_tensors(wrapped)
     for key in sorted(trained.keys() | again.keys()):
         now, then = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (trained, again))
         if now != then:
             raise ConfigurationError(
-                f"What `lora` trains must open again when it was saved, but {name} would find {then} for `{key}`, which is "
-                f"{now}; use another config, such as LoraConfig."
+                f"What `lora` trains must open again when it was saved, but {type(stored).__name__} would find {then} for "
+                f"`{key}`, which is {now}; use another config, such as LoraConfig."
             )
+
+
+def reread_config(wrapped: PeftModel) -> PeftConfig:
+    """Write the active adapter's config, and read it as it is read when a model is loaded.
+
+    Raises:
+        ConfigurationError: If it cannot be read again, or several adapters are active.
+    """
+    adapter = wrapped.peft_config[active_adapter(wrapped)]
+    with tempfile.TemporaryDirectory() as folder:
+        prepared_config(adapter).save_pretrained(folder)
+        try:
+            return read_adapter_config(Path(folder) / ADAPTER_CONFIG_FILE)
+        except StoredStateError as error:
+            cause = str(error).removeprefix(f"{Path(folder) / ADAPTER_CONFIG_FILE}: ")
+            raise ConfigurationError(
+                f"What `lora` trains must open again when it was saved, but its {type(adapter).__name__} would not ({cause}); "
+                "set what that names, or use LoraConfig."
+            ) from error

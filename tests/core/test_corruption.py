@@ -24,6 +24,13 @@ def test_the_clean_tokens_stay():
     assert clean.tolist() == [[5, 6]]
 
 
+@pytest.mark.parametrize("t", [float("nan"), 0.0, -0.5, 1.5])
+def test_a_probability_out_of_range_is_refused(t):
+    clean, maskable = torch.tensor([[5, 6]] * 2), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ConfigurationError, match=r"Masking probabilities `t` must lie in \(0, 1\], found \[0.5, "):
+        mask_tokens(clean, maskable, mask_token_id=9, t=torch.tensor([0.5, t]), noise=torch.zeros(2, 2))
+
+
 def test_times_fill_the_interval():
     assert draw_times(torch.tensor([0.0, 0.5]), 0.2, 0.6).tolist() == pytest.approx([0.2, 0.4])
     assert draw_times(torch.tensor([0.0, 1 - 2.0**-24]), 1e-3, 1.0).le(1).all()

@@ -28,6 +28,14 @@ def assert_same(one, two, ids):
         assert torch.equal(a, b)
 
 
+def add_text(path, text):
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f", {text}}}")
+
+
+def change_tensors(path, change):
+    save_file({key: change(value) for key, value in load_file(path).items()}, path)
+
+
 def edit(path, **values):
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in (stored | values).items() if value != "DROP"}))
@@ -153,6 +161,26 @@ BROKEN = {
     "no json": (
         lambda d: (d / "prism_config.json").write_text("{"),
         r"prism_config.json must be a JSON file, but it cannot be",
+    ),
+    "a key twice": (
+        lambda d: add_text(d / "prism_config.json", '"head": "linear"'),
+        r"prism_config.json must be a JSON file, but it cannot be read: head given twice",
+    ),
+    "head of integers": (
+        lambda d: change_tensors(d / "quality_head.safetensors", lambda one: one.long()),
+        r"quality_head.safetensors: `layers.0.bias` should be of dtype float32, found int64",
+    ),
+    "adapter of integers": (
+        lambda d: change_tensors(d / "adapter_model.safetensors", lambda one: one.int()),
+        r"adapter_model.safetensors: `base_model.*lora_A.weight` should be of dtype float32, found int32",
+    ),
+    "head of NaN": (
+        lambda d: change_tensors(d / "quality_head.safetensors", lambda one: one / 0),
+        r"quality_head.safetensors: `layers.* must hold finite numbers, found NaN or infinity",
+    ),
+    "adapter with one infinity": (
+        lambda d: change_tensors(d / "adapter_model.safetensors", lambda one: one.index_fill(0, torch.tensor(0), torch.inf)),
+        r"adapter_model.safetensors: `base_model.* must hold finite numbers, found NaN or infinity",
     ),
     "a list": (
         lambda d: (d / "prism_config.json").write_text("[]"),
