@@ -33,7 +33,7 @@ def add_text(path, text):
 
 
 def change_tensors(path, change):
-    save_file({key: change(value) for key, value in load_file(path).items()}, path)
+    save_file({key: change(value) for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
 def edit(path, **values):
@@ -269,6 +269,19 @@ def test_what_does_not_fit_is_refused_and_the_backbone_left_alone(project, ids, 
     assert torch.equal(backbone(input_ids=ids).logits, logits)
     assert list(backbone.state_dict()) == keys
     assert not backbone.cls._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["trained", "merged"])
+def test_a_backbone_beside_the_head_must_be_finite(lora_model, tmp_path, kind):
+    if kind == "merged":
+        lora_model.merge_and_unload()
+    own = PrismConfig(mask_token_id=31, train_backbone=True)
+    model = lora_model if kind == "merged" else attach_quality_head(tiny_backbone(), own)
+    model.save_pretrained(tmp_path)
+    last = torch.tensor([-1])  # of the position embeddings, the one that no probe looks at
+    change_tensors(tmp_path / "model.safetensors", lambda one: one.index_fill(0, last, torch.nan) if len(one) == 65 else one)
+    with pytest.raises(StoredStateError, match=r"position_embeddings.weight` must hold finite numbers, found NaN or infinity"):
+        PrismModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "quality_head.safetensors"])
