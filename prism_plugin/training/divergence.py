@@ -46,13 +46,13 @@ class DivergenceCheck:
             NonFiniteError: If the loss is not finite on a process, or the gradients are not; under fp16, where the scaler skips
                 such a step, if more than `MAX_SKIPPED_STEPS` are to be skipped in a row.
         """
-        looked_at = [loss.detach()]
-        if self.trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        looked_at, taken = [loss.detach()], self.trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not taken:
             norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else torch.as_tensor(grad_norm)
             looked_at.append(norm.detach().to(loss))
         wrong = self._on_any_process(~torch.stack(looked_at).isfinite())
         if wrong[0]:
-            self._stop(f"the loss of step {number} is NaN or infinite, so the step was not taken")
+            self._stop(f"the loss of step {number} is NaN or infinite{'' if taken else ', so the step was not taken'}")
         self.skipped = self.skipped + 1 if any(wrong) else 0
         if self.trainer.accelerator.scaler is None and self.skipped:
             self._stop(f"a gradient of step {number} is NaN or infinite, so the step was not taken")
