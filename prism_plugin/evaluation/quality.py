@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.categorical import token_confidence
+from prism_plugin.core.finite import require_numbers
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import UnmaskingRule
@@ -111,7 +112,7 @@ class _Gathered:
 
     def joined(self) -> JudgedTokens:
         whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        scores = {name: whole.pop(name) for name in SCORES if name in whole}
+        scores = {name: require_numbers(whole.pop(name), name) for name in SCORES if name in whole}
         return JudgedTokens(scores=scores, step=whole.pop("step", None), **whole)
 
 
@@ -140,6 +141,7 @@ def judge_drafts(
 
     Raises:
         DataFormatError: If no draft filled a token, or objective and recorded drafts do not go together.
+        NonFiniteError: If the model has no number for a token.
     """
     rows = as_dataset(rows)
     check_recorded(objective, rows.column_names, "rows")

@@ -23,6 +23,7 @@ from prism_plugin.backbones import (
     require_ok,
     resolve_mask_token_id,
 )
+from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
@@ -168,6 +169,7 @@ class PrismModel(BackbonePassthrough):
             ConfigurationError: If there is nothing to rate, or something else than these; texts come without a tokenizer, or
                 with a mask; `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions,
                 or there is padding and the family takes no attention mask.
+            NonFiniteError: If the quality of a token is no number.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -184,7 +186,7 @@ class PrismModel(BackbonePassthrough):
                 mask = None if attention_mask is None else attention_mask[rows].to(self.device)
                 quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
                 batches.append(quality if mask is None else quality.where(mask, 0.0))
-        return torch.cat(batches)
+        return require_numbers(torch.cat(batches), "quality")
 
     def merge_and_unload(self) -> PreTrainedModel:
         """Add the adapter to the backbone's weights, for good, and drop the wrapper. The head stays on this model.

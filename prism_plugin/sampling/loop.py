@@ -35,6 +35,8 @@ _FAULTS = {
     3: "a remasking rule must stay within its budget, but {remasking} took back more; choose with `select_top`.",
     4: "the model's logits must be numbers, but NaN or infinity came at a masked position; look at its weights, and load a "
     "model in bfloat16 or float32 if float16 is too narrow for it.",
+    5: "the quality of a token must be a number, but the quality head gave NaN; look at its weights and the backbone's.",
+    6: "the model's logits must be numbers, but NaN or infinity came at a revealed position; look at its weights.",
 }
 
 
@@ -254,6 +256,10 @@ class Decoder:
         fault = fault.masked_fill(remask.sum(-1) > budget.remask, 3)
         fault = fault.masked_fill((remask & ~view.revealed).any(-1), 2)
         fault = fault.masked_fill(view.confidence.isnan().any(-1), 4)
+        if view.visible_confidence is not None:
+            fault = fault.masked_fill(view.visible_confidence.isnan().any(-1), 6)
+        if view.quality is not None:
+            fault = fault.masked_fill((view.quality.isnan() & view.editable).any(-1), 5)
         return reveal, remask, fault.masked_fill((reveal & ~view.masked).any(-1), 1)
 
     def _write(self, canvas: Canvas, at: Progress, view: StepView, reveal: TokenMask, remask: TokenMask) -> Progress:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import datasets
+from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, get_scheduler
@@ -13,6 +14,7 @@ from prism_plugin.backbones import max_row_length
 from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.reopening import reread_config
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -36,6 +38,8 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             "`train_backbone` with `diffusion_weight: 0` would unlearn the language model, since only the quality head's term "
             "is left; raise `diffusion_weight`, or use `lora`."
         )
+    if isinstance(model.backbone, PeftModel):
+        reread_config(model.backbone)
     offloaded = offloaded_weights(model.plain_backbone)
     if offloaded and len(getattr(model, "hf_device_map", ())) < 2:
         raise ConfigurationError(

@@ -36,8 +36,10 @@ from prism_plugin.training.checks import (
     collator_of,
     rows_per_step,
 )
+from prism_plugin.training.divergence import DivergenceCheck
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
+from prism_plugin.training.resuming import OnBegin, sum_of_logged
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
@@ -91,7 +93,7 @@ class PrismTrainer(Trainer):
             train_dataset=as_prepared(train_dataset, model, "train_dataset", self.objective),
             eval_dataset=as_prepared(eval_dataset, model, "eval_dataset", self.objective),
             compute_metrics=self._metrics,
-            callbacks=[*(callbacks or []), _RestoreLog(self)],
+            callbacks=[*(callbacks or []), OnBegin(self._restore_log_state)],
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled:
@@ -100,6 +102,7 @@ class PrismTrainer(Trainer):
             )
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(_METERS, self.args.device)
+        self.divergence = DivergenceCheck(self)
         self.resumed_from: Path | None = None
 
     def train(
@@ -112,6 +115,7 @@ class PrismTrainer(Trainer):
 
         Raises:
             ConfigurationError: If there is no checkpoint to resume from.
+            NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
@@ -207,10 +211,17 @@ class PrismTrainer(Trainer):
         predictions = (side_by_side(output.quality_logits.float()), torch.stack((of_quality, output.diffusion_per_row), dim=1))
         return None, predictions, side_by_side(targets)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Trainer asks for it at each step, before the optimizer does anything: here the host waits for the device."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.divergence.step(self._tr_loss, grad_norm, self.state.global_step + 1)
+        return grad_norm
+
     def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
         quality_logits, losses = (torch.from_numpy(part) for part in evaluated.predictions)
         of_quality, of_diffusion = losses.double().mean(0).tolist()
         loss = self.objective.quality_weight * of_quality + self.objective.diffusion_weight * of_diffusion
+        self.divergence.evaluation(loss, self.state.global_step)
         figures = quality_metrics(quality_logits, torch.from_numpy(evaluated.label_ids))
         return {"loss": loss, "quality_loss": of_quality, "diffusion_loss": of_diffusion, **figures}
 
@@ -267,7 +278,13 @@ class PrismTrainer(Trainer):
     # ---- station 14: save and resume ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what we own into a folder. Collective."""
+        """Write what we own into a folder. Collective.
+
+        Raises:
+            NonFiniteError: If a weight is NaN or infinite; nothing is written then.
+            SavingError: If the files cannot be written.
+        """
+        self.divergence.weights(self.prism_model, self.state.global_step)
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
         # Trainer writes nothing for sharded weights, or gathers the frozen backbone too.
@@ -285,6 +302,7 @@ class PrismTrainer(Trainer):
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
         run_dir, name = Path(self._get_output_dir(trial=trial)), f"checkpoint-{self.state.global_step}"
         building = str(checkpoints.building_folder(run_dir, name))
+        self.divergence.weights(self.prism_model, self.state.global_step)
         self.store_flos()
         log_state = self._log_state()
         try:
@@ -348,27 +366,27 @@ class PrismTrainer(Trainer):
     def _load_best_model(self) -> None:
         load_weights(self.prism_model, self.state.best_model_checkpoint)
 
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self.divergence.weights(self.prism_model, self.state.global_step)
+        # Trainer divides the sum of the losses by the steps since it was resumed, and here it holds those before them too.
+        since_resumed = (self.state.global_step - self._initial_global_step) / max(self.state.global_step, 1)
+        self._total_loss_scalar *= since_resumed
+        self._tr_loss *= since_resumed
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
         loss = self.accelerator.reduce(self._tr_loss.detach().double(), reduction="mean").item()
         return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
 
-    def restore_log_state(self, checkpoint: Path) -> None:
-        """Go on measuring where the checkpoint was made."""
-        with checkpoints.reading(checkpoint):
-            state = parse_json((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
+    def _restore_log_state(self) -> None:
+        """Go on measuring where the checkpoint was made, if there is one."""
+        if self.resumed_from is None:
+            return
+        with checkpoints.reading(self.resumed_from):
+            state = parse_json((self.resumed_from / LOG_STATE_FILE).read_text(encoding="utf-8"))
         self._tr_loss += state["loss"]
         self._globalstep_last_logged = state["logged_at"]
+        self._total_loss_scalar = sum_of_logged(self.state.log_history)
         if self.accelerator.is_main_process:
             self.meters.restore(state["meters"])
-
-
-class _RestoreLog(TrainerCallback):
-    """Trainer starts its running sums afresh at the beginning of `train`; the first event after that is this one."""
-
-    def __init__(self, trainer: PrismTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: PrismTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.resumed_from is not None:
-            self.trainer.restore_log_state(self.trainer.resumed_from)

@@ -88,6 +88,8 @@ def test_unknown_keys_are_refused_all_at_once(tmp_path):
         (("1e-4", "fast"), "training: `learning_rate` must be float, found 'fast'"),
         (("{r: 2}", "{r: 0}"), "`r` of LoRA must be at least 1, got 0"),
         (("{r: 2}", "{r: 2, dropout: 1.0}"), r"`dropout` of LoRA must be in \[0, 1\), got 1.0"),
+        (("{r: 2}", "{r: 2, alpha: 0}"), "`alpha` of LoraSection must be a number above 0, since .*, found 0"),
+        (("{r: 2}", "{r: 2, alpha: .inf}"), "`alpha` of LoraSection must be a number above 0, since .*, found inf"),
         (("{r: 2}", "7"), "attach.lora is a mapping of settings, found 7"),
         (("{path: ./rows.txt}", "{path: a, eval_share: 2.0}"), "`eval_share` must lie strictly between 0 and 1, got 2.0"),
         (("{path: ./rows.txt}", "{path: a, eval_share: 0.1, eval_path: b}"), "Evaluation rows come from `eval_share`, or from"),

@@ -37,6 +37,11 @@ def test_what_is_no_tensor_is_refused(changed, words):
     good = {"clean_ids": torch.tensor([[5, 6]]), "maskable": torch.ones(1, 2).bool(), "t": torch.ones(1)}
     with pytest.raises(ConfigurationError, match=words):
         mask_tokens(**{**good, **changed}, mask_token_id=9, noise=torch.zeros(1, 2))
+@pytest.mark.parametrize("t", [float("nan"), 0.0, -0.5, 1.5])
+def test_a_probability_out_of_range_is_refused(t):
+    clean, maskable = torch.tensor([[5, 6]] * 2), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ConfigurationError, match=r"Masking probabilities `t` must lie in \(0, 1\], found \[0.5, "):
+        mask_tokens(clean, maskable, mask_token_id=9, t=torch.tensor([0.5, t]), noise=torch.zeros(2, 2))
 
 
 def test_times_fill_the_interval():

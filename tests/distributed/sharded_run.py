@@ -76,12 +76,32 @@ def run(output_dir, checkpoint=None, *, train_backbone=False):
         (output_dir / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
+def diverge(output_dir, *, sharded):
+    """Train with a loss that is infinite on the second process at step 3, and note what each process is told."""
+    trainer = make_trainer(output_dir)
+    if sharded:
+        shard(trainer)
+    compute_loss, process = trainer.compute_loss, trainer.args.process_index
+
+    def late_on_one(*args, **options):
+        loss = compute_loss(*args, **options)
+        return loss + float("inf") if (process, trainer.state.global_step) == (1, 2) else loss
+
+    trainer.compute_loss = late_on_one
+    try:
+        trainer.train()
+    except prism.PrismError as error:
+        (output_dir / f"told-{process}.txt").write_text(str(error), encoding="utf-8")
+
+
 def main():
     folder = Path(sys.argv[1])
+    diverge(folder / "diverged-ddp", sharded=False)  # first: what `shard` tells accelerate stays told
     run(folder / "run")
     run(folder / "resumed", str(folder / "run" / "checkpoint-2"))
     run(folder / "all", train_backbone=True)
     run(folder / "all-resumed", str(folder / "all" / "checkpoint-2"), train_backbone=True)
+    diverge(folder / "diverged-fsdp", sharded=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate")
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """Four runs of two processes each, in one start."""
+    """Six runs of two processes each, in one start."""
     folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)],
@@ -84,6 +84,19 @@ def test_one_process_loads_what_two_saved(sharded):
     model = PrismModel.from_pretrained(sharded / "run", backbone=tiny_backbone("llama").to(torch.bfloat16))
     assert model.score(TEXTS).std() > 0
     assert PrismModel.from_pretrained(sharded / "all").score(TEXTS).std() > 0
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_loss_that_is_infinite_on_one_process_stops_both(sharded, kind):
+    folder = sharded / f"diverged-{kind}"
+    told = {path.name: path.read_text() for path in folder.glob("told-*.txt")}
+    assert sorted(told) == ["told-0.txt", "told-1.txt"]
+    assert len(set(told.values())) == 1
+    assert (
+        "the loss of step 3 is NaN or infinite, so the step was not taken; the last whole checkpoint is" in told["told-0.txt"]
+    )
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from small_samplers import MASK, generators, prompts
 
 from prism_plugin.core import EvenSchedule, NeverRemasking, QualityRemasking, RedraftSchedule, RedraftUnmasking
 from prism_plugin.core.view import Budget
-from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.errors import ConfigurationError, MissingQualityError, NonFiniteError, SamplingError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone
@@ -157,6 +157,20 @@ def test_logits_that_are_no_numbers_are_refused(model, temperature, value):
     sampler = RemaskingSampler(model, num_steps=6, temperature=temperature)
     with pytest.raises(SamplingError, match="logits must be numbers, but NaN or infinity came at a masked position"):
         sampler.sample(prompts(2, 3), max_new_tokens=6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_quality_that_is_no_number_is_refused(model, temperature):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.quality_head.layers[0].weight[3] = float("nan")
+    sampler = RemaskingSampler(
+        model, num_steps=6, temperature=temperature, remasking=QualityRemasking(), schedule=EvenSchedule(1)
+    )
+    with pytest.raises(SamplingError, match="quality of a token must be a number, but the quality head gave NaN"):
+        sampler.sample(prompts(2, 3), max_new_tokens=6)
+    with pytest.raises(NonFiniteError, match="The quality of a token must be a number, but the model gave NaN"):
+        model.score(prompts(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -231,8 +231,8 @@ def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"head_learning_rate": 0.0}, "`head_learning_rate` must be positive, got 0.0"),
-        ({"learning_rate": -1.0}, "`learning_rate` must be positive, got -1.0"),
+        ({"head_learning_rate": 0.0}, "`head_learning_rate` must be positive and finite, got 0.0"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be positive and finite, got -1.0"),
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
         ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, got 0"),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, got 0"),
