@@ -12,6 +12,7 @@ from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.places import require_other_file
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.prompts import lay_prompts, read_text
 
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     texts, settings = _texts(args), chosen_settings(args)
     require_seed(args.seed, "--seed")
     check_show_options(args)
+    if args.report is not None:
+        require_other_file(args.report, {"the file of the texts": args.file})
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:

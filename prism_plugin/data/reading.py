@@ -23,6 +23,11 @@ _READING_ERRORS = (
 )
 
 
+def is_data_file(name: str) -> bool:
+    """Whether a name is one of a data file, there or not, by its ending; no Hub data set is then looked for."""
+    return Path(name).suffix in _BUILDER_OF_SUFFIX
+
+
 def read_rows(path: str, *, split: str | None = None, revision: str | None = None) -> datasets.Dataset:
     """Read raw rows.
 
@@ -38,7 +43,7 @@ def read_rows(path: str, *, split: str | None = None, revision: str | None = Non
         UnreachableDataError: If it is taken for a Hub data set and that cannot be loaded.
     """
     file = Path(path)
-    if file.exists() or file.suffix in _BUILDER_OF_SUFFIX:
+    if file.exists() or is_data_file(path):
         rows = _read_file(file, split, revision)
     else:
         rows = _read_hub(path, split, revision)

@@ -1,6 +1,7 @@
 """Files that appear together or not at all: written into a hidden folder beside, flushed, and moved when all are whole."""
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -27,7 +28,7 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         SavingError: If something cannot be written or moved. What stood in `directory` is unchanged.
     """
     beside = directory if directory.is_dir() else directory.parent
-    stage = beside / f".{directory.name}-{uuid.uuid4().hex}"
+    stage = beside / f".{directory.resolve().name}-{uuid.uuid4().hex}"
     try:
         stage.mkdir(parents=True)
         yield stage
@@ -46,6 +47,12 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def leftover_stages(directory: Path) -> list[Path]:
+    """What killed processes were writing into a folder; whoever asks must know that nobody is writing now."""
+    started = re.compile(rf"\.{re.escape(directory.resolve().name)}-[0-9a-f]{{32}}")
+    return [one for one in directory.glob(".*") if started.fullmatch(one.name) and one.is_dir() and not one.is_symlink()]
 
 
 def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> None:

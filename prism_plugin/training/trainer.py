@@ -23,6 +23,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.modeling.places import read_by, require_apart, save_into
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -37,6 +38,7 @@ from prism_plugin.training.checks import (
 )
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
+from prism_plugin.training.run_folder import claimed, require_run_folder
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
@@ -82,6 +84,7 @@ class PrismTrainer(Trainer):
     ) -> None:
         self.objective = objective or PrismObjective()
         check_together(model, self.objective, args)
+        require_apart(Path(args.output_dir), read_by(model), "`output_dir`")
         self.prism_model = model
         super().__init__(
             model=model,
@@ -110,8 +113,15 @@ class PrismTrainer(Trainer):
         """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
 
         Raises:
-            ConfigurationError: If there is no checkpoint to resume from.
+            ConfigurationError: If there is no checkpoint to resume from, or another process trains in `output_dir`.
+            SavingError: If `output_dir` holds files of others that saving there would cost.
         """
+        with claimed(self.args, require_run_folder):
+            return self._train_from(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train_from(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
@@ -124,8 +134,9 @@ class PrismTrainer(Trainer):
         finished = self._finished_state(self.resumed_from)
         if finished is None:
             return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        best = finished.best_model_checkpoint if self.args.load_best_model_at_end else None
-        load_weights(self.prism_model, Path(best) if best else self.resumed_from)
+        best = finished.best_model_checkpoint and self.args.load_best_model_at_end
+        from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
+        load_weights(self.prism_model, from_here)
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
 
@@ -278,7 +289,9 @@ class PrismTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # Trainer would write the whole backbone, and its arguments as a pickle.
         if self.args.should_save:
-            self.prism_model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            directory = Path(output_dir or self.args.output_dir)
+            of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())  # looked at when it began
+            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
@@ -302,7 +315,7 @@ class PrismTrainer(Trainer):
                 (Path(building) / LOG_STATE_FILE).write_text(json.dumps(log_state), encoding="utf-8")
                 self.state.save_to_json(str(Path(building) / checkpoints.STATE_FILE))
                 checkpoints.finish_building(run_dir, name)
-                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_global_step)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
@@ -345,7 +358,15 @@ class PrismTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self.prism_model, self.state.best_model_checkpoint)
+        load_weights(self.prism_model, checkpoints.best_checkpoint(self.state, Path(self.args.output_dir)))
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
