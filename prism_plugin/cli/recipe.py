@@ -257,7 +257,7 @@ def _anchored_value(dotted: str, value: Any, base: Path, source: str) -> Any:
         return str(place)
     if Path(value).exists():  # transformers and datasets look here before they ask the Hub
         raise ConfigurationError(
-            f"{source}: `{dotted}` must be a path that counts from {base}, or an id on the Hub, but {value!r} is not there, and "
+            f"{source}: `{dotted}` must be a path that counts from {base} or an id on the Hub, but no {value!r} is there, and "
             "the working directory holds one that would be read instead of the Hub's; write its whole path, or start elsewhere."
         )
     return value

@@ -1,14 +1,13 @@
 """`run.json` in an `output_dir`: which recipe and data it belongs to, what may go on with it, and how to start over."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.persistence import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
-from prism_plugin.modeling.staging import flush, leftover_stages, write_text
+from prism_plugin.modeling.staging import flush, remove_leftovers, write_text
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names
 from prism_plugin.training.run_folder import require_run_folder, writing_in
 
@@ -105,8 +104,7 @@ def begin(output_dir: Path, record: dict[str, Any], *, fresh: bool) -> None:
     with writing_in(output_dir):
         if fresh or being_cleared(output_dir):
             _clear(output_dir)
-        for leftover in leftover_stages(output_dir):
-            shutil.rmtree(leftover)
+        remove_leftovers(output_dir, RUN_FILE, CLEARING_FILE)
         write_text(output_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
         (output_dir / CLEARING_FILE).unlink(missing_ok=True)
 

@@ -43,10 +43,8 @@ def read_rows(path: str, *, split: str | None = None, revision: str | None = Non
         UnreachableDataError: If it is taken for a Hub data set and that cannot be loaded.
     """
     file = Path(path)
-    if file.exists() or is_data_file(path):
-        rows = _read_file(file, split, revision)
-    else:
-        rows = _read_hub(path, split, revision)
+    is_local = file.exists() or is_data_file(path)
+    rows = _read_file(file, split, revision) if is_local else _read_hub(path, split, revision)
     if not len(rows):
         raise DataFormatError(f"{path} holds no row; training needs at least one.")
     return rows

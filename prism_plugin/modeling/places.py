@@ -19,7 +19,6 @@ SAVED_FILES = (
     CONFIG_FILE, HEAD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE, "config.json", "generation_config.json",
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
-_BACKBONE = "the folder of the backbone"
 
 
 def require_apart(target: Path, reads: Mapping[str, str | Path | None], what: str) -> None:
@@ -64,7 +63,7 @@ def _lies_in(inner: Path, outer: Path) -> bool:
 def read_by(model: "PrismModel") -> dict[str, str | Path | None]:
     """What a model was read from, by what it is called in errors."""
     return {
-        _BACKBONE: model.prism_config.backbone_name,
+        "the folder of the backbone": model.prism_config.backbone_name,
         "the adapter that was loaded": model.loaded_from,
         "the folder of the tokenizer": getattr(model.tokenizer, "name_or_path", None),
     }
@@ -109,7 +108,7 @@ def save_into(
         checked: The folder was looked at before, when a run began in it: what came there since must not cost the result.
 
     Raises:
-        SavingError: If the folder is that of the model's backbone or tokenizer, holds files of others, or cannot be written.
+        SavingError: If the folder is that of the model's backbone, holds files of others, or cannot be written.
     """
     if not checked:
         _require_own_folder(model, Path(directory))
@@ -118,13 +117,12 @@ def save_into(
 
 
 def _require_own_folder(model: "PrismModel", folder: Path) -> None:
-    is_ours = (folder / CONFIG_FILE).exists()
-    for name, path in read_by(model).items():
-        replaced_whole = is_ours and (name != _BACKBONE or model.holds_own_backbone)
-        if path and Path(path).is_dir() and _is_same(folder, Path(path)) and not replaced_whole:
-            raise SavingError(
-                f"A model cannot be saved over what it was read from, but {folder} is {name}; choose another folder."
-            )
+    backbone = model.prism_config.backbone_name
+    replaced_whole = model.holds_own_backbone and (folder / CONFIG_FILE).exists()  # as one that was loaded from there
+    if backbone is not None and _is_same(folder, Path(backbone)) and not replaced_whole:
+        raise SavingError(
+            f"A model must not be saved over its backbone, which it reads from {folder}; choose a folder of its own."
+        )
     require_nothing_foreign(folder, "The folder")
 
 
@@ -140,6 +138,4 @@ def require_other_file(path: Path, reads: Mapping[str, Path | None]) -> None:
     """
     for name, one in reads.items():
         if one is not None and one.exists() and _is_same(path, one):
-            raise ConfigurationError(
-                f"{path} is {name}, which is read and must stay as it is; choose another name to write to."
-            )
+            raise ConfigurationError(f"What is read must stay as it is, but {path} is {name}; choose another name to write to.")

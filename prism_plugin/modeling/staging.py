@@ -49,10 +49,12 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def leftover_stages(directory: Path) -> list[Path]:
-    """What killed processes were writing into a folder; whoever asks must know that nobody is writing now."""
-    started = re.compile(rf"\.{re.escape(directory.resolve().name)}-[0-9a-f]{{32}}")
-    return [one for one in directory.glob(".*") if started.fullmatch(one.name) and one.is_dir() and not one.is_symlink()]
+def remove_leftovers(directory: Path, *files: str) -> None:
+    """Take away what killed processes were writing into a folder, and these files of it; nobody may be writing now."""
+    names = "|".join(re.escape(name) for name in (directory.resolve().name, *files))
+    for one in directory.glob(".*"):
+        if re.fullmatch(rf"\.({names})-[0-9a-f]{{32}}", one.name) and not one.is_symlink():
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
 
 
 def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> None:

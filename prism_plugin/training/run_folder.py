@@ -154,11 +154,8 @@ def _lock(folder: Path) -> int:
                 stacklevel=2,
             )
         if _is_still(descriptor, path):
-            about = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}",
-            }
+            since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(about).encode(), 0)
             return descriptor
