@@ -244,20 +244,21 @@ def _anchored_value(dotted: str, value: Any, base: Path, source: str) -> Any:
         return value
     if names_config and value.startswith("{"):
         return value  # JSON, which transformers reads
+    if not value.strip() or "\0" in value:
+        raise ConfigurationError(f"{source}: `{dotted}` must name a file or folder, found {value!r}; write its name.")
     try:
         place = base / Path(value).expanduser()
         is_there = place.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"{source}: `{dotted}` must be a path, but {value!r} is none: {error}.") from error
-    if not value.strip():
-        raise ConfigurationError(f"{source}: `{dotted}` must name a file or folder, found {value!r}; write its name.")
+    except (OSError, RuntimeError) as error:  # a name that is too long, no such user's home
+        raise ConfigurationError(f"{source}: `{dotted}` must be a path, but {value!r} is none: {error}") from error
     if names_config and not place.is_file():
         raise ConfigurationError(f"{source}: `{dotted}` must name a file, but there is none at {place}; correct the path.")
-    if is_there or dotted not in _FOUND_OR_ID or looks_like_path(value.partition(":")[0]) or _names_file(dotted, value):
+    hub_id = value.partition(":")[0]  # a data set's configuration comes after it
+    if is_there or dotted not in _FOUND_OR_ID or looks_like_path(hub_id) or _names_file(dotted, value):
         return str(place)
-    if Path(value).exists():  # transformers and datasets look here before they ask the Hub
+    if Path(hub_id).exists():  # transformers and datasets look here before they ask the Hub
         raise ConfigurationError(
-            f"{source}: `{dotted}` must be a path that counts from {base} or an id on the Hub, but no {value!r} is there, and "
+            f"{source}: `{dotted}` must be a path that counts from {base} or an id on the Hub, but no {hub_id!r} is there, and "
             "the working directory holds one that would be read instead of the Hub's; write its whole path, or start elsewhere."
         )
     return value

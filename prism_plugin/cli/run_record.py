@@ -32,14 +32,15 @@ def require_usable(output_dir: Path, *, fresh: bool) -> None:
         return
     require_run_folder(output_dir)
     file = output_dir / RUN_FILE
-    if file.exists() and not _holds_run(output_dir) and not {"format_version", "recipe"} <= _read(file).keys():
+    if file.exists() and not holds_run(output_dir) and not {"format_version", "recipe"} <= _read(file).keys():
         raise SavingError(
             f"`output_dir` {output_dir} holds {RUN_FILE}, which prism_plugin did not write and would write over; choose "
             "another folder, or move this file away."
         )
 
 
-def _holds_run(output_dir: Path) -> bool:
+def holds_run(output_dir: Path) -> bool:
+    """Whether a folder holds a trained head, or a checkpoint that could be gone on with."""
     return last_checkpoint(output_dir) is not None or (output_dir / CONFIG_FILE).exists()
 
 
@@ -59,7 +60,7 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         ConfigurationError: If that is what the folder holds.
     """
     file = output_dir / RUN_FILE
-    if being_cleared(output_dir) or not _holds_run(output_dir):
+    if being_cleared(output_dir) or not holds_run(output_dir):
         return
     if not file.exists():
         raise ConfigurationError(

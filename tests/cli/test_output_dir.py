@@ -95,7 +95,8 @@ def test_a_mistake_that_shows_late_leaves_nothing(recipe, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_second_run_in_the_same_folder_is_told_of_the_first(recipe, tmp_path, capsys):
+def test_a_second_run_in_the_same_folder_is_told_of_the_first(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "_train", lambda *_, **__: ({"steps": 1}, True))
     (tmp_path / "run").mkdir()
     holder = os.open(tmp_path / "run" / run_folder.LOCK_FILE, os.O_RDWR | os.O_CREAT)
     run_folder.fcntl.flock(holder, run_folder.fcntl.LOCK_EX)
@@ -105,7 +106,7 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(recipe, tmp_path, 
         capsys.readouterr().err
     )
     os.close(holder)  # as when it is killed
-    assert run(recipe, "--max_steps", "1", "--eval_share", "null") == 0
+    assert run(recipe, "--fresh") == 0
     assert not (tmp_path / "run" / run_folder.LOCK_FILE).exists()
 
 
