@@ -24,6 +24,7 @@ from prism_plugin.cli.from_recipe import (
     where_of,
 )
 from prism_plugin.cli.recipe import Recipe
+from prism_plugin.cli.run_record import require_usable
 from prism_plugin.data import given_columns, longest_row, prepare_rows
 from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
@@ -61,6 +62,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
     check_output_dir(recipe, source)
+    require_usable(Path(training.output_dir), fresh=False)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # how `accelerate launch` passes its config file on
         precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
         check_sharding(FullyShardedDataParallelPlugin(), precision, is_quantized=recipe.backbone.quantization is not None)

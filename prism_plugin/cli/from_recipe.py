@@ -13,7 +13,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from prism_plugin.backbones import load_tokenizer
 from prism_plugin.cli.recipe import CONFIG_FILES, AttachSection, BackboneSection, DataSection, Recipe
 from prism_plugin.data import ROW_NUMBER, read_rows
-from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError, UnreachableDataError
+from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.training import Objective, PrismTrainingArguments
@@ -45,8 +45,7 @@ def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset,
         DataFormatError: If they cannot be read, none are left to train on, or the objective and their recorded drafts do not
             go together.
     """
-    with taken_for_an_id(data.path):
-        rows, eval_rows = _train_and_eval(data)
+    rows, eval_rows = _train_and_eval(data)
     for name, part in (("train_dataset", rows), ("eval_dataset", eval_rows)):
         if part is not None:
             check_recorded(objective, {*part.column_names, *data.columns}, name)
@@ -99,17 +98,20 @@ def check_output_dir(recipe: Recipe, source: Path) -> None:
 
 @contextmanager
 def taken_for_an_id(path: str) -> Iterator[None]:
-    """Say where a backbone or data set that cannot be loaded was looked for first.
+    """Say of a backbone that cannot be loaded that it was looked for on this disk first.
 
     Raises:
-        PrismError: What is raised within, of the same class, with that said.
+        BackboneError: If one is raised within.
     """
     try:
         yield
-    except (BackboneError, UnreachableDataError) as error:
+    except BackboneError as error:
         if Path(path).is_absolute():
             raise
-        raise type(error)(f"{path!r} is nothing beside the recipe, so it was taken for an id on the Hub: {error}") from error
+        raise BackboneError(
+            f"There is no folder {path!r} where paths count from (the recipe's folder, or on the command line this one), so it "
+            f"was taken for an id on the Hub: {error}"
+        ) from error
 
 
 def check_backbone_section(recipe: Recipe, source: Path) -> None:

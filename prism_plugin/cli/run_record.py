@@ -30,7 +30,7 @@ def require_usable(output_dir: Path, *, fresh: bool) -> None:
     require_free_names(output_dir, links=not fresh)  # a link would outlive --fresh, and be gone on with
     if being_cleared(output_dir):
         return
-    require_run_folder(output_dir)
+    require_run_folder(output_dir, resumes=True)  # or starts over; whether it may is asked when the data is known
     file = output_dir / RUN_FILE
     if file.exists() and not holds_run(output_dir) and not {"format_version", "recipe"} <= _read(file).keys():
         raise SavingError(

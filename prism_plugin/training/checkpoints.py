@@ -63,20 +63,21 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def remove_oldest(run_dir: Path, limit: int | None, best: int | None) -> None:
+def remove_oldest(run_dir: Path, limit: int | None, *, newest: int, best: int | None) -> None:
     """Keep at most `limit` checkpoints (all when None): the newest and the best stay, the oldest of the others go.
 
     Args:
         run_dir: Where they are.
         limit: How many to keep.
+        newest: Step of the one that was just saved. Those of later steps are of an older run.
         best: Step of the best one, if that is known.
     """
     if not limit or limit < 1:
         return
     found = [one for one in own_checkpoints(run_dir) if _is_whole(one)]
-    kept = {found[-1]} | {one for one in found if _step(one) == best} if found else set()
-    others = [one for one in found if one not in kept]
-    for one in others[: max(0, len(found) - max(limit, len(kept)))]:
+    others = [one for one in found if _step(one) not in (newest, best)]
+    others.sort(key=lambda one: (_step(one) < newest, _step(one)))
+    for one in others[: max(0, len(found) - max(limit, len(found) - len(others)))]:
         remove(one)
 
 

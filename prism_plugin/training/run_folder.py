@@ -9,14 +9,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from prism_plugin.errors import ConfigurationError, PrismError, SavingError
-from prism_plugin.modeling.places import require_nothing_foreign
-from prism_plugin.training.checkpoints import require_free_names
+from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.places import read_by, require_apart, require_nothing_foreign
+from prism_plugin.training.checkpoints import last_checkpoint, require_free_names
 
 LOCK_FILE = "_run.lock"  # Trainer uploads nothing whose name begins with an underscore
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # some network file systems have no locks
@@ -84,14 +88,45 @@ def where_saved(args: TrainingArguments, work: Callable[[], None]) -> None:
             raise error
 
 
-def require_run_folder(folder: Path) -> None:
+def require_run_folder(folder: Path, *, resumes: bool) -> None:
     """Check that a run's checkpoints and its result will cost nobody else's files.
+
+    Args:
+        folder: The folder, there or not.
+        resumes: Whether the run goes on from a checkpoint; one that does not is warned of those that are there.
 
     Raises:
         SavingError: If they would.
     """
     require_nothing_foreign(folder, "`output_dir`")
     require_free_names(folder, links=True)
+    older = None if resumes else last_checkpoint(folder)
+    if older is not None:
+        warnings.warn(
+            f"`output_dir` {folder} holds {older.name} of an older run, and this one starts over, so resuming later would take "
+            "the one with more steps; choose another folder, take older ones away, or pass `resume_from_checkpoint=True`.",
+            stacklevel=2,
+        )
+
+
+class RunFolderTrainer(Trainer):
+    """A Trainer that has its `output_dir` for itself while it trains, and takes nothing of others away."""
+
+    prism_model: PrismModel
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As Trainer has it, under the lock. Collective."""
+        require_apart(Path(self.args.output_dir), read_by(self.prism_model), "`output_dir`")
+        with claimed(self.args, partial(require_run_folder, resumes=bool(resume_from_checkpoint))):
+            return super().train(resume_from_checkpoint, **options)
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -23,7 +23,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
-from prism_plugin.modeling.places import read_by, require_apart, save_into
+from prism_plugin.modeling.places import save_into
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -38,7 +38,7 @@ from prism_plugin.training.checks import (
 )
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
-from prism_plugin.training.run_folder import claimed, require_run_folder
+from prism_plugin.training.run_folder import RunFolderTrainer
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
@@ -48,7 +48,7 @@ _METERS = ("quality_loss", "diffusion_loss", "base_rate")
 _UNLABELLED = -100
 
 
-class PrismTrainer(Trainer):
+class PrismTrainer(RunFolderTrainer):
     """Train a quality head, and LoRA or the backbone with it; design and figures are in the README.
 
     Args:
@@ -84,7 +84,6 @@ class PrismTrainer(Trainer):
     ) -> None:
         self.objective = objective or PrismObjective()
         check_together(model, self.objective, args)
-        require_apart(Path(args.output_dir), read_by(model), "`output_dir`")
         self.prism_model = model
         super().__init__(
             model=model,
@@ -113,15 +112,10 @@ class PrismTrainer(Trainer):
         """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
 
         Raises:
-            ConfigurationError: If there is no checkpoint to resume from, or another process trains in `output_dir`.
+            ConfigurationError: If there is no checkpoint to resume from, another process trains in `output_dir`, or it is not
+                apart from what the model was read from.
             SavingError: If `output_dir` holds files of others that saving there would cost.
         """
-        with claimed(self.args, require_run_folder):
-            return self._train_from(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _train_from(
-        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
-    ) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
@@ -290,8 +284,9 @@ class PrismTrainer(Trainer):
         # Trainer would write the whole backbone, and its arguments as a pickle.
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
-            of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())  # looked at when it began
-            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run)
+            of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())
+            began = self.state.global_step > 0  # and looked at its folder then
+            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run and began)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
@@ -315,7 +310,8 @@ class PrismTrainer(Trainer):
                 (Path(building) / LOG_STATE_FILE).write_text(json.dumps(log_state), encoding="utf-8")
                 self.state.save_to_json(str(Path(building) / checkpoints.STATE_FILE))
                 checkpoints.finish_building(run_dir, name)
-                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_global_step)
+                steps = {"newest": self.state.global_step, "best": self.state.best_global_step}
+                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, **steps)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
@@ -359,14 +355,6 @@ class PrismTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_weights(self.prism_model, checkpoints.best_checkpoint(self.state, Path(self.args.output_dir)))
-
-    def _finalize_training(self, *args: Any) -> TrainOutput:
-        # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*args)
-        finally:
-            self.args.save_total_limit = limit
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""

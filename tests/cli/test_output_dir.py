@@ -50,7 +50,7 @@ def test_nothing_that_a_run_reads_is_written_to(recipe, tmp_path, capsys, output
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.safetensors", "run.json", "checkpoint-4"])
-@pytest.mark.parametrize("options", [[], ["--fresh"]])
+@pytest.mark.parametrize("options", [[], ["--fresh"], ["--dry-run"]])
 def test_files_of_others_are_not_written_over(recipe, tmp_path, capsys, monkeypatch, name, options):
     monkeypatch.setattr(train, "load_backbone", lambda *_, **__: pytest.fail("it loaded"))
     (tmp_path / "run").mkdir()

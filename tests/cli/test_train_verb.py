@@ -74,6 +74,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--num_drafted", "0"], "`num_drafted` of DraftRule must be an integer of at least 1"),
         (["--data.path", "none.txt"], "none.txt"),
         (["--backbone.path", "./nowhere"], "must be a folder with a transformers model"),
+        (["--backbone.path", "nowhere"], "There is no folder 'nowhere' where paths count from (the recipe's folder, or on the"),
         (["--backbone.dtype", "float99"], "`backbone.dtype` must be a torch dtype such as bfloat16, found 'float99'"),
         (["--mask_token_id", "99"], "99"),
         (["--optim", "best"], "training: best is not a valid OptimizerNames"),

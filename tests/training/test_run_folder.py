@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prism_plugin.errors import ConfigurationError, PrismError, SavingError
-from prism_plugin.training import PrismTrainer, PrismTrainingArguments, run_folder
+from prism_plugin.training import run_folder
 from prism_plugin.training.run_folder import LOCK_FILE, claimed, where_saved
 
 FORKED = multiprocessing.get_context("fork")
@@ -135,7 +135,9 @@ def test_a_trainer_writes_to_nothing_that_its_model_was_read_from(lab, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for name, relation in (("adapter", "is"), ("adapter/run", "lies in"), (".", "holds")):
         with pytest.raises(ConfigurationError, match=f"`output_dir` must be apart .*{relation} the adapter that was loaded"):
-            PrismTrainer(model, PrismTrainingArguments(str(tmp_path / name), use_cpu=True, report_to="none"))
+            lab.make_trainer(tmp_path / name, model=model).train()
+        if name == "adapter/run":
+            (tmp_path / name).rmdir()  # which Trainer makes before anybody is asked
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "README.md").write_text("mine")
@@ -162,3 +164,7 @@ def test_the_best_is_kept_and_found_where_the_run_was_moved_to(lab, tmp_path):
     again = lab.make_trainer(tmp_path / "after", **settings)
     again.train(resume_from_checkpoint=True)
     assert again.evaluate()["eval_quality_loss"] == best
+    over = lab.make_trainer(tmp_path / "after", max_steps=1, save_strategy="steps", save_steps=1, save_total_limit=1)
+    with pytest.warns(UserWarning, match="after holds checkpoint-2 of an older run, and this one starts over, so resuming"):
+        over.train()
+    assert {path.name for path in (tmp_path / "after").iterdir()} == {"checkpoint-1"} | theirs, "the older run's go first"
