@@ -19,7 +19,7 @@ from prism_plugin.modeling.persistence import CONFIG_FILE, HEAD_FILE
 from prism_plugin.modeling.staging import flush
 
 STATE_FILE = "trainer_state.json"
-_BUILDING = ".building-"
+_BUILDING, _REMOVED = ".building-", "-removed"
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -37,7 +37,8 @@ def start_building(run_dir: Path, name: str) -> None:
 def clear_leftovers(run_dir: Path) -> None:
     """Clear away what was being built, or taken away, when a run was killed."""
     for leftover in run_dir.glob(f"{_BUILDING}*"):
-        if _NAME.match(leftover.name.removeprefix(_BUILDING)) and leftover.is_dir() and not leftover.is_symlink():
+        named = _NAME.fullmatch(leftover.name.removeprefix(_BUILDING).removesuffix(_REMOVED))
+        if named and leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
 
 
@@ -57,7 +58,7 @@ def remove(checkpoint: Path) -> None:
     if checkpoint.is_symlink():
         checkpoint.unlink()
         return
-    doomed = building_folder(checkpoint.parent, f"{checkpoint.name}-removed")
+    doomed = building_folder(checkpoint.parent, f"{checkpoint.name}{_REMOVED}")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)

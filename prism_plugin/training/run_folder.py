@@ -72,12 +72,13 @@ def where_saved(args: TrainingArguments, work: Callable[[], None]) -> None:
 
     Raises:
         PrismError: What was refused.
+        OSError: What the file system refused.
     """
-    refused: PrismError | None = None
+    refused: PrismError | OSError | None = None
     if args.should_save:
         try:
             work()
-        except PrismError as error:
+        except (PrismError, OSError) as error:
             refused = error
     everywhere = [refused]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -148,11 +149,11 @@ def writing_in(folder: Path) -> Iterator[None]:
 
 class _Claim:
     def __init__(self, folder: Path) -> None:
-        self._folder, self._made, self._key = folder, [], None  # the key is that of a lock of this claim's own
+        self._folder, self._made, self._key = folder.absolute(), [], None  # the key is that of a lock of this claim's own
 
     def take(self) -> None:
         with writing_in(self._folder):
-            self._made = [one for one in (self._folder, *self._folder.absolute().parents) if not one.exists()]
+            self._made = [one for one in (self._folder, *self._folder.parents) if not one.exists()]
             self._folder.mkdir(parents=True, exist_ok=True)
             key = self._folder.resolve()
             if key not in _held:
@@ -174,27 +175,36 @@ def _lock(folder: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if _take(descriptor, folder, path):
+                return descriptor
+        except BaseException:
             os.close(descriptor)
-            raise ConfigurationError(
-                f"`output_dir` {folder} is in use by {_holder(path)}; wait for its end, or choose another folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                os.close(descriptor)
-                raise
-            warnings.warn(
-                f"The file system of `output_dir` {folder} has no locks ({error}), so nothing keeps a second run out of it.",
-                stacklevel=2,
-            )
-        if _is_still(descriptor, path):
-            since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
-            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(about).encode(), 0)
-            return descriptor
+            raise
         os.close(descriptor)  # whoever had it has just taken the file away
+
+
+def _take(descriptor: int, folder: Path, path: Path) -> bool:
+    """Lock a file and write into it who has it. Returns False if it is no longer the one at `path`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigurationError(
+            f"`output_dir` {folder} is in use by {_holder(path)}; wait for its end, or choose another folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        warnings.warn(
+            f"The file system of `output_dir` {folder} has no locks ({error}), so nothing keeps a second run out of it.",
+            stacklevel=2,
+        )
+    if not _is_still(descriptor, path):
+        return False
+    since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(about).encode(), 0)
+    return True
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
