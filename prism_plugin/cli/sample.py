@@ -13,6 +13,7 @@ from prism_plugin.core.validation import require_seed
 from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.places import require_other_file
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.prompts import lay_prompts
 from prism_plugin.tokenizing import encode
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     texts = [line for line in lines if not _is_blank(args, line)]
     require_seed(args.seed, "--seed")
     check_show_options(args)
+    if args.report is not None:
+        require_other_file(args.report, {"the file of the texts": args.file})
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:

@@ -5,7 +5,7 @@ from prism_plugin.data.columns import ROW_NUMBER, given_columns
 from prism_plugin.data.lines import read_lines
 from prism_plugin.data.preparation import check_columns, prepare_rows
 from prism_plugin.data.prepared import check_prepared, fingerprint, id_range, longest_row
-from prism_plugin.data.reading import read_rows
+from prism_plugin.data.reading import is_data_file, read_rows
 from prism_plugin.data.rows import as_dataset, require_list_of_rows
 from prism_plugin.data.settings import DataSettings
 
@@ -19,6 +19,7 @@ __all__ = [
     "fingerprint",
     "given_columns",
     "id_range",
+    "is_data_file",
     "longest_row",
     "prepare_rows",
     "read_lines",

@@ -32,6 +32,11 @@ _READING_ERRORS = (
 )
 
 
+def is_data_file(name: str) -> bool:
+    """Whether a name is one of a data file, there or not, by its ending; no Hub data set is then looked for."""
+    return Path(name).suffix in _BUILDER_OF_SUFFIX
+
+
 def read_rows(path: str, *, split: str | None = None, revision: str | None = None) -> datasets.Dataset:
     """Read raw rows, with texts as they stand: each cell of a CSV file is text, and so is a JSON string that looks like a date.
 
@@ -48,10 +53,8 @@ def read_rows(path: str, *, split: str | None = None, revision: str | None = Non
         UnreachableDataError: If it is taken for a Hub data set and that cannot be loaded.
     """
     file = Path(path)
-    if file.exists() or file.suffix in _BUILDER_OF_SUFFIX:
-        rows = _read_file(file, split, revision)
-    else:
-        rows = _read_hub(path, split, revision)
+    is_local = file.exists() or is_data_file(path)
+    rows = _read_file(file, split, revision) if is_local else _read_hub(path, split, revision)
     if not len(rows):
         raise _no_row(path)
     return rows

@@ -27,11 +27,12 @@ from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
-from prism_plugin.modeling.hub import facts_to_share, push_model
+from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.passthrough import BackbonePassthrough
-from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
+from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
+from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
@@ -67,6 +68,7 @@ class PrismModel(BackbonePassthrough):
         tokenizer: The tokenizer given, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         card_facts: What was measured, for the model card; None: nothing.
+        loaded_from: Folder that the head was loaded from, if it was.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class PrismModel(BackbonePassthrough):
         self.tokenizer = tokenizer
         self.has_merged_weights = False
         self.card_facts: CardFacts | None = None
+        self.loaded_from: Path | None = None
         self._snapshot = snapshot
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -249,6 +252,7 @@ class PrismModel(BackbonePassthrough):
             stored.adapter.inference_mode = not is_trainable
         config = replace(stored.config, backbone_name=stored.backbone_location)
         model = attach_quality_head(backbone, config, lora=stored.adapter, tokenizer=tokenizer)
+        model.loaded_from = stored.folder
         try:
             load_weights(model, stored.folder)
         except BaseException:
@@ -274,10 +278,9 @@ class PrismModel(BackbonePassthrough):
             figures: Measured figures for the model card, by name; None: those of `card_facts`.
 
         Raises:
-            SavingError: If the files cannot be written.
+            SavingError: If the folder is that of the backbone, holds files of others, or cannot be written.
         """
-        facts = facts_to_share(self.card_facts, self.prism_config, figures, ask_hub=False)
-        save_model(self, directory, state_dict=state_dict, facts=facts)
+        save_into(self, directory, state_dict=state_dict, figures=figures)
 
     def push_to_hub(
         self,

@@ -12,7 +12,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -23,6 +23,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.modeling.places import save_into
 from prism_plugin.parsing import parse_json
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
@@ -40,6 +41,7 @@ from prism_plugin.training.divergence import DivergenceCheck
 from prism_plugin.training.meters import Meters, quality_metrics
 from prism_plugin.training.objectives import Objective, PrismObjective, StepOutput, objective_to_dict
 from prism_plugin.training.resuming import OnBegin, sum_of_logged
+from prism_plugin.training.run_folder import RunFolderTrainer
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
@@ -49,7 +51,7 @@ _METERS = ("quality_loss", "diffusion_loss", "base_rate")
 _UNLABELLED = -100
 
 
-class PrismTrainer(Trainer):
+class PrismTrainer(RunFolderTrainer):
     """Train a quality head, and LoRA or the backbone with it; design and figures are in the README.
 
     Args:
@@ -114,7 +116,9 @@ class PrismTrainer(Trainer):
         """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
 
         Raises:
-            ConfigurationError: If there is no checkpoint to resume from.
+            ConfigurationError: If there is no checkpoint to resume from, another process trains in `output_dir`, or it is not
+                apart from what the model was read from.
+            SavingError: If `output_dir` holds files of others that saving there would cost.
             NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
         """
         if resume_from_checkpoint is True:
@@ -129,8 +133,9 @@ class PrismTrainer(Trainer):
         finished = self._finished_state(self.resumed_from)
         if finished is None:
             return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        best = finished.best_model_checkpoint if self.args.load_best_model_at_end else None
-        load_weights(self.prism_model, Path(best) if best else self.resumed_from)
+        best = finished.best_model_checkpoint and self.args.load_best_model_at_end
+        from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
+        load_weights(self.prism_model, from_here)
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
 
@@ -296,7 +301,10 @@ class PrismTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # Trainer would write the whole backbone, and its arguments as a pickle.
         if self.args.should_save:
-            self.prism_model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            directory = Path(output_dir or self.args.output_dir)
+            of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())
+            began = self.state.global_step > 0  # and looked at its folder then
+            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run and began)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
@@ -321,7 +329,8 @@ class PrismTrainer(Trainer):
                 (Path(building) / LOG_STATE_FILE).write_text(json.dumps(log_state), encoding="utf-8")
                 self.state.save_to_json(str(Path(building) / checkpoints.STATE_FILE))
                 checkpoints.finish_building(run_dir, name)
-                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                steps = {"newest": self.state.global_step, "best": self.state.best_global_step}
+                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, **steps)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
@@ -364,7 +373,7 @@ class PrismTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self.prism_model, self.state.best_model_checkpoint)
+        load_weights(self.prism_model, checkpoints.best_checkpoint(self.state, Path(self.args.output_dir)))
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         self.divergence.weights(self.prism_model, self.state.global_step)

@@ -148,6 +148,7 @@ def test_sample_needs_no_padding_token(writer, capsys):
         (["a", "--file", "x"], "give one of the two"),
         (["--file", "none.txt"], "none.txt cannot be read"),
         (["--file", "empty.txt"], "empty.txt holds no text"),
+        (["--file", "page.html", "--report", "./page.html"], "must stay as it is, but page.html is the file of the texts"),
         (["a", "--preset", "prism"], "`--preset` needs `--num-steps`"),
         (["a", "--num-steps", "3"], "go with `--preset`"),
         (["a", "--preset", "prism", "--num-steps", "3", "--set", "num_remask"], "`--set` takes NAME=VALUE, found 'num_remask'"),
@@ -168,6 +169,7 @@ def test_sample_needs_no_padding_token(writer, capsys):
 def test_sample_refuses_mistakes_in_one_sentence(writer, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "page.html").write_text("a[MASK]\n")
     assert cli.main(["sample", *arguments, "--adapter", str(writer)]) == 2
     assert_one_sentence(capsys.readouterr(), "sample", words)
 

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from prism_plugin.cli.recipe import load_recipe, settings
+from prism_plugin.cli.recipe import load_recipe, parse_yaml, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.parsing import parse_yaml
 
@@ -53,6 +54,55 @@ def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeyp
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert Path(load(tmp_path, training__output_dir="mine").training["output_dir"]) == elsewhere / "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone.path", "tiny"), ("backbone.path", "org/name"), ("data.path", "org/name:en"), ("data.eval_path", "org/name"),
+        ("data.path", "rows.jsonl"), ("data.path", "org/name/rows"), ("training.deepspeed", "ds.json"),
+        ("training.fsdp_config", "ds.json"), ("training.accelerator_config", "ds.json"),
+    ],
+)  # fmt: skip
+def test_the_working_directory_is_not_looked_into(tmp_path, monkeypatch, key, value):
+    section, _, name = key.partition(".")
+    written = parse_yaml(RECIPE, "RECIPE")
+    written[section][name] = value
+    text = yaml.safe_dump(written)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / value).parent.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+
+    def found():
+        recipe = load(tmp_path, text)
+        return recipe.training[name] if section == "training" else getattr(getattr(recipe, section), name)
+
+    before = found() if section != "training" and value != "rows.jsonl" and value.count("/") < 2 else None
+    assert before in (value, None), "an id on the Hub"
+    (elsewhere / value.partition(":")[0]).write_text("{}")
+    if before is not None:
+        with pytest.raises(
+            ConfigurationError, match=rf"`{key}` must be a path that counts from .* but no '\w+(/\w+)?' is there, and"
+        ):
+            found()
+    elif section == "training":
+        with pytest.raises(ConfigurationError, match=f"`{key}` must name a file, but there is none at {tmp_path}/{value}"):
+            found()
+    else:
+        assert found() == str(tmp_path / value)
+    (tmp_path / value).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / value).write_text("{}")
+    assert found() == str(tmp_path / value)
+
+
+@pytest.mark.parametrize("value", ["''", "' '", "~nobody-of-this-name/x", '"a\\0b"'])
+@pytest.mark.parametrize("key", ["backbone.path", "data.path", "training.output_dir", "training.deepspeed"])
+def test_what_is_no_path_is_one_sentence(tmp_path, key, value):
+    with pytest.raises(
+        ConfigurationError, match=rf"^--{key}: `{key}` must (be a path, but .* is none|name a file or folder)"
+    ) as raised:
+        load(tmp_path, **{key.replace(".", "__"): value})
+    assert "\n" not in str(raised.value)
 
 
 def test_settings_of_the_command_line_win(tmp_path):

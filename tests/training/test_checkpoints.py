@@ -149,7 +149,7 @@ def test_a_checkpoint_gets_its_name_last(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module.checkpoints, "finish_building", watching)
     new_trainer(lab, tmp_path, max_steps=5).train()
-    assert seen == [([".building-checkpoint-5"], names(tmp_path / "checkpoint-5"))]
+    assert seen == [([".building-checkpoint-5", "_run.lock"], names(tmp_path / "checkpoint-5"))]
 
 
 def test_every_file_is_flushed_before_the_name_is_given(tmp_path, monkeypatch):

@@ -213,7 +213,7 @@ def test_a_head_trains_beside_offloaded_weights_where_trainer_leaves_them(lab, t
         assert any(parameter.is_meta for parameter in backbone.parameters()) == bool(options)
         torch.manual_seed(1)
         model = attach_quality_head(backbone, PrismConfig(mask_token_id=31))
-        lab.make_trainer(tmp_path, model=model, objective=objective).train()
+        lab.make_trainer(tmp_path / "run", model=model, objective=objective).train()
         trained.append(model.quality_head.state_dict())
     torch.testing.assert_close(trained[1], trained[0])
     model = attach_quality_head(cpu_offload(tiny_backbone(), torch.device("cpu")), PrismConfig(mask_token_id=31))
