@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from prism_plugin.backbones import (
     BackboneSpec,
@@ -23,33 +22,20 @@ from prism_plugin.backbones import (
     require_ok,
     resolve_mask_token_id,
 )
+from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.hub import facts_to_share, push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
+from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import check_ids, encode_texts
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
-from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
-
-
-@dataclass
-class PrismModelOutput(ModelOutput):
-    """Result of one forward. A `ModelOutput`, because DDP, FSDP and accelerate look for tensors inside of those.
-
-    Attributes:
-        logits: Rows for the true positions of `logits_at` in row-major order; None when not asked for.
-        quality_logits: Head output before the sigmoid, float32; None with `with_quality=False`.
-        hidden_states: Final hidden states, the input of the head; None when not asked for.
-    """
-
-    logits: Rows | None = None
-    quality_logits: PerToken | None = None
-    hidden_states: HiddenStates | None = None
+from prism_plugin.types import FlatIndex, PerToken, TokenIds, TokenMask
 
 
 class PrismModel(BackbonePassthrough):
@@ -66,6 +52,7 @@ class PrismModel(BackbonePassthrough):
         tokenizer: The tokenizer given, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         card_facts: What was measured, for the model card; None: nothing.
+        call_changes: What the backbone changed about itself when it was called.
     """
 
     def __init__(
@@ -86,6 +73,7 @@ class PrismModel(BackbonePassthrough):
         self.tokenizer = tokenizer
         self.has_merged_weights = False
         self.card_facts: CardFacts | None = None
+        self.call_changes = CallChanges(self.plain_backbone)
         self._snapshot = snapshot
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -129,7 +117,8 @@ class PrismModel(BackbonePassthrough):
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
-        with gathered_rows(self._final_hidden_module, row_index) as request:
+        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
+        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
@@ -202,16 +191,17 @@ class PrismModel(BackbonePassthrough):
             The backbone with changed weights; the same object if there was no adapter.
         """
         if isinstance(self.backbone, PeftModel):
-            self.remove_hook()
+            self.release_backbone()
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
 
-    def remove_hook(self) -> None:
-        """Take the hook off the backbone, and change nothing else. `forward` fails from then on."""
+    def release_backbone(self) -> None:
+        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
         self._row_gathering.remove()
+        self.call_changes.put_back()
 
     def detach(self) -> PreTrainedModel:
         """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
@@ -219,7 +209,7 @@ class PrismModel(BackbonePassthrough):
         Weights that were trained (`train_backbone=True`) or merged stay as they are. This model cannot be used afterwards.
         """
         backbone = self.plain_backbone
-        self.remove_hook()
+        self.release_backbone()
         self._snapshot.restore(backbone)
         del self.backbone
         return backbone
