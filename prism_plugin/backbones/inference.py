@@ -31,7 +31,7 @@ def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
             "A backbone must be a transformers model with `config.model_type`, "
             f"got {type(backbone).__name__}; load one with `load_backbone(...)`."
         )
-    spec = find_spec(model_type, [type(backbone).__name__])
+    spec = find_spec(model_type, [type(backbone).__name__], vars(backbone.config))
     if spec is not None:
         return spec
     spec = infer_spec(backbone)

@@ -78,7 +78,7 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
         if found != needed:
             raise BackboneError(
                 f"A {spec.model_type!r} backbone must have `config.{setting}={needed}`, found {found!r}; "
-                "load it with `load_backbone`, which sees to it where that can be done."
+                "load it with `load_backbone`, which sees to it where that can be done; otherwise it cannot be used."
             )
     if _submodule(backbone, spec.final_hidden_at) is None or lm_head_of(backbone, spec) is None:
         raise BackboneError(

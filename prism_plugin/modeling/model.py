@@ -20,6 +20,7 @@ from prism_plugin.backbones import (
     hidden_size_of,
     lm_head_of,
     require_ok,
+    require_visible_token,
     resolve_mask_token_id,
 )
 from prism_plugin.backbones.call_changes import CallChanges
@@ -113,10 +114,12 @@ class PrismModel(BackbonePassthrough):
             output_hidden_states: Return the final hidden states too.
 
         Raises:
-            ConfigurationError: If `logits_at` is neither a mask of the canvas's shape nor an int64 index.
+            ConfigurationError: If `logits_at` is neither a mask of the canvas's shape nor an int64 index, or a row is all
+                masks and the family has no logits for that.
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
+        require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
         kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)

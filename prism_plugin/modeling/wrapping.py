@@ -94,6 +94,12 @@ def require_trainable_weights(backbone: PreTrainedModel) -> None:
         )
 
 
+def changed_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> dict[str, tuple[Any, Any]]:
+    """What `apply_settings` would change: dotted path of an attribute -> its value now, and the value while attached."""
+    found = {path: getattr(*_owner_of(backbone, path)) for path, _ in spec.settings_while_attached}
+    return {path: (found[path], value) for path, value in spec.settings_while_attached if found[path] != value}
+
+
 def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
     """Set what the spec wants set while a quality head is attached."""
     for path, value in spec.settings_while_attached:

@@ -177,7 +177,19 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
         )
     if whole:
         _check_vocabulary(rows, model, name)
+        _check_visible(rows, model, name)
     return rows
+
+
+def _check_visible(rows: Any, model: PrismModel, name: str) -> None:
+    if not model.spec.needs_visible_token:
+        return
+    index = next((index for index, row in enumerate(rows) if all(row["maskable"])), None)
+    if index is not None:
+        raise DataFormatError(
+            f"Each row of `{name}` must hold a token that is never masked, since a {model.spec.model_type} has no logits for "
+            f"masks alone, but row {index} is maskable throughout; add special tokens, or give `maskable`."
+        )
 
 
 def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:
