@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class BackboneSnapshot:
 
     @classmethod
     def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
-        """Look at a backbone before anything is changed."""
+        """Look at a backbone before anything is changed.
+
+        Raises:
+            BackboneError: If the spec names a setting that the backbone lacks.
+        """
         modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
         owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
@@ -122,8 +126,14 @@ def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> It
 
 def _owner_of(root: object, path: str) -> tuple[object, str]:
     *owners, name = path.split(".")
+    backbone = root
     for owner in owners:
-        root = getattr(root, owner)
+        root = getattr(root, owner, None)
+    if not hasattr(root, name):
+        raise BackboneError(
+            f"`settings_while_attached` of a BackboneSpec must name attributes of the model, but {type(backbone).__name__} has "
+            f"no `{path}`; correct the spec."
+        )
     return root, name
 
 
