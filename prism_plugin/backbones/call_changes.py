@@ -37,7 +37,7 @@ class CallChanges:
         self._backbone = backbone
         self._kind: Hashable = None
         self._changed: list[tuple[object, str, str, Any]] = []
-        self._written: list[tuple[Tensor, Tensor]] = []
+        self._written: list[tuple[object, str, Tensor]] = []
         modules = [module for module in backbone.modules() if not type(module).__module__.startswith(_NOT_THE_MODELS)]
         configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
         self._watched = [*((config, "") for config in configs.values()), *((one, kind) for one in modules for kind in _KINDS)]
@@ -58,12 +58,16 @@ class CallChanges:
         self._kind = kind
         before = [dict(_held(owner, part)) for owner, part in self._watched]
         # LongRoPE writes into its table: the object stays, and only a copy tells what was in it.
-        tables = [table for had in before for name, table in had.items() if name.endswith("inv_freq") and _has_values(table)]
-        copies = [(table, table._version, table.detach().clone()) for table in tables]
+        tables = [
+            (owner, name, table, table._version, table.detach().clone())
+            for (owner, part), had in zip(self._watched, before, strict=True)
+            for name, table in had.items()
+            if part == "_buffers" and name.endswith("inv_freq") and _has_values(table)
+        ]
         try:
             yield
         finally:
-            self._written = [(table, copy) for table, version, copy in copies if table._version != version]
+            self._written = [(owner, name, copy) for owner, name, table, version, copy in tables if table._version != version]
             for (owner, part), had in zip(self._watched, before, strict=True):
                 has = _held(owner, part)
                 if list(map(id, has.values())) != list(map(id, had.values())):
@@ -72,17 +76,17 @@ class CallChanges:
 
     def put_back(self) -> None:
         """Make the model what it was before it was called. Weights stay, and what was changed between calls."""
-        for table, value in self._written:
-            table.copy_(value)
         for owner, part, name, value in self._changed:
             holder = _held(owner, part)
             now = holder.pop(name, None) if value is _ABSENT else holder.get(name)
             if isinstance(value, nn.Module) and isinstance(now, nn.Module):
-                value.train(now.training)  # as for what the model was moved or put to while this was out of its tree
+                value.train(now.training)  # the mode may have been set, and the model moved, while this was not in it
             elif isinstance(value, Tensor) and isinstance(now, Tensor):
                 value = value.to(now.device)
             if value is not _ABSENT:
                 holder[name] = value
+        for owner, name, value in self._written:
+            _held(owner, "_buffers")[name].copy_(value)
         self._kind, self._changed, self._written = None, [], []
 
 

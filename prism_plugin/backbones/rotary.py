@@ -36,8 +36,7 @@ def check_rotary_tables(backbone: PreTrainedModel) -> Check:
     worst = 0.0
     for path, module, name in tables:
         table = getattr(module, name).detach().cpu()
-        candidates = [one for one in _computed_again(module, name) if one.shape == table.shape]
-        candidates = candidates or _computed_for(backbone.config, table)
+        candidates = tables_of_config(module, name) or _tables_of_others(backbone.config, table)
         deviation, wanted = min(((_deviation(table, one), one) for one in candidates), key=lambda pair: pair[0])
         if deviation > _TOLERANCE:
             return Check(
@@ -54,12 +53,20 @@ def check_rotary_tables(backbone: PreTrainedModel) -> Check:
 def _tables(backbone: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
     for prefix, module in backbone.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if name.endswith("inv_freq") and buffer is not None:
+            if name.endswith("inv_freq") and buffer is not None and buffer.numel():
                 yield f"{prefix}.{name}", module, name
 
 
-def _computed_again(module: nn.Module, name: str) -> list[Tensor]:
-    """The tables that a module may have by its config: that of a new one of its class, and those of its function."""
+def tables_of_config(module: nn.Module, name: str) -> list[Tensor]:
+    """The tables that a module may have by its config: that of a new one of its class, then those of its RoPE function.
+
+    Args:
+        module: Has the table as a buffer.
+        name: The buffer: "inv_freq" or "original_inv_freq", behind the kind of layer where there are several.
+
+    Returns:
+        On the CPU, of the buffer's shape; none where they cannot be computed.
+    """
     if not isinstance(getattr(module, "config", None), PreTrainedConfig):
         return []
     config = copy.deepcopy(module.config)  # transformers writes into it
@@ -72,10 +79,11 @@ def _computed_again(module: nn.Module, name: str) -> list[Tensor]:
     computed = []
     with torch.device("cpu"), suppress(*_CANNOT_COMPUTE):
         computed.append(getattr(type(module)(config=config), name))
-    for length in [None] if "original_" in name else _lengths(module, layer_type, rope_type):
+    lengths = [None] if "original_" in name else _lengths(module, layer_type, rope_type)
+    for length in lengths:
         with torch.device("cpu"), suppress(*_CANNOT_COMPUTE):
             computed.append(function(config, torch.device("cpu"), **({"seq_len": length} if length else {}), **options)[0])
-    return computed
+    return [table.detach() for table in computed if table.shape == getattr(module, name).shape]
 
 
 def _lengths(module: nn.Module, layer_type: str, rope_type: str | None) -> list[int | None]:
@@ -87,7 +95,7 @@ def _lengths(module: nn.Module, layer_type: str, rope_type: str | None) -> list[
     return [None, int(seen)] if rope_type == "dynamic" and seen else [None]
 
 
-def _computed_for(config: PreTrainedConfig, table: Tensor) -> list[Tensor]:
+def _tables_of_others(config: PreTrainedConfig, table: Tensor) -> list[Tensor]:
     """The tables that a module without a config may have: what the model's own gives, or any plain one, scaled or not."""
     stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     function = ROPE_INIT_FUNCTIONS.get(stated.get("rope_type", stated.get("type")))
@@ -105,7 +113,7 @@ def _computed_for(config: PreTrainedConfig, table: Tensor) -> list[Tensor]:
 def _deviation(table: Tensor, wanted: Tensor) -> float:
     """Largest relative deviation. A table that was cast with its model is that of the config, cast: float16 rounds its smallest
     numbers by percents."""
-    wanted, table = wanted.detach().cpu().to(table.dtype).double(), table.double()
+    wanted, table = wanted.to(table.dtype).double(), table.double()
     off = (table - wanted).abs() / wanted.abs()
     off = torch.where(table == wanted, 0.0, off)  # zeros among them
     return off.max().item() if table.isfinite().all() else float("inf")

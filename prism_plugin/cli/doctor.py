@@ -208,8 +208,8 @@ def _print(diagnosis: Diagnosis) -> None:
 
 def _attaching(diagnosis: Diagnosis) -> str:
     settings = [f"{place} {was} -> {now}" for place, (was, now) in diagnosis.changed_while_attached.items()]
-    changes = [*settings, f"a hook on {diagnosis.spec.final_hidden_at}", "weights that are not trained are frozen"]
-    return f"{', '.join(changes)}; `detach` undoes it"
+    changes = [*settings, f"a hook on {diagnosis.spec.final_hidden_at}", "weights that are not trained frozen"]
+    return f"{', '.join(changes)}, one mode for all modules; `detach` undoes it"
 
 
 def _in_words(shape: StepShape) -> str:

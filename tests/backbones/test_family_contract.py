@@ -290,7 +290,7 @@ def test_sampling(family):
 def test_detach_gives_the_backbone_back(family):
     backbone = family.backbone()
     spec = get_backbone_spec(backbone)
-    rows = [torch.arange(length)[None] % 28 + 2 for length in (64, 5, 23)]
+    rows = [torch.arange(length)[None] % 28 + 2 for length in (33, 5)]
 
     def logits():
         return [copy.deepcopy(backbone)(**call_arguments(spec, row, None)).logits for row in rows]
