@@ -5,7 +5,7 @@ sampling; the functions below judge the tensors that came back.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -78,7 +78,7 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
         if found != needed:
             raise BackboneError(
                 f"A {spec.model_type!r} backbone must have `config.{setting}={needed}`, found {found!r}; "
-                "load it with `load_backbone`, which sees to it where that can be done."
+                "load it with `load_backbone`, which sees to it where that can be done; otherwise it cannot be used."
             )
     if _submodule(backbone, spec.final_hidden_at) is None or lm_head_of(backbone, spec) is None:
         raise BackboneError(
@@ -122,13 +122,15 @@ def why_not_run(backbone: PreTrainedModel) -> str | None:
 
     A forward of sharded weights is collective, and would fix the root of an FSDP tree before the trainer has wrapped the model.
     """
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        if tensor.is_meta:
-            return "no weights"
-        # DTensor (FSDP2, tensor parallelism), FSDP1's flat parameter, DeepSpeed ZeRO-3.
-        if any(hasattr(tensor, mark) for mark in ("device_mesh", "_is_flat_param", "ds_id")):
-            return "weights are sharded over processes"
-    return None
+    if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
+        return "no weights"
+    return "weights are sharded over processes" if is_sharded(backbone) else None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds only a part of some weights: as DTensor (FSDP2, tensor parallelism), FSDP1, DeepSpeed ZeRO-3."""
+    marks = ("device_mesh", "_is_flat_param", "ds_id")
+    return any(hasattr(tensor, mark) for tensor in (*model.parameters(), *model.buffers()) for mark in marks)
 
 
 @contextmanager
@@ -141,6 +143,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """While open, torch may draw random numbers on the CPU and on a device; afterwards its generators are where they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def plain_tokens(config: PreTrainedConfig, other_than: Iterable[int]) -> list[int]:

@@ -8,6 +8,7 @@ from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.persistence import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
 from prism_plugin.modeling.staging import flush, remove_leftovers, write_text
+from prism_plugin.parsing import parse_json
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names
 from prism_plugin.training.run_folder import require_run_folder, writing_in
 
@@ -47,7 +48,7 @@ def holds_run(output_dir: Path) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """What a JSON file of ours holds; nothing where it is not there or none of ours."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

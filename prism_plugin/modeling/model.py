@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from prism_plugin.backbones import (
     BackboneSpec,
@@ -21,8 +20,10 @@ from prism_plugin.backbones import (
     hidden_size_of,
     lm_head_of,
     require_ok,
+    require_visible_token,
     resolve_mask_token_id,
 )
+from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
@@ -30,28 +31,14 @@ from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
+from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
-from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
-
-
-@dataclass
-class PrismModelOutput(ModelOutput):
-    """Result of one forward. A `ModelOutput`, because DDP, FSDP and accelerate look for tensors inside of those.
-
-    Attributes:
-        logits: Rows for the true positions of `logits_at` in row-major order; None when not asked for.
-        quality_logits: Head output before the sigmoid, float32; None with `with_quality=False`.
-        hidden_states: Final hidden states, the input of the head; None when not asked for.
-    """
-
-    logits: Rows | None = None
-    quality_logits: PerToken | None = None
-    hidden_states: HiddenStates | None = None
+from prism_plugin.types import FlatIndex, PerToken, TokenIds, TokenMask
 
 
 class PrismModel(BackbonePassthrough):
@@ -69,6 +56,7 @@ class PrismModel(BackbonePassthrough):
         has_merged_weights: The adapter was added to the backbone's weights.
         card_facts: What was measured, for the model card; None: nothing.
         loaded_from: Folder that the head was loaded from, if it was.
+        call_changes: What the backbone changed about itself when it was called.
     """
 
     def __init__(
@@ -90,6 +78,7 @@ class PrismModel(BackbonePassthrough):
         self.has_merged_weights = False
         self.card_facts: CardFacts | None = None
         self.loaded_from: Path | None = None
+        self.call_changes = CallChanges(self.plain_backbone)
         self._snapshot = snapshot
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -129,13 +118,16 @@ class PrismModel(BackbonePassthrough):
             output_hidden_states: Return the final hidden states too.
 
         Raises:
-            ConfigurationError: If `input_ids` is no tensor, or `logits_at` is neither a mask of its shape nor an int64 index.
+            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
+                row is all masks and the family has no logits for that.
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
         if not isinstance(input_ids, Tensor):
             raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
-        with gathered_rows(self._final_hidden_module, row_index) as request:
+        require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
+        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
+        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
@@ -198,16 +190,17 @@ class PrismModel(BackbonePassthrough):
             The backbone with changed weights; the same object if there was no adapter.
         """
         if isinstance(self.backbone, PeftModel):
-            self.remove_hook()
+            self.release_backbone()
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
 
-    def remove_hook(self) -> None:
-        """Take the hook off the backbone, and change nothing else. `forward` fails from then on."""
+    def release_backbone(self) -> None:
+        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
         self._row_gathering.remove()
+        self.call_changes.put_back()
 
     def detach(self) -> PreTrainedModel:
         """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
@@ -215,7 +208,7 @@ class PrismModel(BackbonePassthrough):
         Weights that were trained (`train_backbone=True`) or merged stay as they are. This model cannot be used afterwards.
         """
         backbone = self.plain_backbone
-        self.remove_hook()
+        self.release_backbone()
         self._snapshot.restore(backbone)
         del self.backbone
         return backbone

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.reopening import require_reopening, without_values
 
 
@@ -35,7 +35,11 @@ class BackboneSnapshot:
 
     @classmethod
     def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
-        """Look at a backbone before anything is changed."""
+        """Look at a backbone before anything is changed.
+
+        Raises:
+            BackboneError: If the spec names a setting that the backbone lacks.
+        """
         modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
         owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
@@ -96,6 +100,12 @@ def require_trainable_weights(backbone: PreTrainedModel) -> None:
         )
 
 
+def changed_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> dict[str, tuple[Any, Any]]:
+    """What `apply_settings` would change: dotted path of an attribute -> its value now, and the value while attached."""
+    found = {path: getattr(*_owner_of(backbone, path)) for path, _ in spec.settings_while_attached}
+    return {path: (found[path], value) for path, value in spec.settings_while_attached if found[path] != value}
+
+
 def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
     """Set what the spec wants set while a quality head is attached."""
     for path, value in spec.settings_while_attached:
@@ -118,8 +128,14 @@ def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> It
 
 def _owner_of(root: object, path: str) -> tuple[object, str]:
     *owners, name = path.split(".")
+    backbone = root
     for owner in owners:
-        root = getattr(root, owner)
+        root = getattr(root, owner, None)
+    if not hasattr(root, name):
+        raise BackboneError(
+            f"`settings_while_attached` of a BackboneSpec must name attributes of the model, but {type(backbone).__name__} has "
+            f"no `{path}`; correct the spec."
+        )
     return root, name
 
 

@@ -185,6 +185,7 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
         )
     if whole:
         _check_vocabulary(rows, model, name)
+        _check_visible(rows, model, name)
     return rows
 
 
@@ -196,6 +197,17 @@ def _require_rows(rows: Any, name: str) -> None:
         raise DataFormatError(
             f"`{name}` must have a length and be read by index, since rows are drawn in another order each epoch, but "
             f"{type(rows).__name__} is not; make a list of its rows."
+        )
+
+
+def _check_visible(rows: Any, model: PrismModel, name: str) -> None:
+    if not model.spec.needs_visible_token:
+        return
+    index = next((index for index, row in enumerate(rows) if all(row["maskable"])), None)
+    if index is not None:
+        raise DataFormatError(
+            f"Each row of `{name}` must hold a token that is never masked, since a {model.spec.model_type} has no logits for "
+            f"masks alone, but row {index} is maskable throughout; add special tokens, or give `maskable`."
         )
 
 

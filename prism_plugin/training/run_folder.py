@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from prism_plugin.errors import ConfigurationError, PrismError, SavingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.places import read_by, require_apart, require_nothing_foreign
+from prism_plugin.parsing import parse_json
 from prism_plugin.training.checkpoints import last_checkpoint, require_free_names
 
 LOCK_FILE = "_run.lock"  # Trainer uploads nothing whose name begins with an underscore
@@ -216,7 +217,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 def _holder(path: Path) -> str:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
         return f"process {about['pid']} on {about['host']} since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is about to write it, or to go
         return "another process"
