@@ -25,8 +25,8 @@ _GATHERING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _GATHERING_TOLERANCE_HALF = 5e-2
 # Alignment is only held against a model that shows it plainly: it repeats a pattern with this probability, at the other row.
 _SURE_LOG_PROBABILITY, _SURE_LEAD = -0.7, 2.0
-# On a CPU with AVX-512 BF16, bitsandbytes (0.50) packs a 4-bit layer's weights when it is first called in evaluation mode, unless this
-# attribute of the layer is False. Packed weights let no gradient through, ever after, and some widths cannot be packed.
+# On a CPU with AVX-512 BF16, bitsandbytes (0.50) packs a 4-bit layer's weights when it is first called in evaluation mode,
+# unless this attribute of the layer is False. Packed weights let no gradient through, and some widths cannot be packed.
 _PACKS = "support_avx512bf16_for_cpu"
 
 

@@ -47,8 +47,9 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
     packed = packed_layers(model.plain_backbone) if learning else []
     if packed:
         raise ConfigurationError(
-            f"LoRA needs 4-bit weights that let gradients through, but {len(packed)} of the layers were called in evaluation mode on "
-            f"a CPU for which bitsandbytes then packs their weights: {', '.join(packed[:3])}; load the backbone anew and train first."
+            f"LoRA needs 4-bit weights that let gradients through, but {len(packed)} of the layers were called in evaluation "
+            f"mode on a CPU for which bitsandbytes then packs their weights: {', '.join(packed[:3])}; load the backbone anew, "
+            "and train it first."
         )
     dropout = max(
         (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0

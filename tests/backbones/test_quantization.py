@@ -26,7 +26,7 @@ def needs_bitsandbytes():
 
 
 def as_with_avx512_bf16(layers):
-    """There, and on no other processor, bitsandbytes packs a layer that is called in evaluation mode: no gradient passes any more."""
+    """There, and on no other processor, bitsandbytes packs what is called in evaluation mode; no gradient passes after that."""
     for layer in layers:
         assert hasattr(layer, "support_avx512bf16_for_cpu"), "bitsandbytes calls it otherwise now"
         layer.support_avx512bf16_for_cpu = True
@@ -84,7 +84,7 @@ def test_4_bit_weights_that_were_packed_for_inference_are_not_trained(tmp_path):
     model = prism.attach_quality_head(backbone, lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
     backbone.get_submodule("model.layers.1.mlp.up_proj").weight.quant_state.packing_format_for_cpu = True
     args = prism.PrismTrainingArguments(str(tmp_path), report_to="none")
-    with pytest.raises(ConfigurationError, match=r"1 of the layers were .* in evaluation mode .*: model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ConfigurationError, match=r"1 of the layers were called .* packs .*: model\.layers\.1\.mlp\.up_proj;"):
         prism.PrismTrainer(model, args, train_dataset=[{"text": "the cat sat."}] * 8)
 
 
