@@ -25,6 +25,9 @@ _GATHERING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _GATHERING_TOLERANCE_HALF = 5e-2
 # Alignment is only held against a model that shows it plainly: it repeats a pattern with this probability, at the other row.
 _SURE_LOG_PROBABILITY, _SURE_LEAD = -0.7, 2.0
+# On a CPU with AVX-512 BF16, bitsandbytes (0.50) packs a 4-bit layer's weights when it is first called in evaluation mode,
+# unless this attribute of the layer is False. Packed weights let no gradient through, and some widths cannot be packed.
+_PACKS = "support_avx512bf16_for_cpu"
 
 
 @dataclass(frozen=True)
@@ -135,14 +138,19 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and give each its own mode back at the end."""
+    """Put every module into evaluation mode, and give each its own mode back at the end; no weight is packed meanwhile."""
     modes = {module: module.training for module in model.modules()}
+    packing = [module for module in modes if getattr(module, _PACKS, False)]
     model.eval()
+    for module in packing:
+        setattr(module, _PACKS, False)
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for module in packing:
+            setattr(module, _PACKS, True)
 
 
 def kept_random_state(device: torch.device) -> AbstractContextManager[None]:

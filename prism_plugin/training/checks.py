@@ -11,6 +11,7 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from prism_plugin.backbones import max_row_length
+from prism_plugin.backbones.quantization import packed_layers
 from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
@@ -46,6 +47,13 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             "Training beside offloaded weights needs a backbone with a `device_map` of several entries, which Trainer leaves "
             f"where they are, but this one has none and {offloaded[0]} is offloaded; load it by "
             "`from_pretrained(..., device_map=...)`, or without offloading."
+        )
+    packed = packed_layers(model.plain_backbone) if learning else []
+    if packed:
+        raise ConfigurationError(
+            f"LoRA needs 4-bit weights that let gradients through, but {len(packed)} of the layers were called in evaluation "
+            f"mode on a CPU for which bitsandbytes then packs their weights: {', '.join(packed[:3])}; load the backbone anew, "
+            "and train it first."
         )
     dropout = max(
         (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0

@@ -17,6 +17,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.losses import quality_loss_per_row
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
@@ -204,7 +205,7 @@ class PrismTrainer(RunFolderTrainer):
         inputs = self._prepare_inputs(inputs)
         check_recorded(self.objective, inputs, "batch")
         keep_output_dtype(self.accelerator, self.prism_model)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with evaluation_mode(model), torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
         batch = inputs["input_ids"].shape[0]
         targets = torch.where(output.labels.labelled, output.labels.targets.long(), _UNLABELLED)

@@ -180,8 +180,9 @@ def test_full_fine_tuning_trains_every_weight(lab, tmp_path):
     model = lab.build_model(lora=False, train_backbone=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     logs, weights = train(lab.make_trainer(tmp_path, model=model, objective=PrismObjective(t_min=0.5)))
-    still = [name for name in weights if torch.equal(weights[name], before[name])]
-    assert still == []
+    still = {name for name in weights if torch.equal(weights[name], before[name])}
+    # What is added to all keys alike leaves the softmax as it is: their gradient is zero, or what rounding makes of it.
+    assert not still - {name for name in weights if name.endswith("key.bias")}
     assert all(math.isfinite(log["loss"]) for log in logs)
 
 
@@ -213,7 +214,7 @@ def test_a_head_trains_beside_offloaded_weights_where_trainer_leaves_them(lab, t
         assert any(parameter.is_meta for parameter in backbone.parameters()) == bool(options)
         torch.manual_seed(1)
         model = attach_quality_head(backbone, PrismConfig(mask_token_id=31))
-        lab.make_trainer(tmp_path / "run", model=model, objective=objective).train()
+        lab.make_trainer(tmp_path / "run", model=model, objective=objective, optim="sgd").train()
         trained.append(model.quality_head.state_dict())
     torch.testing.assert_close(trained[1], trained[0])
     model = attach_quality_head(cpu_offload(tiny_backbone(), torch.device("cpu")), PrismConfig(mask_token_id=31))
