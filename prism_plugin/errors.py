@@ -50,5 +50,9 @@ class SavingError(PrismError, OSError):
     """Files could not be written; what stood there before is unchanged."""
 
 
+class NonFiniteError(PrismError, ArithmeticError):
+    """A loss, a gradient, a weight or an answer of the model is NaN or infinite."""
+
+
 class SamplingError(PrismError, ValueError):
     """A sampling request cannot be met."""

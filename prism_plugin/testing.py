@@ -9,7 +9,9 @@ from prism_plugin.backbones import get_spec_by_model_type
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 
 # Families whose classes are transformers' own, so that they can be built without a repository's code.
-TINY_FAMILIES = tuple(spec.model_type for spec in BUILTIN_SPECS if spec.model_type in CONFIG_MAPPING_NAMES)
+TINY_FAMILIES = tuple(
+    spec.model_type for spec in BUILTIN_SPECS if dict(spec.known_by).get("model_type", spec.model_type) in CONFIG_MAPPING_NAMES
+)
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 _VOCABULARY = ("[PAD]", "[EOS]", "[UNK]", *_LETTERS, "[MASK]")  # 32 tokens, the mask is the last
@@ -58,12 +60,13 @@ def tiny_backbone(
         "position_embedding_type": "rotary",
         "token_dropout": True,  # as in every released ESM-2
     }
-    config_class = type(AutoConfig.for_model(model_type))
+    spec = get_spec_by_model_type(model_type)
+    marks = {"model_type": model_type, **dict(spec.known_by)}
+    config_class = type(AutoConfig.for_model(marks.pop("model_type")))
     known = config_class().to_dict() | dict.fromkeys(config_class.attribute_map)
     settings = {name: value for name, value in sizes.items() if name in known or name == "is_causal"}
     settings |= {name: dropout for name in known if "dropout" in name and name != "token_dropout"}
-    auto_class = getattr(transformers, get_spec_by_model_type(model_type).auto_class)
-    return auto_class.from_config(config_class(**settings)).eval()
+    return getattr(transformers, spec.auto_class).from_config(config_class(**settings, **marks)).eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.sudoku.trials import FOLDER
 from prism_plugin import PrismConfig, attach_quality_head, load_backbone
+from prism_plugin.data import read_rows
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE, generators
 from prism_plugin.sampling import RemaskingSampler
@@ -83,7 +84,7 @@ def main() -> None:
 
 def read_training_puzzles(count: int) -> tuple[TokenIds, ...]:
     """Solutions and puzzles of the first training rows, each moved by a symmetry."""
-    rows = datasets.Dataset.from_parquet(str(FOLDER / "data" / "train.parquet")).select(range(count)).with_format("torch")
+    rows = read_rows(str(FOLDER / "data" / "train.parquet")).select(range(count)).with_format("torch")
     solutions, labels = rows["input_ids"][:].long(), rows["labels"][:].long()
     return move(SEED, solutions, torch.where(labels == -100, solutions, sudoku.MASK_TOKEN_ID))
 

@@ -1,7 +1,7 @@
 """What differs between masked diffusion language models, as data."""
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
-from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask
+from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask, require_visible_token
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
 from prism_plugin.backbones.loading import (
     build_backbone,
@@ -53,5 +53,6 @@ __all__ = [
     "read_weights",
     "register_backbone",
     "require_ok",
+    "require_visible_token",
     "resolve_mask_token_id",
 ]

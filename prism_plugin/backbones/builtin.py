@@ -52,7 +52,22 @@ _ENCODERS = (
         # ESM-2 zeroes the embeddings of mask tokens and rescales the others by 1 / (1 - mask ratio): infinite when every
         # token is masked, and tuned for the 15 % of its pretraining. The config goes along so that a saved copy agrees.
         settings_while_attached=(("esm.embeddings.token_dropout", False), ("config.token_dropout", False), *_NO_CACHE),
+        required_config=(("dplm_type", None),),  # DPLM-2 has this model type too, and code of its own
         reference="https://huggingface.co/docs/transformers/model_doc/esm",
+    ),
+    BackboneSpec(
+        model_type="dplm",  # its config says "esm", and only `dplm_type` is left of it once transformers has saved it
+        architectures=("EsmForDPLM",),
+        known_by=(("model_type", "esm"), ("dplm_type", "dplm_esm")),
+        final_hidden_at="lm_head",
+        lora_target_modules=("query", "key", "value"),
+        layer_classes=("EsmLayer",),
+        mask_token_id=32,
+        mask_token_vocab_size=33,
+        # ESM-2's token dropout stays on: DPLM was trained with it at every mask ratio.
+        needs_visible_token=True,
+        settings_while_attached=_NO_CACHE,
+        reference="https://github.com/bytedance/dplm",
     ),
     BackboneSpec(
         model_type="esmc",

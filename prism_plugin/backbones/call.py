@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import TokenIds, TokenMask
 
 
@@ -28,6 +29,27 @@ def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: Toke
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         arguments["attention_mask"] = pairwise_mask(present.bool(), spec.attention_block_length)
     return arguments
+
+
+def require_visible_token(
+    spec: BackboneSpec, input_ids: TokenIds, attention_mask: TokenMask | None, mask_token_id: int
+) -> None:
+    """Refuse rows of mask tokens alone where the family has no logits for them.
+
+    Raises:
+        ConfigurationError: If there is such a row.
+    """
+    # Other kinds of tensors have no values to look at: memory is estimated with them.
+    if not spec.needs_visible_token or type(input_ids) is not Tensor:
+        return
+    visible = input_ids != mask_token_id
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()
+    if not visible.any(-1).all():
+        raise ConfigurationError(
+            f"Every row of a {spec.model_type} must hold a token that is not the mask, since its code divides by their share, "
+            "but a row holds none; keep one, such as those that its tokenizer puts at both ends."
+        )
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str = "right") -> tuple[TokenIds, TokenMask]:

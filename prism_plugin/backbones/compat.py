@@ -30,7 +30,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import import_utils
 
 from prism_plugin.backbones.probe import require_ok
-from prism_plugin.backbones.rotary import check_rotary_tables
+from prism_plugin.backbones.rotary import check_rotary_tables, tables_of_config
 from prism_plugin.errors import BackboneError
 
 _PATCHED, _TIED = "_prism_plugin_patched", "_prism_plugin_tied"
@@ -231,7 +231,8 @@ def _recompute_frequencies(module: nn.Module, config: PreTrainedConfig) -> None:
     if hasattr(module, "rope_init_fn"):
         inv_freq, module.attention_scaling = module.rope_init_fn(module.config, device)
     else:
-        inv_freq = _inverse_frequencies(config, width, device)
+        plain = _inverse_frequencies(config, width, device)
+        inv_freq = next(iter(tables_of_config(module, "inv_freq")), plain).to(device)
     module.register_buffer("inv_freq", inv_freq, persistent=False)
     if hasattr(module, "original_inv_freq"):
         module.original_inv_freq = module.inv_freq

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prism_plugin.backbones.probe import evaluation_mode, plain_tokens
+from prism_plugin.backbones.call_changes import CallChanges
+from prism_plugin.backbones.probe import evaluation_mode, kept_random_state, plain_tokens
 from prism_plugin.backbones.spec import BackboneSpec, device_of, find_spec
 from prism_plugin.errors import BackboneError
 
@@ -30,7 +31,7 @@ def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
             "A backbone must be a transformers model with `config.model_type`, "
             f"got {type(backbone).__name__}; load one with `load_backbone(...)`."
         )
-    spec = find_spec(model_type, [type(backbone).__name__])
+    spec = find_spec(model_type, [type(backbone).__name__], vars(backbone.config))
     if spec is not None:
         return spec
     spec = infer_spec(backbone)
@@ -119,8 +120,9 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
     device = device_of(backbone.get_input_embeddings())
     handles = [module.register_forward_pre_hook(before) for module in backbone.modules()]
     handles += [module.register_forward_hook(after) for module in backbone.modules()]
+    changes = CallChanges(backbone)
     try:
-        with evaluation_mode(backbone), torch.no_grad():
+        with evaluation_mode(backbone), torch.no_grad(), kept_random_state(device), changes.watched(len(tokens)):
             backbone(input_ids=torch.tensor([tokens], device=device))
     # What models were seen to raise: a missing argument, an index out of range, an operator that the device lacks.
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
@@ -128,6 +130,7 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
     finally:
         for handle in handles:
             handle.remove()
+        changes.put_back()
     return calls, given
 
 

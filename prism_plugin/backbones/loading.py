@@ -87,7 +87,7 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     """Find out what a repository holds, and let `make` make the model, with the code that is to be used."""
     stated = _read_config(where, options["revision"])
     model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
-    spec = find_spec(model_type, stated.get("architectures"))
+    spec = find_spec(model_type, stated.get("architectures"), stated)
     adapted = spec is not None and model_type in spec.adapted_model_types
     has_own_code = model_type in CONFIG_MAPPING_NAMES  # what transformers brings, not what was registered since
     prefers_own_code = (spec is not None and spec.prefers_own_code) or not options["trust_remote_code"]

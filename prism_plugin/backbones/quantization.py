@@ -3,6 +3,7 @@
 import importlib.util
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from prism_plugin.errors import BackboneError
@@ -50,3 +51,9 @@ def quantization_config(kind: str, dtype: torch.dtype | str | None) -> BitsAndBy
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
     )
+
+
+def packed_layers(model: nn.Module) -> list[str]:
+    """Names of the 4-bit layers that bitsandbytes has packed for inference on the CPU, which let no gradient through."""
+    states = {name: getattr(getattr(module, "weight", None), "quant_state", None) for name, module in model.named_modules()}
+    return [name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)]

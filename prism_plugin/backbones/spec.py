@@ -1,8 +1,8 @@
 """BackboneSpec: everything that prism_plugin has to know about a family of models, and the table of known families."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ class BackboneSpec:
         lora_target_modules: Leaf names that get LoRA when a PEFT config leaves `target_modules` out.
         architectures: Class names in `config.architectures` that belong to the family whatever the model type says; looked
             at before the model type.
+        known_by: Pairs of a config attribute and its value that tell the family from another one of the same classes; all must
+            hold, and they are looked at before anything else.
         layer_classes: Classes of the repeated layers: the units that FSDP shards and that are never split over devices.
         activation_checkpointing: The layers can recompute their activations in the backward pass.
         lm_head_at: Dotted path of the LM head where `get_output_embeddings()` does not give it.
@@ -45,6 +47,7 @@ class BackboneSpec:
             length, length], True where a query may look; "none" when it takes none: then rows must be equally long.
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too. None: it sees the whole row.
+        needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
         pads: What the pretraining did with short rows: "ignored" hid their padding, "supervised" filled them with EOS
             tokens that were seen and learnt, which data preparation can repeat (`pads: supervised`).
         auto_class: Name of the transformers auto class that loads the family with its LM head.
@@ -65,6 +68,7 @@ class BackboneSpec:
     final_hidden_at: str
     lora_target_modules: tuple[str, ...]
     architectures: tuple[str, ...] = ()
+    known_by: Settings = ()
     layer_classes: tuple[str, ...] = ()
     activation_checkpointing: bool = True
     lm_head_at: str | None = None
@@ -75,6 +79,7 @@ class BackboneSpec:
     mask_token_vocab_size: int | None = None
     attention_mask: Literal["2d", "4d", "none"] = "2d"
     attention_block_length: int | None = None
+    needs_visible_token: bool = False
     pads: Literal["ignored", "supervised"] = "ignored"
     auto_class: str = "AutoModelForMaskedLM"
     prefers_own_code: bool = False
@@ -162,15 +167,26 @@ def is_registered(spec: BackboneSpec) -> bool:
     return _SPECS.get(spec.model_type) == spec
 
 
-def find_spec(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec | None:
-    """The registered spec of a family, or None: by the class names of its checkpoints, then by its model type.
+def find_spec(
+    model_type: str, architectures: Iterable[str] | None = (), stated: Mapping[str, Any] | None = None
+) -> BackboneSpec | None:
+    """The registered spec of a family, or None: by what its config says, by its class names, then by its model type.
 
-    LLaDA-MoE calls itself "llada" as the dense models do, which only its class name tells apart.
+    LLaDA-MoE calls itself "llada" as the dense models do, which only its class name tells apart; DPLM has the model type of
+    ESM-2, is loaded into its class, and says in `dplm_type` that it is another family.
+
+    Args:
+        model_type: As in config.json.
+        architectures: Class names.
+        stated: All that the config says.
     """
-    names = set(architectures or ())
+    names, stated = set(architectures or ()), {**(stated or {}), "model_type": model_type}
+    by_config = (
+        spec for spec in _SPECS.values() if spec.known_by and all(stated.get(name) == value for name, value in spec.known_by)
+    )
     by_class = (spec for spec in _SPECS.values() if names.intersection(spec.architectures))
     adapted = (spec for spec in _SPECS.values() if model_type in spec.adapted_model_types)
-    return next(by_class, None) or _SPECS.get(model_type) or next(adapted, None)
+    return next(by_config, None) or next(by_class, None) or _SPECS.get(model_type) or next(adapted, None)
 
 
 def get_spec_by_model_type(model_type: str, architectures: Iterable[str] | None = ()) -> BackboneSpec:

@@ -18,9 +18,10 @@ import prism_plugin
 from prism_plugin.cli.eval import SETTINGS_FILE
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.cli.recipe import load_recipe
+from prism_plugin.cli.run_record import holds_run
 from prism_plugin.cli.train import train_by_recipe
 from prism_plugin.core.validation import require_seed
-from prism_plugin.errors import StoredStateError
+from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
 from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     require_seed(args.seed, "--seed")
     require_page_path(args.report)
+    _require_free(args)
     log = Console(stderr=True)
     # the bars that matter are the trainer's and the samplers'
     datasets.disable_progress_bars()
@@ -91,6 +93,18 @@ def run(args: argparse.Namespace) -> int:
     )
     console.print(f"How each sampler went about one of the puzzles, look by look: {args.report.absolute()}", soft_wrap=True)
     return 0
+
+
+def _require_free(args: argparse.Namespace) -> None:
+    """Refuse, before anything is trained, to write over a run or over the page's own place."""
+    if args.output is None:
+        return
+    if holds_run(args.output):
+        raise ConfigurationError(
+            f"`--output` {args.output} holds a trained head, which the demo would write over; choose another folder."
+        )
+    if args.output.resolve() == args.report.resolve():
+        raise ConfigurationError(f"`--output` and `--report` must be two places, found {args.report} for both; change one.")
 
 
 def find_folder(name: str) -> Path:

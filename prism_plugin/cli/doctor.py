@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from prism_plugin.backbones.probe import not_run
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.probing import probe_model
+from prism_plugin.modeling.wrapping import changed_settings
 from prism_plugin.report.tables import checks_table, memory_table
 from prism_plugin.training import get_objective
 from prism_plugin.training.memory import StepShape, estimate_memory
@@ -62,12 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found out. The first seven are what `--json` prints; what could not be found out is None."""
+    """What was found out. The first eight are what `--json` prints; what could not be found out is None.
+
+    `changed_while_attached` maps a setting's dotted path to its value now and the one while a quality head is attached.
+    """
 
     family: str
     mask_token_id: int
     mask_token_source: str
     alignment: str
+    changed_while_attached: dict[str, tuple[Any, Any]]
     checks: list[Check]
     trainable_parameters: int | None
     memory_gb: dict[str, float | None]
@@ -83,8 +88,7 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """One JSON object."""
-        shown = ("family", "mask_token_id", "mask_token_source", "alignment", "checks", "trainable_parameters", "memory_gb")
-        values: dict[str, Any] = {name: getattr(self, name) for name in shown}
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)[:8]}
         return json.dumps({**values, "checks": [_finite(asdict(check)) for check in self.checks]})
 
 
@@ -136,12 +140,13 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
         raise MaskTokenError(f"{str(error).rstrip('.')}, here `--mask-token-id`.") from error
     source = "--mask-token-id" if args.mask_token_id is not None else source
     known = {"family": spec.model_type, "mask_token_id": mask_token_id, "mask_token_source": source, "spec": spec}
-    known |= {"alignment": spec.logits_alignment, "shape": _shape(args, backbone.dtype)}
+    known |= {"alignment": spec.logits_alignment, "shape": _shape(args, backbone.dtype), "changed_while_attached": {}}
     checks = [_check_spec(spec)]
     lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
     began = time.perf_counter()
     stage = "attributes"
     try:
+        known["changed_while_attached"] = changed_settings(backbone, spec)
         settings = PrismConfig(mask_token_id=mask_token_id)
         model = attach_quality_head(backbone, settings, lora=lora, tokenizer=tokenizer, probe=False)
         checks.append(Check(stage, True, None, "LM head, attention and vocabulary are as the spec says"))
@@ -187,6 +192,7 @@ def _print(diagnosis: Diagnosis) -> None:
     console.print(f"mask token   {diagnosis.mask_token_id}, from {diagnosis.mask_token_source}")
     console.print(f"alignment    {diagnosis.alignment}")
     console.print(f"padding      {_MASKS[diagnosis.spec.attention_mask]}")
+    console.print(f"attaching    {_attaching(diagnosis)}")
     console.print(checks_table(diagnosis.checks))
     model = diagnosis.model
     if model is None:
@@ -200,6 +206,12 @@ def _print(diagnosis: Diagnosis) -> None:
     )
     console.print(f"\nmemory of a training step: {_in_words(diagnosis.shape)}")
     console.print(memory_table(diagnosis.memory_gb))
+
+
+def _attaching(diagnosis: Diagnosis) -> str:
+    settings = [f"{place} {was} -> {now}" for place, (was, now) in diagnosis.changed_while_attached.items()]
+    changes = [*settings, f"a hook on {diagnosis.spec.final_hidden_at}", "weights that are not trained frozen"]
+    return f"{', '.join(changes)}, one mode for all modules; `detach` undoes it"
 
 
 def _in_words(shape: StepShape) -> str:

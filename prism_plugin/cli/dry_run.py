@@ -17,11 +17,14 @@ from prism_plugin.cli.from_recipe import (
     attached,
     check_backbone_section,
     check_evaluation,
+    check_output_dir,
     raw_rows,
+    taken_for_an_id,
     training_arguments,
     where_of,
 )
 from prism_plugin.cli.recipe import Recipe
+from prism_plugin.cli.run_record import require_usable
 from prism_plugin.data import given_columns, longest_row, prepare_rows
 from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
@@ -58,13 +61,16 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
     training, not_checked = _arguments_on_any_machine(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
+    check_output_dir(recipe, source)
+    require_usable(Path(training.output_dir), fresh=False)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # how `accelerate launch` passes its config file on
         precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
         check_sharding(FullyShardedDataParallelPlugin(), precision, is_quantized=recipe.backbone.quantization is not None)
     if recipe.backbone.quantization is not None:
         check_kind(recipe.backbone.quantization)
         not_checked += [] if can_quantize() else ["4-bit weights: bitsandbytes is not installed here"]
-    backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
+    with taken_for_an_id(recipe.backbone.path):
+        backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
     model = attached(recipe, backbone)
     check_together(model, objective, training)
     data, longest, notes = _look_at_data(recipe, model, objective, training.train_batch_size)

@@ -12,7 +12,6 @@ import datasets
 from rich.console import Console
 
 from prism_plugin.cli.progress import counting_progress
-from prism_plugin.cli.recipe import parse_yaml
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.core.validation import require_seed
 from prism_plugin.data import DataSettings, prepare_rows, read_rows
@@ -31,6 +30,7 @@ from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.persistence import CONFIG_FILE, save_scaling
 from prism_plugin.modeling.staging import require_place
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler

@@ -7,6 +7,7 @@ from pathlib import Path
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.places import require_apart
 from prism_plugin.sampling import export_sampler, push_export_to_hub
 from prism_plugin.sampling.export import require_free_folder
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("`--private` would be ignored without `--push-to-hub`; leave it out.")
     settings = chosen_settings(args)
     if args.output is not None:
+        require_apart(args.output, {"the adapter": args.adapter}, "`--output`")
         require_free_folder(args.output)
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)

@@ -1,5 +1,7 @@
 """A recipe's sections -> the objects that a run is made of."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -9,10 +11,11 @@ from transformers import PreTrainedModel
 from transformers.integrations import get_reporting_integration_callbacks
 
 from prism_plugin.backbones import load_tokenizer
-from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, Recipe
-from prism_plugin.data import ROW_NUMBER, read_rows
-from prism_plugin.errors import ConfigurationError, DataFormatError, PrismError
+from prism_plugin.cli.recipe import CONFIG_FILES, AttachSection, BackboneSection, DataSection, Recipe
+from prism_plugin.data import ROW_NUMBER, check_columns, given_columns, read_rows
+from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.places import require_apart
 from prism_plugin.training import Objective, PrismTrainingArguments
 from prism_plugin.training.checks import check_recorded
 
@@ -39,12 +42,13 @@ def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset,
     """Read the rows to train on, and those to evaluate on if there are any.
 
     Raises:
-        DataFormatError: If they cannot be read, none are left to train on, or the objective and their recorded drafts do not
-            go together.
+        DataFormatError: If they cannot be read, none are left to train on, their columns fit no kind of row or are not read, or
+            the objective and their recorded drafts do not go together.
     """
     rows, eval_rows = _train_and_eval(data)
     for name, part in (("train_dataset", rows), ("eval_dataset", eval_rows)):
         if part is not None:
+            check_columns(given_columns(part), data)
             check_recorded(objective, {*part.column_names, *data.columns}, name)
     return rows, eval_rows
 
@@ -79,6 +83,36 @@ def check_evaluation(recipe: Recipe, training: PrismTrainingArguments, source: P
         raise ConfigurationError(
             f"{source}: `eval_strategy: {training.eval_strategy.value}` needs `data.eval_share` or `eval_path`."
         )
+
+
+def check_output_dir(recipe: Recipe, source: Path) -> None:
+    """Refuse an `output_dir` that would write to what is read.
+
+    Raises:
+        ConfigurationError: If it is, holds, or lies in the backbone's folder, or holds the data or the recipe.
+    """
+    reads = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
+    reads |= {"the data": recipe.data.path, "the evaluation data": recipe.data.eval_path}
+    reads |= {name: recipe.training[name] for name in CONFIG_FILES if isinstance(recipe.training.get(name), str)}
+    require_apart(Path(recipe.training["output_dir"]), reads, f"{source}: `output_dir`")
+
+
+@contextmanager
+def taken_for_an_id(path: str) -> Iterator[None]:
+    """Say of a backbone that cannot be loaded that it was looked for on this disk first.
+
+    Raises:
+        BackboneError: If one is raised within.
+    """
+    try:
+        yield
+    except BackboneError as error:
+        if Path(path).is_absolute():
+            raise
+        raise BackboneError(
+            f"There is no folder {path!r} where paths count from (the recipe's folder, or on the command line this one), so it "
+            f"was taken for an id on the Hub: {error}"
+        ) from error
 
 
 def check_backbone_section(recipe: Recipe, source: Path) -> None:

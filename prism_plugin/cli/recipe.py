@@ -1,6 +1,5 @@
 """Recipes: a YAML file and command-line settings -> typed sections. Every unknown key is an error, all at once."""
 
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from prism_plugin.data import DataSettings
+from prism_plugin.backbones import looks_like_path
+from prism_plugin.core.validation import require_number
+from prism_plugin.data import DataSettings, is_data_file
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.registry import did_you_mean
 from prism_plugin.training import PrismTrainingArguments
 from prism_plugin.training.presets import PRESETS, settings_of
@@ -57,13 +57,14 @@ class LoraSection:
     """Low-rank adapters on the backbone, as in peft's LoraConfig."""
 
     r: int = field(default=8, metadata={"help": "Rank, >= 1."})
-    alpha: float = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    alpha: float = field(default=16, metadata={"help": "Scale, > 0: updates are multiplied by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input, in [0, 1)."})
     targets: list[str] | None = field(default=None, metadata={"help": "Module names; None: the backbone's spec says."})
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ConfigurationError(f"`r` of LoRA must be at least 1, got {self.r}.")
+        require_number(self, "alpha", "a number above 0, since updates are multiplied by alpha / r", low=0, open_low=True)
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"`dropout` of LoRA must be in [0, 1), got {self.dropout}.")
 
@@ -126,7 +127,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: YAML file. Paths in it are relative to its folder.
+        path: YAML file. Paths in it are relative to its folder, and to nothing else.
         overrides: Dotted name -> YAML text, from the command line; they win. Paths are relative to the working directory.
 
     Raises:
@@ -135,10 +136,10 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
     """
     written = _read(path)
     for name in ("backbone", "data", "training"):
-        written[name] = _anchored(name, written.get(name) or {}, path.resolve().parent)
+        written[name] = _anchored(name, written.get(name) or {}, path)
     for dotted, text in overrides.items():
         value = parse_yaml(text, f"--{dotted}")
-        _put(written, dotted, _anchored_value(dotted, value, Path.cwd()))
+        _put(written, dotted, _anchored_value(dotted, value, Path.cwd(), f"--{dotted}"))
     _refuse_unknown(written, path)
     sections = {name: written.get(name) or {} for name in _SECTIONS}
     lora = sections["attach"].get("lora")
@@ -155,43 +156,6 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         training=training,
         given=written,
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and truth values, where PyYAML reads 1e-4 as text and `no` as false; and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for index, key in enumerate(keys) if key in keys[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_OF_YAML_1_1 = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _OF_YAML_1_1]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_FLOAT = r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Read YAML with the numbers and truth values of YAML 1.2.
-
-    Args:
-        text: The YAML.
-        source: Where it was read, for the error message.
-
-    Raises:
-        ConfigurationError: If it is not valid YAML, or gives a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -230,21 +194,45 @@ def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
         )
 
 
-_PATHS = {"backbone.path", "data.path", "data.eval_path", "training.output_dir"}
-_PATHS_IF_FILE = {"training.deepspeed", "training.fsdp_config", "training.accelerator_config"}
+_FOUND_OR_ID = {"backbone.path", "data.path", "data.eval_path"}
+CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # settings of `training` that may name a file
 
 
-def _anchored(section: str, values: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    return {key: _anchored_value(f"{section}.{key}", value, base) for key, value in values.items()}
+def _anchored(section: str, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    base = path.resolve().parent
+    return {key: _anchored_value(f"{section}.{key}", value, base, str(path)) for key, value in values.items()}
 
 
-def _anchored_value(dotted: str, value: Any, base: Path) -> Any:
-    """Make a path absolute. What is no path on this disk, and does not look like one, is taken for a Hub id."""
-    if not isinstance(value, str) or dotted not in _PATHS | _PATHS_IF_FILE:
+def _anchored_value(dotted: str, value: Any, base: Path, source: str) -> Any:
+    """Make a path absolute. Only `base` is looked into; what is not there and may be an id on the Hub is taken for one."""
+    section, _, name = dotted.partition(".")
+    names_config = section == "training" and name in CONFIG_FILES
+    if not isinstance(value, str) or not (names_config or dotted in _FOUND_OR_ID or dotted == "training.output_dir"):
         return value
-    candidate = base / Path(value).expanduser()
-    looks_like_path = dotted == "training.output_dir" or value.startswith((".", "/", "~"))
-    return str(candidate) if looks_like_path or candidate.exists() else value
+    if names_config and value.startswith("{"):
+        return value  # JSON, which transformers reads
+    if not value.strip() or "\0" in value:
+        raise ConfigurationError(f"{source}: `{dotted}` must name a file or folder, found {value!r}; write its name.")
+    try:
+        place = base / Path(value).expanduser()
+        is_there = place.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, no such user's home
+        raise ConfigurationError(f"{source}: `{dotted}` must be a path, but {value!r} is none: {error}") from error
+    if names_config and not place.is_file():
+        raise ConfigurationError(f"{source}: `{dotted}` must name a file, but there is none at {place}; correct the path.")
+    hub_id = value.partition(":")[0]  # a data set's configuration comes after it
+    if is_there or dotted not in _FOUND_OR_ID or looks_like_path(hub_id) or _names_file(dotted, value):
+        return str(place)
+    if Path(hub_id).exists():  # transformers and datasets look here before they ask the Hub
+        raise ConfigurationError(
+            f"{source}: `{dotted}` must be a path that counts from {base} or an id on the Hub, but no {hub_id!r} is there, and "
+            "the working directory holds one that would be read instead of the Hub's; write its whole path, or start elsewhere."
+        )
+    return value
+
+
+def _names_file(dotted: str, value: str) -> bool:
+    return dotted != "backbone.path" and is_data_file(value)
 
 
 def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:

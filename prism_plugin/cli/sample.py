@@ -10,17 +10,25 @@ from prism_plugin.backbones import pad_rows
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.core.validation import require_seed
+from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.places import require_other_file
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.sampling.prompts import lay_prompts, read_text
+from prism_plugin.sampling.prompts import lay_prompts
+from prism_plugin.tokenizing import encode
+
+# The answer to a blank line.
+_NOTHING = {"text": "", "answer": "", "num_forward_passes": 0, "num_remasked": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="prompts, or texts with mask tokens")
     parser.add_argument("--adapter", required=True, help="folder of a trained adapter")
-    parser.add_argument("--file", type=Path, help="read the texts from this file, one a line")
+    parser.add_argument(
+        "--file", type=Path, help="read the texts from this file, one a line; a blank line is answered by a blank one"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, help="continue each text by this many tokens; without it, its mask tokens are filled"
     )
@@ -33,9 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample and print. Returns the exit code."""
-    texts, settings = _texts(args), chosen_settings(args)
+    lines, settings = _lines(args), chosen_settings(args)
+    texts = [line for line in lines if not _is_blank(args, line)]
     require_seed(args.seed, "--seed")
     check_show_options(args)
+    if args.report is not None:
+        require_other_file(args.report, {"the file of the texts": args.file})
     model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:
@@ -59,23 +70,26 @@ def run(args: argparse.Namespace) -> int:
         for text, answer, passes, remasked in figures
     ]
     show.report(output)
-    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(answers))
+    told = iter(rows)  # answers stay beside what they answer
+    rows = [{**_NOTHING, "text": line} if _is_blank(args, line) else next(told) for line in lines]
+    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(row["answer"] for row in rows))
     return 0
 
 
-def _texts(args: argparse.Namespace) -> list[str]:
+def _is_blank(args: argparse.Namespace, line: str) -> bool:
+    """Whether a line of the file asks for nothing. A text on the command line always asks for something."""
+    return args.file is not None and not line.strip()
+
+
+def _lines(args: argparse.Namespace) -> list[str]:
     if bool(args.texts) == (args.file is not None):
         raise ConfigurationError("`sample` takes texts on the command line or `--file`; give one of the two.")
     if args.file is None:
         return args.texts
-    try:
-        lines = args.file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{args.file} cannot be read: {error}") from error
-    texts = [line for line in lines if line.strip()]
-    if not texts:
+    lines = read_lines(args.file)
+    if all(_is_blank(args, line) for line in lines):
         raise ConfigurationError(f"{args.file} holds no text; write one a line.")
-    return texts
+    return lines
 
 
 def _lay(
@@ -83,7 +97,7 @@ def _lay(
 ) -> tuple[torch.Tensor, torch.Tensor, list[int] | None]:
     """Token ids with masks to fill, their attention mask, and where new tokens start; None where masks were in the texts."""
     tokenizer, mask_token_id = sampler.model.tokenizer, sampler.model.mask_token_id
-    rows = [read_text(tokenizer, text) for text in texts]
+    rows = [encode(tokenizer, text, SamplingError)["input_ids"] for text in texts]
     holds_mask, mask_token = any(mask_token_id in row for row in rows), tokenizer.convert_ids_to_tokens(mask_token_id)
     if args.max_new_tokens is not None:
         if holds_mask:

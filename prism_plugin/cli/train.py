@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,22 @@ from prism_plugin.cli.from_recipe import (
     attached,
     check_backbone_section,
     check_evaluation,
+    check_output_dir,
     raw_rows,
+    taken_for_an_id,
     training_arguments,
     where_of,
 )
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
+from prism_plugin.cli.run_record import FORMAT_VERSION, begin, refuse_other_run, require_usable
 from prism_plugin.data import fingerprint, prepare_rows
-from prism_plugin.errors import ConfigurationError, PrismError, SavingError
+from prism_plugin.errors import ConfigurationError, PrismError
 from prism_plugin.modeling.model_card import CardFacts
-from prism_plugin.modeling.persistence import CONFIG_FILE
-from prism_plugin.training import PrismTrainer, get_objective
-from prism_plugin.training.checkpoints import last_checkpoint, remove
+from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
+from prism_plugin.training.checkpoints import last_checkpoint
+from prism_plugin.training.run_folder import claimed, where_saved
 
-RUN_FILE = "run.json"
-_FORMAT_VERSION = 1
 _TAKEN = ("recipe", "dry-run", "fresh", "json")  # the verb's own options
-# What may differ between a run and its continuation: none of it changes a weight.
-_FREE = {
-    "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
-    "training.log_level", "training.project", "training.dataloader_num_workers", "data.path", "data.eval_path",
-}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.allow_abbrev = False
     parser.usage = "%(prog)s --recipe FILE [--dry-run] [--fresh] [--json] [--SETTING VALUE ...]"
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file with the sections backbone, data, attach, ...")
-    parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in output_dir and start over")
+    parser.add_argument("--fresh", action="store_true", help="delete the run in output_dir and start over")
     parser.add_argument("--dry-run", action="store_true", help="check all that can be checked without the weights; no training")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and the rest on stderr")
     known = settings()
@@ -106,7 +102,8 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     Args:
         recipe: What `load_recipe` gave.
         source: The recipe's file, for error messages.
-        fresh: Delete the checkpoints in `output_dir` and start over, instead of going on from the last whole one.
+        fresh: Delete checkpoints and result of a run in `output_dir` and start over, instead of going on from the last whole
+            checkpoint.
 
     Returns:
         Steps, seconds, the last logged and the evaluation's figures; and whether this is the main process.
@@ -118,33 +115,36 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     training = training_arguments(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
+    check_output_dir(recipe, source)
+    with claimed(training, partial(require_usable, fresh=fresh)):
+        return _train(recipe, objective, training, source=source, fresh=fresh)
+
+
+def _train(
+    recipe: Recipe, objective: Objective, training: PrismTrainingArguments, *, source: Path, fresh: bool
+) -> tuple[dict[str, Any], bool]:
+    output_dir, section = Path(training.output_dir), recipe.backbone
     train_rows, eval_rows = raw_rows(recipe.data, objective)
-    output_dir = Path(training.output_dir)
-    if training.should_save:
-        with _writing_in(output_dir):
-            output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(training.seed)  # the head and LoRA start from random weights
-    section = recipe.backbone
-    backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
+    with taken_for_an_id(section.path):
+        backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
     model = attached(recipe, backbone)
     prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
     train_rows = prepare_rows(train_rows, **prepare)
     eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
     record = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "recipe": recipe.given,
         "num_processes": training.world_size,
         "data": fingerprint(train_rows),
         "eval_data": None if eval_rows is None else fingerprint(eval_rows),
     }
     if not fresh:
-        _refuse_other_run(output_dir, record)
+        where_saved(training, partial(refuse_other_run, output_dir, record))
     trainer = PrismTrainer(model, training, objective=objective, train_dataset=train_rows, eval_dataset=eval_rows)
     trainer.check_trainable()  # before --fresh deletes anything
     trainer.accelerator.wait_for_everyone()
-    if training.should_save:
-        _begin(output_dir, record, fresh)
-    trainer.accelerator.wait_for_everyone()
+    where_saved(training, partial(begin, output_dir, record, fresh=fresh))
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     seconds = time.perf_counter() - began
@@ -160,61 +160,6 @@ def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float]) -> 
     measured = {key: value for key, value in figures.items() if key.startswith("eval_quality") or key == "eval_diffusion_loss"}
     numbers = {key: value for key, value in measured.items() if not math.isnan(value)}
     return CardFacts(figures=numbers, data=f"{name}, {num_rows} rows")
-
-
-def _refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
-    """Refuse to go on with, or to write over, what another recipe or other data made."""
-    file = output_dir / RUN_FILE
-    if last_checkpoint(output_dir) is None and not (output_dir / CONFIG_FILE).exists():
-        return
-    if not file.exists():
-        raise ConfigurationError(
-            f"{output_dir} holds a trained head but no {RUN_FILE} that says which recipe it is from; choose another "
-            "`output_dir`, or write over it with --fresh."
-        )
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        different = [name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]]
-        different += sorted(_flat(before["recipe"]).items() ^ _flat(record["recipe"]).items())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{file} must say which recipe made this folder, but cannot be read; use --fresh.") from error
-    names = sorted({one if isinstance(one, str) else one[0] for one in different} - _FREE)
-    if names:
-        raise ConfigurationError(
-            f"{output_dir} belongs to another run, which differs in {', '.join(names)}; choose another `output_dir`, or start "
-            "over with --fresh, which deletes its checkpoints."
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
-    return flat
-
-
-def _begin(output_dir: Path, record: dict[str, Any], fresh: bool) -> None:
-    beside = output_dir / f".{RUN_FILE}"
-    with _writing_in(output_dir):
-        try:
-            beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            if fresh:  # only now, when a full disk would have shown
-                for checkpoint in output_dir.glob("checkpoint-*"):
-                    remove(checkpoint)
-            beside.replace(output_dir / RUN_FILE)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing_in(output_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SavingError(
-            f"`output_dir` {output_dir} must be a folder that can be written, but: {error}; make room or choose another."
-        ) from error
 
 
 def _summary(trainer: PrismTrainer, figures: dict[str, float], seconds: float) -> dict[str, Any]:

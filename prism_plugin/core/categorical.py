@@ -202,7 +202,8 @@ def _inverse_cdf(
     total = cumulative[:, -1]
     # a uniform that was rounded up to 1 on its way here draws the last id that has any weight
     wanted = (uniforms.double() * total.double()).long().minimum(total - 1)
-    return torch.searchsorted(cumulative, wanted.unsqueeze(-1), right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, wanted.unsqueeze(-1), right=True).squeeze(-1)
+    return found.clamp(max=weights.shape[-1] - 1)  # NaN has no order, and whoever checks for it needs an id that exists
 
 
 def _keep_nucleus(weights: Int[Tensor, "rows vocab"], top_p: float) -> Int[Tensor, "rows vocab"]:

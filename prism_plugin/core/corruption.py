@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
 
@@ -83,6 +84,15 @@ def mask_tokens(clean_ids: TokenIds, maskable: TokenMask, *, mask_token_id: int,
         mask_token_id: Id of the mask token.
         t: Masking probability per row, in (0, 1].
         noise: Uniform in [0, 1), one number per position. The same numbers give the same masks.
+
+    Raises:
+        ConfigurationError: If one of them is no tensor, `maskable` is no bool tensor, or a probability is out of range or NaN.
+            On an accelerator, where reading it would make the host wait, the probabilities are not checked.
     """
+    require_tensors("mask_tokens", clean_ids=clean_ids, maskable=maskable, t=t, noise=noise)
+    if maskable.dtype != torch.bool:
+        raise ConfigurationError(f"`maskable` of mask_tokens must be a bool tensor, found {maskable.dtype}; use `.bool()`.")
+    if t.device.type == "cpu" and not ((t > 0) & (t <= 1)).all():
+        raise ConfigurationError(f"Masking probabilities `t` must lie in (0, 1], found {t.tolist()}.")
     masked = maskable & (noise < t.unsqueeze(-1))
     return MaskedTokens(noised_ids=torch.where(masked, mask_token_id, clean_ids), masked=masked, t=t)

@@ -2,6 +2,8 @@
 
 import math
 
+from torch import Tensor
+
 from prism_plugin.errors import ConfigurationError
 
 
@@ -78,3 +80,18 @@ def require_ints(owner: object, name: str, *, minimum: int) -> tuple[int, ...]:
             f"`{name}` of {type(owner).__name__} must list integers of at least {minimum}, found {value!r}."
         )
     return tuple(value)
+
+
+def require_tensors(function: str, **given: object) -> None:
+    """Check that arguments are tensors, and not lists or what a tokenizer gives.
+
+    Args:
+        function: Whose arguments they are.
+        **given: The arguments by name.
+
+    Raises:
+        ConfigurationError: If one is not.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(f"`{name}` of {function} must be a tensor, found {type(value).__name__}; make one of it.")

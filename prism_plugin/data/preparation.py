@@ -6,78 +6,33 @@ Four kinds of row, told apart by their columns:
 - `prompt` and `completion`: the completion is maskable.
 - `messages`, a chat: the last message is maskable, as the tokenizer's chat template writes it.
 - `input_ids`, with `maskable` or `labels` (-100 where not maskable, as in dLLM) or neither (everything is maskable). These
-  rows may bring `draft_ids`, recorded drafts: what a sampler's canvas held at some moment, mask tokens included.
+  rows may bring `attention_mask`, whose zeros are padding and are cut off, and `draft_ids`, recorded drafts: what a sampler's
+  canvas held at some moment, mask tokens included.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import datasets
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from prism_plugin.data.prepared import DRAFT_COLUMN
+from prism_plugin.data.columns import (
+    DRAFT_COLUMN,
+    KINDS,
+    ROW_NUMBER,
+    columns_read,
+    given_columns,
+    kind_of,
+    refuse_unread,
+    renamed,
+)
+from prism_plugin.data.rows import as_dataset
+from prism_plugin.data.settings import DataSettings
 from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.tokenizing import Refuse, encode, encode_apart, require_chat, require_text, write_chat
 
-_KINDS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "input_ids": ("input_ids",),
-}
-_OPTIONAL_COLUMNS = ("labels", "maskable", DRAFT_COLUMN)
 _IGNORED_LABEL = -100
-# What a row is called in errors where its index is another than in the file, as after a split.
-ROW_NUMBER = "row_number"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How raw rows become token ids. Lengths are in tokens."""
-
-    columns: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata={"help": "Our column name -> the data's own, where they differ, for example {text: content}."},
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Longest row, >= 1; None leaves rows as they are. What happens to longer ones says `overlong`."},
-    )
-    overlong: Literal["truncate", "drop", "error"] = field(
-        default="truncate",
-        metadata={"help": "A row longer than `max_length` is cut on the right, left out, or refused."},
-    )
-    pads: Literal["ignored", "supervised"] = field(
-        default="ignored",
-        metadata={
-            "help": "ignored: padding is not seen. supervised: every row is filled to `max_length` with the EOS token, which "
-            "the model sees and is trained on, as LLaDA's fine-tuning does (arXiv 2502.09992, section 2.3)."
-        },
-    )
-    append_eos: bool = field(
-        default=False,
-        metadata={"help": "End each text, or each completion, with the tokenizer's EOS token, maskable."},
-    )
-    as_chat: bool = field(
-        default=False,
-        metadata={"help": "Write prompt and completion as a chat of two messages, by the tokenizer's chat template."},
-    )
-
-    def __post_init__(self) -> None:
-        known = {name for names in _KINDS.values() for name in names} | set(_OPTIONAL_COLUMNS)
-        if unknown := sorted(set(self.columns) - known):
-            raise ConfigurationError(f"`columns` may rename {', '.join(sorted(known))}; found {', '.join(unknown)}.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigurationError(f"`max_length` must be at least 1, got {self.max_length}.")
-        for name, allowed in (("overlong", ("truncate", "drop", "error")), ("pads", ("ignored", "supervised"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.pads == "supervised" and self.max_length is None:
-            raise ConfigurationError("`pads: supervised` fills rows to `max_length`, which is not set; set it.")
-        if self.overlong != "truncate" and self.max_length is None:
-            raise ConfigurationError(f"`overlong: {self.overlong}` compares rows with `max_length`, which is not set; set it.")
 
 
 def prepare_rows(
@@ -103,15 +58,14 @@ def prepare_rows(
         ConfigurationError: If the settings ask for what the tokenizer does not have.
     """
     settings = settings or DataSettings()
-    if not isinstance(rows, datasets.Dataset):
-        rows = datasets.Dataset.from_list([dict(row) for row in rows])
+    rows = as_dataset(rows)
     if not len(rows):
         raise DataFormatError("The data holds no row; training needs at least one.")
-    rows = rows.rename_columns({theirs: ours for ours, theirs in _renamed(given_columns(rows), settings).items()})
-    kind = _kind_of(given_columns(rows))
+    kind = check_columns(given_columns(rows), settings)
+    rows = rows.rename_columns(renamed(given_columns(rows), settings.columns))
     encoder = _Encoder(kind, tokenizer, settings, mask_token_id, sample=rows[0])
     id_columns = ["input_ids", *([DRAFT_COLUMN] if encoder.with_drafts else [])]
-    wanted = [name for name in (*_KINDS[kind], *_OPTIONAL_COLUMNS, ROW_NUMBER) if name in rows.column_names]
+    wanted = [name for name in (*columns_read(kind), ROW_NUMBER) if name in rows.column_names]
     prepared = rows.select_columns(wanted).map(
         encoder,
         with_indices=True,
@@ -158,29 +112,19 @@ def _unasked_header(tokenizer: Any) -> list[int]:
     return ending[places[0] + 1 :] if len(places) > 1 else []
 
 
-def given_columns(rows: datasets.Dataset) -> list[str]:
-    """The columns that the data came with."""
-    return [name for name in rows.column_names if name != ROW_NUMBER]
+def check_columns(columns: Sequence[str], settings: DataSettings) -> str:
+    """Check the columns of raw rows, and say which kind of row they make.
 
-
-def _renamed(columns: Sequence[str], settings: DataSettings) -> dict[str, str]:
-    if missing := sorted(set(settings.columns.values()) - set(columns)):
-        raise DataFormatError(f"The data has no column {', '.join(missing)}; it has {', '.join(columns)}.")
-    if taken := sorted(ours for ours, theirs in settings.columns.items() if ours != theirs and ours in columns):
-        raise DataFormatError(f"The data already has a column {', '.join(taken)}; `columns` cannot give its name to another.")
-    return dict(settings.columns)
-
-
-def _kind_of(columns: Sequence[str]) -> str:
-    kinds = [kind for kind, names in _KINDS.items() if set(names) <= set(columns)]
-    expected = " or ".join("+".join(names) for names in _KINDS.values())
-    if len(kinds) != 1:
-        found = "several of them" if kinds else "none"
-        raise DataFormatError(
-            f"Rows need the columns {expected}, and only one of these; found {found} in {', '.join(columns)}. "
-            "Rename with `columns`, or drop what is not meant."
-        )
-    return kinds[0]
+    Raises:
+        DataFormatError: If they fit no kind, or nothing reads one of them.
+    """
+    names = renamed(columns, settings.columns)
+    ours = [names.get(name, name) for name in columns]
+    kind = kind_of(ours)
+    if settings.unread_columns == "refused":
+        cure = "rename with `columns`, drop what is not meant, or set `unread_columns: ignored`"
+        refuse_unread(ours, columns_read(kind), f"rows of kind `{kind}`", cure)
+    return kind
 
 
 class _Encoder:
@@ -247,11 +191,12 @@ class _Encoder:
 
     def _draft(self, row: Mapping[str, Any], ids: list[int], maskable: list[bool], index: int) -> list[int]:
         """The recorded draft of a row, checked against its right tokens."""
-        draft = self._ids(row, DRAFT_COLUMN, index)
-        if len(draft) != len(ids):
+        draft, length = self._ids(row, DRAFT_COLUMN, index), len(row["input_ids"] or ())
+        if len(draft) != length:
             raise DataFormatError(
-                f"Row {index}: `{DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {len(ids)}."
+                f"Row {index}: `{DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {length}."
             )
+        draft = draft[self._own(row, length, index)]
         changed = [at for at, may in enumerate(maskable) if not may and draft[at] != ids[at]]
         if changed:
             raise DataFormatError(
@@ -279,13 +224,10 @@ class _Encoder:
 
     def _added_specials(self, sample: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """The special tokens that this tokenizer puts before and after a text, read off one text of the data."""
-        text, index = sample[_KINDS[self.kind][-1]], sample.get(ROW_NUMBER, 0)
-        bare = self._tokens(text, _KINDS[self.kind][-1], index)
-        full = self.tokenizer(text)["input_ids"]
-        starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
-        if not bare or not starts:
-            raise DataFormatError(f"Row {index}: the text must give at least one token, found {text[:60]!r}.")
-        return full[: starts[0]], full[starts[0] + len(bare) :]
+        column, index = KINDS[self.kind][-1], sample.get(ROW_NUMBER, 0)
+        text = require_text(sample[column], column, _refuse(index))
+        leading, _, trailing = encode_apart(self.tokenizer, text, _refuse(index))
+        return leading, trailing
 
     def _wrap(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[bool]]:
         if self.settings.append_eos:
@@ -295,34 +237,27 @@ class _Encoder:
         return ids, [False] * fixed + [True] * len(completion) + [False] * len(self.trailing)
 
     def _tokens(self, text: Any, column: str, index: int) -> list[int]:
-        if not isinstance(text, str):
-            raise DataFormatError(f"Row {index}: `{column}` must be text, found {type(text).__name__}.")
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        require_text(text, column, _refuse(index))
+        return encode(self.tokenizer, text, _refuse(index), add_special_tokens=False)["input_ids"]
 
     def _text(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
         return self._wrap([], self._tokens(row["text"], "text", index))
 
     def _completion(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
         if self.settings.as_chat:
-            roles = {"user": row["prompt"], "assistant": row["completion"]}
+            told = {name: require_text(row[name], name, _refuse(index)) for name in KINDS["completion"]}
+            roles = {"user": told["prompt"], "assistant": told["completion"]}
             return self._messages({"messages": [{"role": role, "content": text} for role, text in roles.items()]}, index)
         # Tokenised apart, since that is how they meet at sampling time: the prompt is given, the rest is generated.
         return self._wrap(*(self._tokens(row[column], column, index) for column in ("prompt", "completion")))
 
     def _messages(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
-        messages = row["messages"]
-        if not isinstance(messages, Sequence) or not all(isinstance(one, Mapping) for one in messages):
-            raise DataFormatError(f"Row {index}: `messages` must list messages with role and content, found {messages!r:.60}.")
-        if not messages or messages[-1].get("role") != "assistant":
-            raise DataFormatError(f"Row {index}: `messages` must end with a message whose role is assistant.")
-        write = self.tokenizer.apply_chat_template
-        try:
-            prompt = write(list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=False)
-            ids = write(list(messages), tokenize=True, return_dict=False)
-        except jinja2.TemplateError as error:  # templates refuse what they do not know, such as a system message
-            raise DataFormatError(
-                f"Row {index}: the tokenizer's chat template must be able to write the conversation, but refuses: {error}"
-            ) from error
+        refuse = _refuse(index)
+        messages = require_chat(row["messages"], "messages", refuse)
+        if not messages or messages[-1]["role"] != "assistant":
+            raise refuse("`messages` must end with a message whose role is assistant.")
+        prompt = write_chat(self.tokenizer, messages[:-1], refuse, ask=True)
+        ids = write_chat(self.tokenizer, messages, refuse)
         if ids[: len(prompt)] != prompt:
             raise DataFormatError(
                 f"Row {index}: the chat template must write the conversation as the prompt followed by the reply, and does "
@@ -335,27 +270,61 @@ class _Encoder:
         return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
     def _ids(self, row: Mapping[str, Any], column: str, index: int) -> list[int]:
-        ids = row[column] or []
+        ids = [] if row[column] is None else row[column]
         listed = isinstance(ids, list)
-        wrong = [one for one in ids if not isinstance(one, int) or not 0 <= one < 2**31] if listed else [ids]
+        wrong = [one for one in ids if type(one) is not int or not 0 <= one < 2**31] if listed else [ids]
         if wrong:
             raise DataFormatError(f"Row {index}: `{column}` must list token ids, integers of at least 0, found {wrong[0]!r}.")
         return ids
 
+    def _flags(self, row: Mapping[str, Any], column: str, length: int, index: int) -> list[bool] | None:
+        """A column that says yes or no to each token; None where the row has none."""
+        flags = row.get(column)
+        if flags is None:
+            return None
+        if not isinstance(flags, list) or len(flags) != length:
+            found = len(flags) if isinstance(flags, list) else repr(flags)[:60]
+            raise DataFormatError(f"Row {index}: {length} `input_ids` need a list of as many `{column}`, found {found}.")
+        wrong = [one for one in flags if type(one) not in (bool, int) or one not in (0, 1)]
+        if wrong:
+            raise DataFormatError(f"Row {index}: `{column}` must hold true or false, or 1 or 0, found {wrong[0]!r}.")
+        return [bool(one) for one in flags]
+
+    def _own(self, row: Mapping[str, Any], length: int, index: int) -> slice:
+        """Where the tokens stand that are the row's own; `attention_mask` says what is padding."""
+        mask = self._flags(row, "attention_mask", length, index)
+        if mask is None or not any(mask):
+            return slice(length if mask is None else 0)
+        own = slice(mask.index(True), length - mask[::-1].index(True))
+        if not all(mask[own]):
+            raise DataFormatError(
+                f"Row {index}: `attention_mask` must pad on the left or on the right only, found padding between tokens at "
+                f"position {own.start + mask[own].index(False)}; pad at the ends, or make two rows."
+            )
+        return own
+
     def _input_ids(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
         ids = self._ids(row, "input_ids", index)
-        labels, maskable = row.get("labels"), row.get("maskable")
-        if not all(isinstance(one, list | None) for one in (labels, maskable)):
-            raise DataFormatError(f"Row {index}: `labels` and `maskable` must be lists, one value for each of `input_ids`.")
+        own, labels = self._own(row, len(ids), index), row.get("labels")
+        maskable = self._flags(row, "maskable", len(ids), index)
+        if any(row.get("token_type_ids") or ()):
+            raise DataFormatError(
+                f"Row {index}: `token_type_ids` must be zeros, which is how the model is called; leave the column out."
+            )
         if labels is not None and maskable is not None:
             raise DataFormatError(f"Row {index}: give `labels` or `maskable`, not both.")
         if labels is not None:
+            if not isinstance(labels, list) or len(labels) != len(ids):
+                found = len(labels) if isinstance(labels, list) else repr(labels)[:60]
+                raise DataFormatError(f"Row {index}: {len(ids)} `input_ids` need a list of as many `labels`, found {found}.")
             maskable = [label != _IGNORED_LABEL for label in labels]
-            if any(label not in (_IGNORED_LABEL, token) for label, token in zip(labels, ids, strict=False)):
+            if any(label not in (_IGNORED_LABEL, token) for label, token in zip(labels[own], ids[own], strict=True)):
                 raise DataFormatError(f"Row {index}: a label must be its token's id, or {_IGNORED_LABEL} where not maskable.")
-        maskable = [True] * len(ids) if maskable is None else [bool(one) for one in maskable]
-        if len(maskable) != len(ids):
-            raise DataFormatError(f"Row {index}: {len(ids)} `input_ids` need as many labels, found {len(maskable)}.")
+        ids, maskable = ids[own], [True] * len(ids[own]) if maskable is None else maskable[own]
         if self.settings.append_eos:
             ids, maskable = [*ids, self.eos_token_id], [*maskable, True]
         return ids, maskable
+
+
+def _refuse(index: int) -> Refuse:
+    return lambda words: DataFormatError(f"Row {index}: {words}")

@@ -9,24 +9,31 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
+from prism_plugin.data.columns import DRAFT_COLUMN, refuse_unread
 from prism_plugin.errors import DataFormatError
 
 PREPARED_COLUMNS = ("example_id", "input_ids", "maskable")
-DRAFT_COLUMN = "draft_ids"
+BESIDE_PREPARED = (DRAFT_COLUMN, "attention_mask")
 
 
 def check_prepared(row: Mapping[str, Any], name: str) -> None:
-    """Refuse a data set whose first row is not a prepared one.
+    """Refuse a row that is not a prepared one.
 
     Raises:
-        DataFormatError: If a column is missing, or `input_ids` and `maskable` differ in length.
+        DataFormatError: If it is no mapping, a column is missing or read by nothing, or the columns differ in length.
     """
+    if not isinstance(row, Mapping):
+        raise DataFormatError(
+            f"The rows of `{name}` must be mappings of column names to values, found {type(row).__name__}; make them with "
+            "`prepare_rows`."
+        )
     if missing := [column for column in PREPARED_COLUMNS if column not in row]:
         raise DataFormatError(
             f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
             "`prepare_rows`."
         )
-    for other in ("maskable", DRAFT_COLUMN):
+    refuse_unread(row, (*PREPARED_COLUMNS, *BESIDE_PREPARED), "prepared rows", "drop what is not meant")
+    for other in ("maskable", *BESIDE_PREPARED):
         lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
         if lengths[0] != lengths[-1]:
             raise DataFormatError(

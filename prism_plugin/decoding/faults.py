@@ -17,6 +17,8 @@ class Fault(IntEnum):
     OVER_BUDGET = 3
     NOT_A_NUMBER = 4
     WRITES_A_MASK = 5
+    QUALITY_NOT_A_NUMBER = 6
+    VISIBLE_NOT_A_NUMBER = 7
 
 
 IN_WORDS = {
@@ -30,11 +32,15 @@ IN_WORDS = {
     "weights, and load a model in bfloat16 or float32 if float16 is too narrow for it.",
     Fault.WRITES_A_MASK: "a decider writes tokens that may be drawn, but {unmasking} wrote the mask token; take it back by "
     "`remask`.",
+    Fault.QUALITY_NOT_A_NUMBER: "the quality of a token must be a number, but the quality head gave NaN; look at its "
+    "weights and the backbone's.",
+    Fault.VISIBLE_NOT_A_NUMBER: "the model's logits must be numbers, but NaN or infinity came at a revealed position; look "
+    "at its weights.",
 }
 
 
 def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenIds, mask_token_id: int) -> PerRow:
-    """Each row's fault at a look.
+    """Each row's fault at a look; of several the last of those that are looked for.
 
     Args:
         view: What the decider saw.
@@ -48,10 +54,14 @@ def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenId
     found = {
         Fault.OVER_BUDGET: decision.remask.sum(-1) > budget.remask,
         Fault.TAKES_BACK_ELSEWHERE: (decision.remask & ~view.revealed).any(-1),
-        Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
         Fault.WRITES_A_MASK: (decision.write & ~decision.remask & (tokens == mask_token_id)).any(-1),
-        Fault.WRITES_ELSEWHERE: (decision.write & ~writable).any(-1),
+        Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
     }
+    if view.visible_confidence is not None:
+        found[Fault.VISIBLE_NOT_A_NUMBER] = view.visible_confidence.isnan().any(-1)
+    if view.quality is not None:
+        found[Fault.QUALITY_NOT_A_NUMBER] = (view.quality.isnan() & view.editable).any(-1)
+    found[Fault.WRITES_ELSEWHERE] = (decision.write & ~writable).any(-1)
     fault = torch.zeros_like(view.step)
     for number, where in found.items():
         fault = fault.masked_fill(where, number)

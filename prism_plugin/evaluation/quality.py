@@ -5,8 +5,9 @@ truth; in free text another token may do as well, and "right" means "what the da
 predict. Only tokens that the model wrote are judged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.categorical import token_confidence
+from prism_plugin.core.finite import require_numbers
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.remasking import NeverRemasking
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import ConfidenceUnmasking
 from prism_plugin.core.view import Budget, Decider, Decision, StepView
-from prism_plugin.data import PrismCollator
+from prism_plugin.data import PrismCollator, as_dataset
 from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
@@ -111,7 +113,7 @@ class _Gathered:
 
     def joined(self) -> JudgedTokens:
         whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        scores = {name: whole.pop(name) for name in SCORES if name in whole}
+        scores = {name: require_numbers(whole.pop(name), name) for name in SCORES if name in whole}
         return JudgedTokens(scores=scores, step=whole.pop("step", None), **whole)
 
 
@@ -119,7 +121,7 @@ class _Gathered:
 def judge_drafts(
     model: PrismModel,
     objective: Objective,
-    rows: datasets.Dataset,
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 32,
     seed: int = 0,
@@ -141,7 +143,9 @@ def judge_drafts(
     Raises:
         ConfigurationError: If no term of the objective judges tokens.
         DataFormatError: If no draft filled a token, or objective and recorded drafts do not go together.
+        NonFiniteError: If the model has no number for a token.
     """
+    rows = as_dataset(rows)
     if not objective.reads_quality_of("draft"):
         raise ConfigurationError(
             f"To judge drafts, an objective needs a term that reads the quality head on them, but {objective.title} has none; "
@@ -213,7 +217,7 @@ def _take_note(
 
 def judge_states(
     sampler: RemaskingSampler,
-    rows: datasets.Dataset,
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
     *,
     masked: float = 1.0,
     batch_size: int = 32,
@@ -238,6 +242,7 @@ def judge_states(
     """
     if not 0 < masked <= 1:
         raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
+    rows = as_dataset(rows)
     if "draft_ids" in rows.column_names:
         raise DataFormatError(
             "The rows have recorded drafts (`draft_ids`), which a sampler that starts from masks would ignore; drop the "

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import (
     BackboneSpec,
@@ -21,36 +20,26 @@ from prism_plugin.backbones import (
     hidden_size_of,
     lm_head_of,
     require_ok,
+    require_visible_token,
     resolve_mask_token_id,
 )
+from prism_plugin.backbones.call_changes import CallChanges
+from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.heads import has_inner_size
-from prism_plugin.modeling.hub import facts_to_share, push_model
+from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.lm_head import gathered_rows, has_row_gathering, install_row_gathering, to_row_index
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
+from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
-from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored, save_model
+from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
+from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.texts import check_ids, encode_texts
+from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
-from prism_plugin.types import FlatIndex, HiddenStates, PerToken, Rows, TokenIds, TokenMask
-
-
-@dataclass
-class PrismModelOutput(ModelOutput):
-    """Result of one forward. A `ModelOutput`, because DDP, FSDP and accelerate look for tensors inside of those.
-
-    Attributes:
-        logits: Rows for the true positions of `logits_at` in row-major order; None when not asked for.
-        quality_logits: Head output before the sigmoid, float32; None with `with_quality=False`.
-        hidden_states: Final hidden states, the input of the head; None when not asked for.
-    """
-
-    logits: Rows | None = None
-    quality_logits: PerToken | None = None
-    hidden_states: HiddenStates | None = None
+from prism_plugin.types import FlatIndex, PerToken, TokenIds, TokenMask
 
 
 class PrismModel(BackbonePassthrough):
@@ -67,6 +56,8 @@ class PrismModel(BackbonePassthrough):
         tokenizer: The tokenizer given, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         card_facts: What was measured, for the model card; None: nothing.
+        loaded_from: Folder that the head was loaded from, if it was.
+        call_changes: What the backbone changed about itself when it was called.
     """
 
     def __init__(
@@ -87,6 +78,8 @@ class PrismModel(BackbonePassthrough):
         self.tokenizer = tokenizer
         self.has_merged_weights = False
         self.card_facts: CardFacts | None = None
+        self.loaded_from: Path | None = None
+        self.call_changes = CallChanges(self.plain_backbone)
         self._snapshot = snapshot
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -126,11 +119,16 @@ class PrismModel(BackbonePassthrough):
             output_hidden_states: Return the final hidden states too.
 
         Raises:
-            ConfigurationError: If `logits_at` is neither a mask of the canvas's shape nor an int64 index.
+            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
+                row is all masks and the family has no logits for that.
             BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
         """
+        if not isinstance(input_ids, Tensor):
+            raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
-        with gathered_rows(self._final_hidden_module, row_index) as request:
+        require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
+        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
+        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
@@ -147,7 +145,7 @@ class PrismModel(BackbonePassthrough):
     @torch.no_grad()
     def score(
         self,
-        texts_or_ids: Sequence[str] | TokenIds,
+        texts_or_ids: Sequence[str] | TokenIds | BatchEncoding,
         attention_mask: TokenMask | None = None,
         *,
         batch_size: int = 32,
@@ -155,7 +153,8 @@ class PrismModel(BackbonePassthrough):
         """Rate every token: the probability that it is right, given the rest. The model's mode is left as it was.
 
         Args:
-            texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side, or tokens.
+            texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side; tokens, [batch, length];
+                or what a tokenizer gives with `return_tensors="pt"`, which brings its mask.
             attention_mask: True where there is a token; only with tokens.
             batch_size: Rows per forward pass, >= 1.
 
@@ -163,38 +162,27 @@ class PrismModel(BackbonePassthrough):
             Quality in [0, 1], float32; 0 at padding.
 
         Raises:
-            ConfigurationError: If there is nothing to rate, texts are given but the model has no tokenizer, or with a mask,
-                `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions, or there is
-                padding and the family takes no attention mask.
+            ConfigurationError: If there is nothing to rate, or something else than these; texts come without a tokenizer, or
+                with a mask; `batch_size` is below 1, ids are outside the vocabulary, a row is longer than there are positions,
+                or there is padding and the family takes no attention mask.
+            NonFiniteError: If the quality of a token is no number.
         """
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if isinstance(texts_or_ids, str) or not len(texts_or_ids):
-            raise ConfigurationError(
-                f"`score` rates a list of at least one text, or a batch of token ids, got {texts_or_ids!r}; give it a list."
-            )
-        input_ids = texts_or_ids
-        if not isinstance(texts_or_ids, Tensor):
-            if attention_mask is not None:
-                raise ConfigurationError(
-                    "`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out."
-                )
-            input_ids, attention_mask = encode_texts(self, texts_or_ids)
-        check_ids(self, input_ids)
+        input_ids, attention_mask = rows_to_score(self, texts_or_ids, attention_mask)
         if self.spec.attention_mask == "none" and attention_mask is not None and not attention_mask.all():
             raise ConfigurationError(
                 f"{self.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found padding; "
                 "score rows of one length together."
             )
-        masks = [None] * len(input_ids) if attention_mask is None else attention_mask.to(self.device)
         batches = []
         with evaluation_mode(self):
             for start in range(0, len(input_ids), batch_size):
                 rows = slice(start, start + batch_size)
-                mask = None if attention_mask is None else masks[rows]
+                mask = None if attention_mask is None else attention_mask[rows].to(self.device)
                 quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
-                batches.append(quality if mask is None else quality * mask)
-        return torch.cat(batches)
+                batches.append(quality if mask is None else quality.where(mask, 0.0))
+        return require_numbers(torch.cat(batches), "quality")
 
     def merge_and_unload(self) -> PreTrainedModel:
         """Add the adapter to the backbone's weights, for good, and drop the wrapper. The head stays on this model.
@@ -203,16 +191,17 @@ class PrismModel(BackbonePassthrough):
             The backbone with changed weights; the same object if there was no adapter.
         """
         if isinstance(self.backbone, PeftModel):
-            self.remove_hook()
+            self.release_backbone()
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
 
-    def remove_hook(self) -> None:
-        """Take the hook off the backbone, and change nothing else. `forward` fails from then on."""
+    def release_backbone(self) -> None:
+        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
         self._row_gathering.remove()
+        self.call_changes.put_back()
 
     def detach(self) -> PreTrainedModel:
         """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
@@ -220,7 +209,7 @@ class PrismModel(BackbonePassthrough):
         Weights that were trained (`train_backbone=True`) or merged stay as they are. This model cannot be used afterwards.
         """
         backbone = self.plain_backbone
-        self.remove_hook()
+        self.release_backbone()
         self._snapshot.restore(backbone)
         del self.backbone
         return backbone
@@ -257,6 +246,7 @@ class PrismModel(BackbonePassthrough):
             stored.adapter.inference_mode = not is_trainable
         config = replace(stored.config, backbone_name=stored.backbone_location)
         model = attach_quality_head(backbone, config, lora=stored.adapter, tokenizer=tokenizer)
+        model.loaded_from = stored.folder
         try:
             load_weights(model, stored.folder)
         except BaseException:
@@ -282,10 +272,9 @@ class PrismModel(BackbonePassthrough):
             figures: Measured figures for the model card, by name; None: those of `card_facts`.
 
         Raises:
-            SavingError: If the files cannot be written.
+            SavingError: If the folder is that of the backbone, holds files of others, or cannot be written.
         """
-        facts = facts_to_share(self.card_facts, self.prism_config, figures, ask_hub=False)
-        save_model(self, directory, state_dict=state_dict, facts=facts)
+        save_into(self, directory, state_dict=state_dict, figures=figures)
 
     def push_to_hub(
         self,

@@ -10,7 +10,6 @@
 A folder is whole exactly when prism_config.json is in it: that file leaves first and comes last.
 """
 
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import (
@@ -35,10 +33,19 @@ from prism_plugin.backbones import (
     read_weights,
 )
 from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
+from prism_plugin.modeling.adapter_files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    adapter_tensors,
+    put_adapter,
+    read_adapter_config,
+    write_adapter,
+)
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
 from prism_plugin.modeling.staging import staged_files
-from prism_plugin.modeling.strict_files import read_json, read_tensors, require_keys
+from prism_plugin.modeling.strict_files import read_json, read_tensors, require_finite, require_keys
+from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
 
 if TYPE_CHECKING:
     from prism_plugin.modeling.model import PrismModel
@@ -46,8 +53,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CONFIG_FILE = "prism_config.json"
 HEAD_FILE = "quality_head.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 IN_THIS_FOLDER = "."
 # Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
 _SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
@@ -96,6 +101,8 @@ def save_model(
 
     Raises:
         SavingError: If the files cannot be written.
+        NonFiniteError: If a weight is NaN or infinite.
+        ConfigurationError: If several adapters are active.
     """
     directory = Path(directory)
     with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
@@ -123,8 +130,12 @@ def write_files(
 
     Returns:
         The settings as they were written.
+
+    Raises:
+        NonFiniteError: If a weight is NaN or infinite.
+        ConfigurationError: If several adapters are active.
     """
-    weights = None if state_dict is None else {_bare_key(key): value for key, value in state_dict.items()}
+    weights = None if state_dict is None else {bare_key(key): value for key, value in state_dict.items()}
     backbone, has_adapter = model.backbone, isinstance(model.backbone, PeftModel)
     holds_backbone = with_backbone or model.holds_own_backbone
     config = model.prism_config
@@ -132,17 +143,15 @@ def write_files(
         config = replace(config, backbone_name=IN_THIS_FOLDER, base_model=config.base_model or _hub_id(config.backbone_name))
     else:
         config = replace(config, backbone_name=_recorded_name(config.backbone_name, directory))
-    of_backbone = None if weights is None else _without_prefix(weights, "backbone.")
+    of_backbone = None if weights is None else without_prefix(weights, "backbone.")
+    head = model.quality_head.state_dict() if weights is None else without_prefix(weights, "quality_head.")
+    require_finite_weights({f"quality_head.{name}": tensor for name, tensor in head.items()})
     if has_adapter:
-        adapter = backbone.active_peft_config
-        adapter.base_model_name_or_path = config.backbone_name
-        if isinstance(adapter.target_modules, set):
-            adapter.target_modules = sorted(adapter.target_modules)  # the same file every time
-        # False: "auto" would ask the Hub whether the embeddings were resized.
-        backbone.save_pretrained(stage, state_dict=of_backbone, save_embedding_layers=False)
+        require_finite_weights(adapter_tensors(backbone, of_backbone))
+        write_adapter(backbone, stage, base_model=config.backbone_name, state_dict=of_backbone)
     if holds_backbone:
+        require_finite_weights(parameters_of(backbone, backbone.state_dict() if of_backbone is None else of_backbone))
         backbone.save_pretrained(stage, state_dict=of_backbone)
-    head = model.quality_head.state_dict() if weights is None else _without_prefix(weights, "quality_head.")
     save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
     if model.tokenizer is not None:
         _write_tokenizer(model.tokenizer, stage)
@@ -185,14 +194,6 @@ def save_scaling(directory: str | Path, *, temperature: float, bias: float) -> N
         _write_config(config, stage, has_adapter=stored.adapter is not None)
 
 
-def _bare_key(key: str) -> str:
-    return key.replace("_orig_mod.", "")  # torch.compile's prefix
-
-
-def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
 def _hub_id(name: str | None) -> str | None:
     return None if name is None or looks_like_path(name) or Path(name).is_dir() else name
 
@@ -216,7 +217,7 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
     """
     folder = locate(path_or_id, revision=revision)
     config, has_adapter = read_config(folder)
-    return StoredModel(folder, config, _read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
+    return StoredModel(folder, config, read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
 
 
 def read_config(folder: Path) -> tuple[PrismConfig, bool]:
@@ -261,19 +262,6 @@ def locate(path_or_id: str | Path, *, revision: str | None = None) -> Path:
             f"{str(path_or_id)!r} is neither a folder nor a repository that can be reached or is cached "
             f"({type(error).__name__}); check the name, or go online."
         ) from error
-
-
-def _read_adapter_config(path: Path) -> PeftConfig:
-    values = read_json(path)
-    peft_type = values.get("peft_type")
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise StoredStateError(f"{path}: `peft_type` must be one that the installed PEFT knows, found {peft_type!r}.")
-    known = set(inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]).parameters)
-    require_keys(path, values, known, optional=known)
-    try:
-        return PeftConfig.from_peft_type(**values)
-    except (TypeError, ValueError) as error:
-        raise StoredStateError(f"{path}: PEFT refuses it: {error}") from error
 
 
 def load_parts(
@@ -340,7 +328,9 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
     """Put the weights of a folder into a model that was attached with the same settings. All of them, or none.
 
     Raises:
-        StoredStateError: If the folder belongs to other settings, or a file is missing, truncated or not as expected.
+        StoredStateError: If the folder belongs to other settings, a file is missing, truncated or not as expected, or a weight
+            is NaN or infinite.
+        ConfigurationError: If several adapters of the model are active.
     """
     stored = read_stored(Path(directory))
     require_same_backbone(stored.config, stored.folder, model.plain_backbone, model.spec)
@@ -369,19 +359,14 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
     of_head = model.quality_head.state_dict()
     head = read_tensors(stored.folder / HEAD_FILE, of_head)
     if has_adapter:
-        expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
-        adapter = read_tensors(stored.folder / ADAPTER_FILE, expected)
+        expected = adapter_tensors(model.backbone)
+        adapter = read_tensors(stored.folder / ADAPTER_FILE, expected, any_float=True)
     if model.prism_config.train_backbone:
         trained = read_weights(stored.folder, model.plain_backbone)
-        model.backbone.load_state_dict(_sharded_like(model.backbone.state_dict(), trained))
+        require_finite(stored.folder, parameters_of(model.plain_backbone, trained))
+        model.backbone.load_state_dict(sharded_like(model.backbone.state_dict(), trained))
+    elif stored.holds_backbone:
+        require_finite(stored.folder, dict(model.plain_backbone.named_parameters()))
     if has_adapter:
-        set_peft_model_state_dict(model.backbone, _sharded_like(expected, adapter))
-    model.quality_head.load_state_dict(_sharded_like(of_head, head))
-
-
-def _sharded_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each tensor the placement of the parameter that takes it. Collective where parameters are sharded (FSDP2)."""
-    return {
-        key: distribute_tensor(tensors[key], one.device_mesh, one.placements) if isinstance(one, DTensor) else tensors[key]
-        for key, one in parameters.items()
-    }
+        put_adapter(model.backbone, sharded_like(expected, adapter))
+    model.quality_head.load_state_dict(sharded_like(of_head, head))

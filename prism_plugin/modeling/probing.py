@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, device_of, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
+from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -17,6 +18,7 @@ from prism_plugin.backbones.probe import (
     judge_finite,
     judge_gathering,
     judge_padding,
+    kept_random_state,
     not_run,
     plain_tokens,
     why_not_run,
@@ -40,6 +42,7 @@ class Probed(Protocol):
     quality_head: QualityHead
     mask_token_id: int
     plain_backbone: PreTrainedModel
+    call_changes: CallChanges
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object: ...
 
@@ -64,9 +67,11 @@ def probe_model(model: Probed) -> list[Check]:
     if rotary.ok is False:  # the looks would measure its noise
         return [*(not_run(name, "the rotary tables are damaged") for name in FORWARD_CHECKS), rotary, _head_dtype(model)]
     device = device_of(input_embeddings_of(backbone, model.spec))
-    cuda = [device] if device.type == "cuda" else []
-    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        looked = _look(model, device)
+    try:
+        with evaluation_mode(model), torch.no_grad(), kept_random_state(device):
+            looked = _look(model, device)
+    finally:
+        model.call_changes.put_back()
     return [*looked, rotary, _head_dtype(model)]
 
 

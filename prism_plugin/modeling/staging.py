@@ -1,6 +1,7 @@
 """Files that appear together or not at all: written into a hidden folder beside, flushed, and moved when all are whole."""
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -27,7 +28,7 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         SavingError: If something cannot be written or moved. What stood in `directory` is unchanged.
     """
     beside = directory if directory.is_dir() else directory.parent
-    stage = beside / f".{directory.name}-{uuid.uuid4().hex}"
+    stage = beside / f".{directory.resolve().name}-{uuid.uuid4().hex}"
     try:
         stage.mkdir(parents=True)
         yield stage
@@ -46,6 +47,14 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path, *files: str) -> None:
+    """Take away what killed processes were writing into a folder, and these files of it; nobody may be writing now."""
+    names = "|".join(re.escape(name) for name in (directory.resolve().name, *files))
+    for one in directory.glob(".*"):
+        if re.fullmatch(rf"\.({names})-[0-9a-f]{{32}}", one.name) and not one.is_symlink():
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
 
 
 def _move_into(directory: Path, stage: Path, marker: str, stale: set[str]) -> None:

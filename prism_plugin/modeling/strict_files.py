@@ -1,15 +1,17 @@
 """Reads files that must be exactly what was written: a mismatch is one sentence with the file, the key and what was found."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prism_plugin.core.finite import first_not_finite
 from prism_plugin.errors import StoredStateError
+from prism_plugin.parsing import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StoredStateError: If it is missing, damaged or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, ValueError) as error:
@@ -42,8 +44,13 @@ def require_keys(path: Path, values: Mapping[str, Any], expected: set[str], opti
             raise StoredStateError(f"{path}: `{key}` is not a key that anything reads; known: {', '.join(sorted(expected))}.")
 
 
-def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a safetensors file that must hold exactly the expected keys and shapes.
+def read_tensors(path: Path, expected: Mapping[str, Tensor], *, any_float: bool = False) -> dict[str, Tensor]:
+    """Read a safetensors file that must hold exactly the expected keys, shapes and dtypes, and finite numbers.
+
+    Args:
+        path: The file.
+        expected: What the model has.
+        any_float: Where a floating-point number is expected, one of any precision will do.
 
     Raises:
         StoredStateError: If it does not; the sentence names the file, the key, what was expected and what was found.
@@ -58,7 +65,29 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         found, wanted = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (stored, expected))
         if found != wanted:
             raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
+        found, wanted = stored[key].dtype, expected[key].dtype
+        if found != wanted and not (any_float and found.is_floating_point and wanted.is_floating_point):
+            raise StoredStateError(f"{path}: `{key}` should be of dtype {_in_words(wanted)}, found {_in_words(found)}.")
+    require_finite(path, stored)
     return stored
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check weights that were read from `path`.
+
+    Raises:
+        StoredStateError: If one is NaN or infinite.
+    """
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise StoredStateError(
+            f"{path}: `{name}` must hold finite numbers, found NaN or infinity, and such weights are never loaded; take an "
+            "older checkpoint, or train again at a lower learning rate."
+        )
+
+
+def _in_words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _missing(path: Path) -> StoredStateError:

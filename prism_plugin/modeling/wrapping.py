@@ -1,6 +1,7 @@
 """Puts an adapter on a backbone, and remembers the user's model so that it can be given back as it was."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.modeling.reopening import require_reopening, without_values
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class BackboneSnapshot:
 
     @classmethod
     def take(cls, backbone: PreTrainedModel, spec: BackboneSpec) -> "BackboneSnapshot":
-        """Look at a backbone before anything is changed."""
+        """Look at a backbone before anything is changed.
+
+        Raises:
+            BackboneError: If the spec names a setting that the backbone lacks.
+        """
         modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
         owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
@@ -94,6 +100,12 @@ def require_trainable_weights(backbone: PreTrainedModel) -> None:
         )
 
 
+def changed_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> dict[str, tuple[Any, Any]]:
+    """What `apply_settings` would change: dotted path of an attribute -> its value now, and the value while attached."""
+    found = {path: getattr(*_owner_of(backbone, path)) for path, _ in spec.settings_while_attached}
+    return {path: (found[path], value) for path, value in spec.settings_while_attached if found[path] != value}
+
+
 def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
     """Set what the spec wants set while a quality head is attached."""
     for path, value in spec.settings_while_attached:
@@ -116,8 +128,14 @@ def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> It
 
 def _owner_of(root: object, path: str) -> tuple[object, str]:
     *owners, name = path.split(".")
+    backbone = root
     for owner in owners:
-        root = getattr(root, owner)
+        root = getattr(root, owner, None)
+    if not hasattr(root, name):
+        raise BackboneError(
+            f"`settings_while_attached` of a BackboneSpec must name attributes of the model, but {type(backbone).__name__} has "
+            f"no `{path}`; correct the spec."
+        )
     return root, name
 
 
@@ -130,18 +148,18 @@ def wrap_with_adapter(
     `bias` trains the backbone's own; the snapshot keeps copies of those.
 
     Raises:
-        ConfigurationError: If PEFT refuses the config, an entry of `target_modules` matches nothing, or the adapter would
-            change the LM head, which would make it read rows that it was not trained for and break tied embeddings.
+        ConfigurationError: If PEFT refuses the config, an entry of `target_modules` matches nothing, what it trains could not
+            be trained as it is set or be opened again, or the adapter would change the LM head, which would make it read rows
+            that it was not trained for and break tied embeddings.
     """
-    if adapter.is_prompt_learning:
-        raise ConfigurationError(
-            f"`lora` must adapt weights, but {type(adapter).__name__} adds virtual tokens, so positions would no longer match; "
-            "use LoraConfig or another config with `target_modules`."
-        )
+    _require_usable(adapter)
     adapter = copy.deepcopy(adapter)  # PEFT writes into the config it is given
     adapter.base_model_name_or_path = None  # PEFT puts the backbone's here, and warns where there was another
     if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
         adapter.target_modules = set(spec.lora_target_modules)
+        if getattr(adapter, "feedforward_modules", ()) is None:
+            adapter.feedforward_modules = []  # the spec names attention layers; IA3 would put its own guess here
+    skeleton = without_values(backbone)
     forbidden = _lm_head_names(backbone, spec)
     own = dict(backbone.named_parameters())
     rewriting = isinstance(getattr(adapter, "init_lora_weights", None), str)
@@ -172,7 +190,38 @@ def wrap_with_adapter(
                 f"but nothing is called {', '.join(idle)}; leave that out, or name layers such as "
                 f"{', '.join(spec.lora_target_modules)}."
             )
+    require_reopening(wrapped, skeleton, _with_peft)
     return wrapped
+
+
+_VIRTUAL_TOKENS = "adds virtual tokens, so positions would no longer match"
+# Types of PEFT that no model here can be trained with as they are set, and why.
+_UNUSABLE = {
+    "ADALORA": "gives out its ranks by calls between the steps, which nothing here makes",
+    "ADAPTION_PROMPT": _VIRTUAL_TOKENS,
+    "POLY": "reads the number of a task with each row, which no batch has here",
+    "SHADOW": "runs a second network that returns more than tensors between the layers",
+    "XLORA": "mixes adapters that were trained before",
+}
+
+
+def _require_usable(adapter: PeftConfig) -> None:
+    """Refuse what can be seen in a config alone."""
+    name, peft_type = type(adapter).__name__, getattr(adapter.peft_type, "value", adapter.peft_type)
+    reason = _VIRTUAL_TOKENS if adapter.is_prompt_learning else _UNUSABLE.get(peft_type)
+    if getattr(adapter, "use_asa", False):  # AdaMSS, which may do without
+        reason = "with `use_asa` gives out its subspaces by calls between the steps, which nothing here makes"
+    if reason is not None:
+        raise ConfigurationError(
+            f"`lora` must adapt weights, but {name} {reason}; use LoraConfig or another config with `target_modules`."
+        )
+    scales = {key: getattr(adapter, key, None) for key in ("lora_alpha", "alpha")}
+    scales |= {f"alpha_pattern[{key!r}]": value for key, value in (getattr(adapter, "alpha_pattern", None) or {}).items()}
+    for key, value in scales.items():
+        if isinstance(value, int | float) and (value == 0 or not math.isfinite(value)):
+            raise ConfigurationError(
+                f"`{key}` of {name} multiplies what the adapter adds, so it must be a finite number other than 0, got {value}."
+            )
 
 
 def _with_peft(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
 from prism_plugin.decoding.state import Canvas
 from prism_plugin.errors import SamplingError
+from prism_plugin.modeling.texts import read_ids
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
 
@@ -70,27 +72,16 @@ def _number_blocks(editable: TokenMask, block_length: int | None) -> tuple[Token
     return torch.where(editable, number, -1), used.sum(-1)
 
 
-def check_request(input_ids: TokenIds, attention_mask: Tensor | None, vocab_size: int) -> TokenMask:
-    """Check what the caller passed, and say which positions are the rows' own tokens.
+def read_request(
+    input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None, vocab_size: int
+) -> tuple[TokenIds, TokenMask]:
+    """Read what the caller passed: token ids, and which positions are the rows' own tokens.
 
     Raises:
         SamplingError: If the ids are not a matrix of integers inside the vocabulary, or the mask does not fit them.
     """
-    if input_ids.dim() != 2 or input_ids.shape[0] == 0 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise SamplingError(
-            f"`input_ids` must be integer ids of shape [batch, length] with at least one row, got {_describe(input_ids)}; "
-            "a single prompt needs a batch dimension (`input_ids.unsqueeze(0)`)."
-        )
-    if attention_mask is None:
-        present = torch.ones_like(input_ids, dtype=torch.bool)
-    elif attention_mask.shape != input_ids.shape:
-        raise SamplingError(
-            f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}, got {_describe(attention_mask)}."
-        )
-    elif not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise SamplingError("`attention_mask` must hold 1 for the row's own tokens and 0 for padding, found other values.")
-    else:
-        present = attention_mask.to(device=input_ids.device, dtype=torch.bool)
+    input_ids, attention_mask = read_ids(input_ids, attention_mask, SamplingError)
+    present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
     runs = present[:, :1].sum(-1) + (present[:, 1:] & ~present[:, :-1]).sum(-1)
     if (runs > 1).any():
         raise SamplingError(
@@ -103,8 +94,4 @@ def check_request(input_ids: TokenIds, attention_mask: Tensor | None, vocab_size
             f"`input_ids` must lie in the model's vocabulary, 0 to {vocab_size - 1}, found {int(input_ids[outside][0])}; "
             "use the tokenizer that belongs to the model."
         )
-    return present
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
+    return input_ids, present

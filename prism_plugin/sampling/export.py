@@ -29,6 +29,7 @@ from prism_plugin.modeling.hub import facts_to_share, require_shareable, upload
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import CONFIG_FILE, write_files
+from prism_plugin.modeling.places import read_by, require_apart
 from prism_plugin.modeling.staging import require_place, staged_files
 from prism_plugin.sampling.exported import BACKBONE_FILE, generate
 from prism_plugin.sampling.exported_loading import load
@@ -73,14 +74,15 @@ def export_sampler(
 
     Raises:
         UnknownNameError: If a rule has no name.
-        ConfigurationError: If a rule is not of this package, weights cannot be merged, or without merging nobody else could
-            load the backbone.
+        ConfigurationError: If `sampler` is none, a rule is not of this package, weights cannot be merged, without merging
+            nobody else could load the backbone, or the folder lies in one that the model was read from.
         SavingError: If the folder is not empty, or cannot be written.
     """
     _require_exportable(sampler, merge)
     directory = Path(directory)
     require_free_folder(directory)
     model = sampler.model
+    require_apart(directory, read_by(model), "An export")
     facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=False)
     _write(sampler, directory, merge=merge, facts=facts)
 
@@ -153,6 +155,11 @@ def _is_ours(rule: type) -> bool:
 
 
 def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
+    if not isinstance(sampler, RemaskingSampler):
+        raise ConfigurationError(
+            f"An export is made of a RemaskingSampler, got {type(sampler).__name__}; make one with "
+            "`RemaskingSampler.from_preset(...)`."
+        )
     sampler.to_dict()  # a rule without a name is refused here
     for rule in (sampler.unmasking, sampler.remasking, sampler.schedule):
         if not _is_ours(type(rule)):

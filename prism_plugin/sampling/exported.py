@@ -155,7 +155,7 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSamp
         try:
             yield RemaskingSampler(attached, **vars(settings))
         finally:
-            attached.remove_hook()
+            attached.release_backbone()
 
 
 def read_about_backbone(folder: Path) -> tuple[BackboneSpec, SpecialTokens | None]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from prism_plugin.backbones import pad_rows
 from prism_plugin.errors import SamplingError
+from prism_plugin.modeling.texts import require_texts
+from prism_plugin.tokenizing import encode_apart, require_chat, write_chat
 from prism_plugin.types import TokenIds, TokenMask
 
 Chat = Sequence[Mapping[str, Any]]
@@ -37,17 +39,16 @@ def lay_prompts(
     """Encode prompts and put masks after each; a text's trailing special tokens (BERT's `[SEP]`) follow them.
 
     Raises:
-        SamplingError: If there is no tokenizer, no prompt, a chat and no chat template, a text that the tokenizer cannot
-            read, or a mask token in a prompt.
+        SamplingError: If there is no tokenizer, no prompt, something else than texts and chats, a chat and no chat template, a
+            text that the tokenizer cannot read, or a mask token in a prompt.
     """
     if tokenizer is None:
         raise SamplingError(
             "`generate` needs a tokenizer, but the model has none; attach the head with `tokenizer=...`, or use `sample`."
         )
-    if isinstance(prompts, str) or not prompts:
-        raise SamplingError(f"`prompts` must be a list with at least one text or chat, got {prompts!r}.")
+    require_texts(prompts, "prompts", "text or chat", SamplingError)
     require_new_tokens(max_new_tokens)
-    encoded = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = [_encode_prompt(tokenizer, prompt, number) for number, prompt in enumerate(prompts)]
     if any(mask_token_id in before for before, _ in encoded):
         raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
     rows = [before + [mask_token_id] * max_new_tokens + after for before, after in encoded]
@@ -65,33 +66,17 @@ def require_new_tokens(max_new_tokens: int) -> None:
         raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
 
 
-def read_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """Turn a text into token ids.
-
-    Raises:
-        SamplingError: If the tokenizer cannot read it.
-    """
-    try:
-        return tokenizer(text, **options)["input_ids"]
-    except Exception as error:
-        # The tokenizers library raises bare Exceptions: "WordLevel error: Missing [UNK] token from the vocabulary".
-        if type(error) is not Exception:
-            raise
-        raise SamplingError(
-            f"the tokenizer cannot read {text[:60]!r} ({error}); use only what is in the model's vocabulary."
-        ) from error
-
-
-def _encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[list[int], list[int]]:
+def _encode_prompt(tokenizer: Any, prompt: str | Chat, number: int) -> tuple[list[int], list[int]]:
     """Token ids before and after the tokens to generate."""
-    if not isinstance(prompt, str):
-        if tokenizer.chat_template is None:
-            raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
-        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)), []
-    bare = read_text(tokenizer, prompt, add_special_tokens=False)
-    full = read_text(tokenizer, prompt)
-    starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
-    if not bare or not starts:
-        raise SamplingError(f"a prompt must give at least one token, got {prompt[:60]!r}.")
-    end = starts[0] + len(bare)
-    return full[:end], full[end:]
+    if isinstance(prompt, str):
+        leading, own, trailing = encode_apart(tokenizer, prompt, SamplingError)
+        return leading + own, trailing
+    if isinstance(prompt, Mapping | bytes) or not isinstance(prompt, Sequence) or not len(prompt):
+        raise SamplingError(
+            f"`prompts[{number}]` must be a text, or a chat, which is a list of messages, got {type(prompt).__name__}; use "
+            "`sample` for token ids."
+        )
+    chat = require_chat(prompt, f"prompts[{number}]", SamplingError)
+    if tokenizer.chat_template is None:
+        raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
+    return write_chat(tokenizer, chat, SamplingError, ask=True), []

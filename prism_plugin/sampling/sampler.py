@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
 from prism_plugin.backbones import evaluation_mode, max_row_length
 from prism_plugin.decoding.chance import GeneratorChance, Generators
@@ -20,7 +21,7 @@ from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.persistence import locate
-from prism_plugin.sampling.canvas import LaidCanvas, check_request, lay_canvas
+from prism_plugin.sampling.canvas import LaidCanvas, lay_canvas, read_request
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.prompts import Chat, lay_prompts, require_new_tokens
 from prism_plugin.sampling.records import StepRecord, record_of
@@ -92,7 +93,7 @@ class RemaskingSampler(SamplerSettings):
 
     def sample(
         self,
-        input_ids: TokenIds,
+        input_ids: TokenIds | BatchEncoding,
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
@@ -104,7 +105,8 @@ class RemaskingSampler(SamplerSettings):
         """Continue prompts.
 
         Args:
-            input_ids: Prompts, padded on the left or on the right; a row may be all padding.
+            input_ids: Prompts, padded on the left or on the right; a row may be all padding. Or what a tokenizer gives with
+                `return_tensors="pt"`, which brings its mask.
             attention_mask: 1 for the prompts' tokens, 0 for padding; None when there is no padding.
             max_new_tokens: Tokens to generate after each prompt, >= 1.
             generator: One for the batch; one per row, so that a row's tokens do not depend on the others; or None.
@@ -116,7 +118,7 @@ class RemaskingSampler(SamplerSettings):
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
         require_new_tokens(max_new_tokens)
-        present = check_request(input_ids, attention_mask, self._vocab_size)
+        input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         if (input_ids == self.model.mask_token_id).any():
             raise SamplingError(
                 f"a prompt must not contain the mask token (id {self.model.mask_token_id}), found it in `input_ids`; "
@@ -130,7 +132,7 @@ class RemaskingSampler(SamplerSettings):
 
     def infill(
         self,
-        input_ids: TokenIds,
+        input_ids: TokenIds | BatchEncoding,
         attention_mask: Tensor | None = None,
         *,
         generator: Generators = None,
@@ -144,7 +146,7 @@ class RemaskingSampler(SamplerSettings):
         is and takes part in no forward.
 
         Args:
-            input_ids: Rows with mask tokens anywhere but in padding.
+            input_ids: Rows with mask tokens anywhere but in padding; or what a tokenizer gives, as for `sample`.
             attention_mask: As for `sample`.
             generator: As for `sample`.
             on_step: As for `sample`.
@@ -154,7 +156,7 @@ class RemaskingSampler(SamplerSettings):
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
-        present = check_request(input_ids, attention_mask, self._vocab_size)
+        input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         editable = input_ids == self.model.mask_token_id
         if not editable.any():
             raise SamplingError(

@@ -16,6 +16,7 @@ from prism_plugin.core.view import Decider
 from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.staging import write_text
+from prism_plugin.parsing import parse_json
 from prism_plugin.registry import from_mapping
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
@@ -185,7 +186,7 @@ def read_settings(directory: str | Path) -> SamplerSettings:
     """
     path = Path(directory) / SAMPLER_CONFIG_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoredStateError(
             f"{directory} must hold {SAMPLER_CONFIG_NAME}, found none; write it with `RemaskingSampler.save_pretrained`."

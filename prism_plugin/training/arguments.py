@@ -1,5 +1,6 @@
 """Arguments of `PrismTrainer`."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -18,6 +19,7 @@ _FIXED = {
     "eval_do_concat_batches": (True, "the quality's AUROC is not a mean over batches"),
     "use_liger_kernel": (False, "its kernels are for transformers' own classes, which a PrismModel is not"),
     "neftune_noise_alpha": (None, "noise on the embeddings would reach the drafts, which must be what the sampler would write"),
+    "logging_nan_inf_filter": (False, "a loss that is NaN or infinite stops the run, and this would hide it"),
     "train_sampling_strategy": ("random", "the order of rows must be a function of the seed and the epoch alone"),
 }
 # Whole numbers and the least that each may be: TrainingArguments takes what only fails, or is ignored, when it is used.
@@ -43,6 +45,9 @@ class PrismTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the objective reads columns that the model's forward does not name."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay False: a loss that is NaN or infinite stops the run, and is not hidden."}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "False: every trainable parameter gets a gradient in each step, so the search would be wasted time."},
@@ -58,8 +63,8 @@ class PrismTrainingArguments(TrainingArguments):
                 raise ConfigurationError(f"`{name}` must be {value!r}, because {reason}; got {found!r}.")
         for name in ("learning_rate", "head_learning_rate"):
             found = getattr(self, name)
-            if found is not None and not found > 0:
-                raise ConfigurationError(f"`{name}` must be positive, got {found}.")
+            if found is not None and not 0 < found < math.inf:
+                raise ConfigurationError(f"`{name}` must be positive and finite, got {found}.")
         for name, least in _AT_LEAST.items():
             found = getattr(self, name)
             if found is not None and found < least:

@@ -1,9 +1,10 @@
 """What has to fit together before a step is made: model, objective, arguments and data."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import datasets
+from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, get_scheduler
@@ -11,9 +12,11 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
 from prism_plugin.backbones import max_row_length
-from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows
+from prism_plugin.backbones.quantization import packed_layers
+from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.reopening import reread_config
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -49,12 +52,21 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             f"`head_learning_rate` {args.head_learning_rate} would be ignored, since no term of {objective.title} reads the "
             "quality head; leave it out."
         )
+    if isinstance(model.backbone, PeftModel):
+        reread_config(model.backbone)
     offloaded = offloaded_weights(model.plain_backbone)
     if offloaded and len(getattr(model, "hf_device_map", ())) < 2:
         raise ConfigurationError(
             "Training beside offloaded weights needs a backbone with a `device_map` of several entries, which Trainer leaves "
             f"where they are, but this one has none and {offloaded[0]} is offloaded; load it by "
             "`from_pretrained(..., device_map=...)`, or without offloading."
+        )
+    packed = packed_layers(model.plain_backbone) if learning else []
+    if packed:
+        raise ConfigurationError(
+            f"LoRA needs 4-bit weights that let gradients through, but {len(packed)} of the layers were called in evaluation "
+            f"mode on a CPU for which bitsandbytes then packs their weights: {', '.join(packed[:3])}; load the backbone anew, "
+            "and train it first."
         )
     dropout = max(
         (getattr(lora, "lora_dropout", 0.0) for lora in getattr(model.backbone, "peft_config", {}).values()), default=0
@@ -194,15 +206,19 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
     """
     if rows is None:
         return None
+    _require_rows(rows, name)
     if not len(rows):
         raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
+    whole = isinstance(rows, datasets.Dataset | list | tuple)
+    if not whole:
+        check_prepared(rows[0], name)
     if objective is not None:
         for columns in _columns(rows):
             check_recorded(objective, columns, name)
-    whole = isinstance(rows, datasets.Dataset | list | tuple)
     if whole and "example_id" not in rows[0]:
         rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
-    check_prepared(rows[0], name)
+    if whole:
+        check_prepared(rows[0], name)
     limit = max_row_length(model.plain_backbone)
     if whole and limit is not None and longest_row(rows) > limit:
         raise DataFormatError(
@@ -211,7 +227,30 @@ def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | 
         )
     if whole:
         _check_vocabulary(rows, model, name)
+        _check_visible(rows, model, name)
     return rows
+
+
+def _require_rows(rows: Any, name: str) -> None:
+    """Refuse what is no data set that can be read by index: files, dicts of splits, streams."""
+    if isinstance(rows, list | tuple | str | bytes | Mapping):
+        require_list_of_rows(rows, name)
+    elif not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        raise DataFormatError(
+            f"`{name}` must have a length and be read by index, since rows are drawn in another order each epoch, but "
+            f"{type(rows).__name__} is not; make a list of its rows."
+        )
+
+
+def _check_visible(rows: Any, model: PrismModel, name: str) -> None:
+    if not model.spec.needs_visible_token:
+        return
+    index = next((index for index, row in enumerate(rows) if all(row["maskable"])), None)
+    if index is not None:
+        raise DataFormatError(
+            f"Each row of `{name}` must hold a token that is never masked, since a {model.spec.model_type} has no logits for "
+            f"masks alone, but row {index} is maskable throughout; add special tokens, or give `maskable`."
+        )
 
 
 def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:

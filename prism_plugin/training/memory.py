@@ -300,6 +300,7 @@ def _without_data(model: PrismModel, mode: FakeTensorMode) -> PrismModel:
 
     What modules keep beside parameters and buffers, such as LLaDA's cache of rotary tables, is copied as it is.
     """
+    model.call_changes.put_back()  # what it keeps of earlier calls has data
     memo: dict[int, Any] = {id(part): part for part in (model.tokenizer, model._snapshot)}
     with mode:
         for parameter in model.parameters():

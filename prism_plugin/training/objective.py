@@ -16,6 +16,7 @@ from prism_plugin.core.labels import Labels
 from prism_plugin.core.losses import mean_over_rows
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.terms import Looked, Term
+from prism_plugin.data import require_batch
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.lm_head import may_overwrite
@@ -137,6 +138,7 @@ class Objective:
                 together: `with apart() as backward:` around the look, `backward(weighted_loss)` inside. None: one backward, of
                 the returned loss.
         """
+        require_batch(batch, with_drafts=self.reads_drafts)
         length = batch["input_ids"].shape[1]
 
         def noise(name: str, count: int | None = None) -> Tensor:

@@ -12,16 +12,19 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from prism_plugin.backbones import evaluation_mode
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.modeling.places import save_into
+from prism_plugin.parsing import parse_json
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
@@ -35,9 +38,12 @@ from prism_plugin.training.checks import (
     freeze_unread_head,
     rows_per_step,
 )
+from prism_plugin.training.divergence import DivergenceCheck
 from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of
 from prism_plugin.training.objective import Objective, StepOutput
 from prism_plugin.training.presets import get_objective, objective_to_dict
+from prism_plugin.training.resuming import OnBegin, sum_of_logged
+from prism_plugin.training.run_folder import RunFolderTrainer
 from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
@@ -45,7 +51,7 @@ EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation give
 LOG_STATE_FILE = "log_state.json"
 
 
-class PrismTrainer(Trainer):
+class PrismTrainer(RunFolderTrainer):
     """Train a quality head, and LoRA or the backbone with it; design and figures are in the README.
 
     Args:
@@ -90,7 +96,7 @@ class PrismTrainer(Trainer):
             train_dataset=as_prepared(train_dataset, model, "train_dataset", self.objective),
             eval_dataset=as_prepared(eval_dataset, model, "eval_dataset", self.objective),
             compute_metrics=self._metrics,
-            callbacks=[*(callbacks or []), _RestoreLog(self)],
+            callbacks=[*(callbacks or []), OnBegin(self._restore_log_state)],
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled:
@@ -99,6 +105,7 @@ class PrismTrainer(Trainer):
             )
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
+        self.divergence = DivergenceCheck(self)
         self.resumed_from: Path | None = None
 
     def train(
@@ -110,7 +117,10 @@ class PrismTrainer(Trainer):
         """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
 
         Raises:
-            ConfigurationError: If there is no checkpoint to resume from.
+            ConfigurationError: If there is no checkpoint to resume from, another process trains in `output_dir`, or it is not
+                apart from what the model was read from.
+            SavingError: If `output_dir` holds files of others that saving there would cost.
+            NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
@@ -124,8 +134,9 @@ class PrismTrainer(Trainer):
         finished = self._finished_state(self.resumed_from)
         if finished is None:
             return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        best = finished.best_model_checkpoint if self.args.load_best_model_at_end else None
-        load_weights(self.prism_model, Path(best) if best else self.resumed_from)
+        best = finished.best_model_checkpoint and self.args.load_best_model_at_end
+        from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
+        load_weights(self.prism_model, from_here)
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
 
@@ -186,12 +197,20 @@ class PrismTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         check_recorded(self.objective, inputs, "batch")
         keep_output_dtype(self.accelerator, self.prism_model)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with evaluation_mode(model), torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
         return (None, *predictions_of(self.objective, output, inputs["input_ids"].shape[0]))
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Trainer asks for it at each step, before the optimizer does anything: here the host waits for the device."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.divergence.step(self._tr_loss, grad_norm, self.state.global_step + 1)
+        return grad_norm
+
     def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
-        return metrics_of(self.objective, evaluated.predictions, evaluated.label_ids)
+        figures = metrics_of(self.objective, evaluated.predictions, evaluated.label_ids)
+        self.divergence.evaluation(figures["loss"], self.state.global_step)
+        return figures
 
     # ---- the order of rows, and two learning rates ----
 
@@ -247,7 +266,13 @@ class PrismTrainer(Trainer):
     # ---- station 14: save and resume ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what we own into a folder. Collective."""
+        """Write what we own into a folder. Collective.
+
+        Raises:
+            NonFiniteError: If a weight is NaN or infinite; nothing is written then.
+            SavingError: If the files cannot be written.
+        """
+        self.divergence.weights(self.prism_model, self.state.global_step)
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
         # Trainer writes nothing for sharded weights, or gathers the frozen backbone too.
@@ -259,12 +284,16 @@ class PrismTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         # Trainer would write the whole backbone, and its arguments as a pickle.
         if self.args.should_save:
-            self.prism_model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            directory = Path(output_dir or self.args.output_dir)
+            of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())
+            began = self.state.global_step > 0  # and looked at its folder then
+            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run and began)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""
         run_dir, name = Path(self._get_output_dir(trial=trial)), f"checkpoint-{self.state.global_step}"
         building = str(checkpoints.building_folder(run_dir, name))
+        self.divergence.weights(self.prism_model, self.state.global_step)
         self.store_flos()
         log_state = self._log_state()
         try:
@@ -283,7 +312,8 @@ class PrismTrainer(Trainer):
                 (Path(building) / LOG_STATE_FILE).write_text(json.dumps(log_state), encoding="utf-8")
                 self.state.save_to_json(str(Path(building) / checkpoints.STATE_FILE))
                 checkpoints.finish_building(run_dir, name)
-                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                steps = {"newest": self.state.global_step, "best": self.state.best_global_step}
+                checkpoints.remove_oldest(run_dir, self.args.save_total_limit, **steps)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
@@ -326,29 +356,29 @@ class PrismTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self.prism_model, self.state.best_model_checkpoint)
+        load_weights(self.prism_model, checkpoints.best_checkpoint(self.state, Path(self.args.output_dir)))
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self.divergence.weights(self.prism_model, self.state.global_step)
+        # Trainer divides the sum of the losses by the steps since it was resumed, and here it holds those before them too.
+        since_resumed = (self.state.global_step - self._initial_global_step) / max(self.state.global_step, 1)
+        self._total_loss_scalar *= since_resumed
+        self._tr_loss *= since_resumed
+        return super()._finalize_training(trial, num_train_samples, start_time)
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
         loss = self.accelerator.reduce(self._tr_loss.detach().double(), reduction="mean").item()
         return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
 
-    def restore_log_state(self, checkpoint: Path) -> None:
-        """Go on measuring where the checkpoint was made."""
-        with checkpoints.reading(checkpoint):
-            state = json.loads((checkpoint / LOG_STATE_FILE).read_text(encoding="utf-8"))
+    def _restore_log_state(self) -> None:
+        """Go on measuring where the checkpoint was made, if there is one."""
+        if self.resumed_from is None:
+            return
+        with checkpoints.reading(self.resumed_from):
+            state = parse_json((self.resumed_from / LOG_STATE_FILE).read_text(encoding="utf-8"))
         self._tr_loss += state["loss"]
         self._globalstep_last_logged = state["logged_at"]
+        self._total_loss_scalar = sum_of_logged(self.state.log_history)
         if self.accelerator.is_main_process:
             self.meters.restore(state["meters"])
-
-
-class _RestoreLog(TrainerCallback):
-    """Trainer starts its running sums afresh at the beginning of `train`; the first event after that is this one."""
-
-    def __init__(self, trainer: PrismTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: PrismTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.resumed_from is not None:
-            self.trainer.restore_log_state(self.trainer.resumed_from)

@@ -1,5 +1,7 @@
 """Specs are literals that agree with live models; the mask token id is found in one stated order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -12,7 +14,9 @@ from prism_plugin.backbones import (
     register_backbone,
     resolve_mask_token_id,
 )
+from prism_plugin.backbones import spec as specs
 from prism_plugin.errors import BackboneError, MaskTokenError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone, tiny_tokenizer
 
 BERT = get_spec_by_model_type("bert")
@@ -125,11 +129,12 @@ def test_tokenizer_and_model_must_agree():
         check_backbone(tiny_backbone(vocab_size=20), BERT, tiny_tokenizer())
 
 
-def test_settings_are_attribute_paths_of_the_live_model():
-    for family in TINY_FAMILIES:
-        backbone = tiny_backbone(family)
-        for path, _ in get_backbone_spec(backbone).settings_while_attached:
-            owner = backbone
-            for name in path.split("."):
-                assert hasattr(owner, name), f"{family} has no {path}"
-                owner = getattr(owner, name)
+def test_settings_must_be_attributes_of_the_model(monkeypatch):
+    wrong = replace(BERT, settings_while_attached=(("config.use_cache", False), ("bert.speed.limit", 3)))
+    monkeypatch.setitem(specs._SPECS, "bert", wrong)
+    backbone = tiny_backbone()
+    with pytest.raises(
+        BackboneError, match=r"must name attributes of the model, but BertForMaskedLM has no `bert.speed.limit`"
+    ):
+        attach_quality_head(backbone, PrismConfig(mask_token_id=31))
+    assert all(parameter.requires_grad for parameter in backbone.parameters())

@@ -15,6 +15,7 @@ from transformers.utils import import_utils
 
 from prism_plugin.backbones import compat, load_backbone
 from prism_plugin.errors import BackboneError
+from prism_plugin.testing import tiny_backbone
 
 IDS = torch.arange(2, 16).view(2, 7)
 without_flash_attn = pytest.mark.skipif(
@@ -257,6 +258,25 @@ def test_frequencies_of_a_formula_of_its_own_are_computed_again(tmp_path, no_luc
     built = saved("illada", tmp_path, rope_theta=500.0)
     loaded = load_backbone(tmp_path, trust_remote_code=True)
     assert torch.equal(loaded.model.rotary_emb.inv_freq, built.model.rotary_emb.inv_freq)
+
+
+class ScaledByItself(nn.Module):
+    """Computes its table in its constructor, scaled, without a function that others could call."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.register_buffer("inv_freq", 1e4 ** -(torch.arange(4) / 4) / config.rope_scaling_of_mine, persistent=False)
+
+
+def test_frequencies_that_a_constructor_scales_are_computed_again():
+    backbone = tiny_backbone("llama")
+    backbone.config.rope_scaling_of_mine = 8.0
+    backbone.model.rotary_emb = ScaledByItself(backbone.config)
+    expected = backbone.model.rotary_emb.inv_freq.clone()
+    backbone.model.rotary_emb.inv_freq.fill_(float("nan"))
+    compat.finish_loading(backbone)
+    assert torch.equal(backbone.model.rotary_emb.inv_freq, expected)
 
 
 def test_a_from_pretrained_of_its_own_is_gone_round(tmp_path):

@@ -21,6 +21,7 @@ def row(spec):
         ", ".join(spec.lora_target_modules),
         ", ".join(spec.layer_classes),
         "yes" if spec.activation_checkpointing else "no",
+        ", ".join(f"{path}={value}" for path, value in spec.settings_while_attached),
     ]
 
 

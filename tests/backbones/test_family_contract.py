@@ -1,13 +1,14 @@
 """The contract of a family: attach, gather, pad, checkpoint, train, save, load elsewhere, sample. Every family goes through it,
 those with remote code as stand-ins; with `PRISM_REMOTE_CODE` set (docs/families.md) also their real code."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES, checked_out_families
 from safetensors.torch import load_file, save_file
+from whole_state import differences, whole_state
 
 import prism_plugin as prism
 from prism_plugin.backbones import (
@@ -29,6 +31,7 @@ from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.core import ConfidenceUnmasking, EvenSchedule, QualityRemasking
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling.probing import probe_model
+from prism_plugin.modeling.wrapping import changed_settings
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 REMOTE = {**STANDIN_FAMILIES, **checked_out_families()}
@@ -102,7 +105,7 @@ def looked_at(model, ids, mask=None):
 
 
 def test_there_are_families():
-    assert len(TINY_FAMILIES) == 10
+    assert len(TINY_FAMILIES) == 11
     assert len(STANDIN_FAMILIES) == 8
     configs = [family.config for family in STANDIN_FAMILIES.values()]
     found = {get_spec_by_model_type(config["model_type"], config["architectures"]) for config in configs}
@@ -162,7 +165,12 @@ def test_no_vocabulary_row_is_computed_that_was_not_asked_for(family):
 
 
 def test_an_all_masked_canvas_is_finite(family):
-    logits, quality = looked_at(family.attached(), torch.full((1, 5), MASK))
+    model = family.attached()
+    if model.spec.needs_visible_token:
+        with pytest.raises(ConfigurationError, match=r"Every row of a dplm must hold .* not the mask, .* holds none"):
+            model(torch.tensor([[2, MASK, MASK], [MASK, MASK, 2]]), torch.tensor([[1, 1, 1], [1, 1, 0]]))
+        return
+    logits, quality = looked_at(model, torch.full((1, 5), MASK))
     assert logits.isfinite().all()
     assert quality.isfinite().all()
 
@@ -230,6 +238,8 @@ def test_training_moves_the_head_and_lora_and_nothing_else(family, tmp_path):
     rows = [
         {"input_ids": IDS[i % 4, : 7 if model.spec.attention_mask == "none" else LENGTHS[i % 4]].tolist()} for i in range(8)
     ]
+    if model.spec.needs_visible_token:
+        rows = [{**row, "maskable": [False] + [True] * (len(row["input_ids"]) - 1)} for row in rows]
     arguments = prism.PrismTrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="constant",
         save_strategy="no", use_cpu=True, disable_tqdm=True, report_to="none",
@@ -280,13 +290,32 @@ def test_sampling(family):
 def test_detach_gives_the_backbone_back(family):
     backbone = family.backbone()
     spec = get_backbone_spec(backbone)
-    call = partial(backbone, **call_arguments(spec, IDS, None))
-    logits, state = call().logits, backbone.state_dict()
-    model = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK), lora=LORA).train()
-    model(IDS).quality_logits.sum().backward()
+    rows = [torch.arange(length)[None] % 28 + 2 for length in (33, 5)]
+
+    def logits():
+        return [copy.deepcopy(backbone)(**call_arguments(spec, row, None)).logits for row in rows]
+
+    before, expected = whole_state(backbone), logits()
+    model = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK), lora=LORA)
+    for row in rows:
+        model.score(row)
+    sampler(model).sample(rows[1], max_new_tokens=5)
+    model.train()(IDS).quality_logits.sum().backward()
+    model.zero_grad()
     assert model.detach() is backbone
-    assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
-    assert torch.equal(call().logits, logits)
+    assert differences(before, whole_state(backbone)) == []
+    assert all(torch.equal(one, other) for one, other in zip(logits(), expected, strict=True))
+
+
+def test_what_attaching_changes_is_listed(family):
+    backbone = family.backbone()
+    before, told = whole_state(backbone), changed_settings(backbone, get_backbone_spec(backbone))
+    spec = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK)).spec
+    changed = {path for path in differences(before, whole_state(backbone)) if not path.endswith(".requires_grad")}
+    hooks = {path for path in changed if path.startswith(f"{spec.final_hidden_at}._forward_pre_hooks")}
+    assert hooks
+    assert changed - hooks == told.keys()
+    assert all(attrgetter(path)(backbone) == now != was == before[path] for path, (was, now) in told.items())
 
 
 LOAD_ALL = """

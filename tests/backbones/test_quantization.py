@@ -25,14 +25,22 @@ def needs_bitsandbytes():
     pytest.importorskip("bitsandbytes", reason='4-bit weights need the extra "quantization"')
 
 
+def as_with_avx512_bf16(layers):
+    """There, and on no other processor, bitsandbytes packs what is called in evaluation mode; no gradient passes after that."""
+    for layer in layers:
+        assert hasattr(layer, "support_avx512bf16_for_cpu"), "bitsandbytes calls it otherwise now"
+        layer.support_avx512bf16_for_cpu = True
+
+
 @pytest.mark.usefixtures("needs_bitsandbytes")
 @pytest.mark.parametrize("family", ["llama", "llada"])
 def test_one_step_on_4_bit_weights_moves_lora_and_the_float32_head_only(family, tmp_path):
     trust = save(family, tmp_path / "backbone")
     backbone = load_backbone(tmp_path / "backbone", quantization="nf4", **trust)
     assert backbone.is_quantized
-    in_4_bits = {name for name, module in backbone.named_modules() if type(module).__name__ == "Linear4bit"}
+    in_4_bits = [module for module in backbone.modules() if type(module).__name__ == "Linear4bit"]
     assert len(in_4_bits) >= 2 * 7, "seven linear layers in each of two blocks"
+    as_with_avx512_bf16(in_4_bits)
     assert type(backbone.get_output_embeddings()) is torch.nn.Linear
     assert backbone.get_output_embeddings().weight.dtype == torch.bfloat16
     model = prism.attach_quality_head(backbone, lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
@@ -49,7 +57,10 @@ def test_one_step_on_4_bit_weights_moves_lora_and_the_float32_head_only(family, 
         use_cpu=True,
     )
     objective = prism.get_objective("prism", num_drafted=2, t_min=0.5)
-    prism.PrismTrainer(model, args, objective=objective, train_dataset=[{"text": "the cat sat."}] * 2).train()
+    rows = [{"text": "the cat sat."}] * 2
+    trainer = prism.PrismTrainer(model, args, objective=objective, train_dataset=rows, eval_dataset=rows)
+    trainer.evaluate()
+    trainer.train()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter.data, before[name])}
     assert moved
     # LoRA's A has no gradient in the first step, where its B is zero.
@@ -64,6 +75,17 @@ def test_4_bit_weights_cannot_be_trained_themselves(tmp_path):
     backbone = load_backbone(tmp_path, quantization="nf4")
     with pytest.raises(ConfigurationError, match="needs floating-point weights"):
         prism.attach_quality_head(backbone, prism.PrismConfig(train_backbone=True), tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.usefixtures("needs_bitsandbytes")
+def test_4_bit_weights_that_were_packed_for_inference_are_not_trained(tmp_path):
+    save("llama", tmp_path)
+    backbone = load_backbone(tmp_path, quantization="nf4")
+    model = prism.attach_quality_head(backbone, lora=LoraConfig(r=2), tokenizer=tiny_tokenizer())
+    backbone.get_submodule("model.layers.1.mlp.up_proj").weight.quant_state.packing_format_for_cpu = True
+    args = prism.PrismTrainingArguments(str(tmp_path), report_to="none")
+    with pytest.raises(ConfigurationError, match=r"1 of the layers were called .* packs .*: model\.layers\.1\.mlp\.up_proj;"):
+        prism.PrismTrainer(model, args, train_dataset=[{"text": "the cat sat."}] * 8)
 
 
 def test_an_unknown_kind_and_a_missing_package_are_one_sentence(tmp_path, monkeypatch):

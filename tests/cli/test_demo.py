@@ -36,6 +36,14 @@ def test_a_page_that_could_not_be_written_is_known_before_training(tmp_path, mon
     assert "no page can be written to" in capsys.readouterr().err
 
 
+def test_a_trained_head_is_not_written_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "train_by_recipe", lambda *_, **__: pytest.fail("it trained"))
+    for output, words in ((tmp_path, "holds a trained head"), (tmp_path / "page.html", "must be two places, found")):
+        (tmp_path / "prism_config.json").write_text("{}")
+        assert cli.main(["demo", "--quick", "--output", str(output), "--report", str(tmp_path / "page.html")]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_seed_that_cannot_be_is_known_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "train_by_recipe", lambda *_, **__: pytest.fail("it trained"))
     assert cli.main(["demo", "--quick", "--seed", "-1", "--report", str(tmp_path / "page.html")]) == 2

@@ -14,7 +14,10 @@ from prism_plugin.cli import main as cli
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 STEP = ["--batch-size", "2", "--length", "16"]
-KEYS = ["family", "mask_token_id", "mask_token_source", "alignment", "checks", "trainable_parameters", "memory_gb"]
+KEYS = [
+    "family", "mask_token_id", "mask_token_source", "alignment", "changed_while_attached", "checks", "trainable_parameters",
+    "memory_gb",
+]  # fmt: skip
 LOOKS = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "rotary_tables"]
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -47,6 +50,7 @@ def test_a_healthy_model(bert, capsys):
     assert list(found) == KEYS
     assert (found["family"], found["mask_token_id"], found["alignment"]) == ("bert", 31, "same_position")
     assert found["mask_token_source"] == "the tokenizer's mask_token_id"
+    assert found["changed_while_attached"] == {}
     assert [check["name"] for check in found["checks"]] == ["spec", "attributes", *LOOKS, "head_dtype"]
     assert all(check["ok"] is True for check in found["checks"])
     assert all(list(check) == ["name", "ok", "figure", "detail"] for check in found["checks"])
@@ -78,7 +82,8 @@ def test_words_for_people(bert, capsys, monkeypatch):
         "family       bert", "31, from the tokenizer's mask_token_id", "hidden by a mask of [batch, length]",
         "how far a padded token moves the states of valid ones", "attached and probed in", "1,536 parameters of LoRA on key,",
         "321 of the head", "2 rows of 16 tokens, 100% masked, float32", "activations, with activation checkpointing",
-        "largest moment of a step",
+        "largest moment of a step", "attaching    a hook on cls, weights that",
+        "not trained frozen, one mode for all modules; `detach` undoes it",
     ):  # fmt: skip
         assert words in printed, words
 
@@ -92,8 +97,11 @@ def test_a_config_alone_will_do(tmp_path, capsys):
         LOOKS, "not run: no weights"
     )
     assert found["memory_gb"]["total"] > 0
+    assert found["changed_while_attached"] == {"config.use_cache": [True, False]}
     assert cli.main(["doctor", *arguments, *STEP]) == 0
-    assert "attached and probed" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "attached and probed" not in printed
+    assert "attaching    config.use_cache True -> False, a hook on lm_head," in printed
 
 
 def test_weights_may_be_left_where_they_are(bert, capsys):

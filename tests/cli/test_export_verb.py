@@ -82,6 +82,7 @@ MISTAKES = {
         "`--set` takes each setting once, found 'num_remask' twice",
     ),
     "full": (["--output", ".", *PRESET], "needs a folder that is empty or not there"),
+    "in the adapter": (["--output", "{adapter}/out", *PRESET], "`--output` must be apart from all that is read, but "),
     "in the way": (["--output", "notes.txt/out", *PRESET], "no export can be written to notes.txt/out/prism_config.json"),
 }
 
@@ -91,7 +92,7 @@ def test_mistakes_are_one_sentence(adapter, tmp_path, capsys, monkeypatch, mista
     options, words = MISTAKES[mistake]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    assert cli.main(["export", "--adapter", str(adapter), *options]) == 2
+    assert cli.main(["export", "--adapter", str(adapter), *(option.format(adapter=adapter) for option in options)]) == 2
     printed = capsys.readouterr()
     assert words in printed.err
     assert printed.err.startswith("prism-plugin export: ")

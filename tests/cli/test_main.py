@@ -116,6 +116,20 @@ def test_sample_fills_masks_and_continues_prompts(writer, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_answers_stay_beside_the_lines_of_the_file(writer, tmp_path, capsys):
+    file = tmp_path / "prompts[1].txt"
+    file.write_bytes("\ufeffthe [MASK]\r\n\n \na\x0cdog[MASK]\n".encode())
+    asked = ["sample", "--file", str(file), "--adapter", str(writer)]
+    assert cli.main([*asked, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["text"] for row in rows] == ["the [MASK]", "", " ", "a\x0cdog[MASK]"]
+    assert [row["num_forward_passes"] for row in rows] == [1, 0, 0, 1]
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out.split("\n") == [*(row["answer"] for row in rows), ""]
+    assert rows[0]["answer"].startswith("the ")
+    assert rows[1]["answer"] == rows[2]["answer"] == ""
+
+
 def test_sample_needs_no_padding_token(writer, capsys):
     folder = shutil.copytree(writer, writer.parent / "unpadded")  # beside it, where its backbone is found
     tokenizer = tiny_tokenizer()
@@ -134,6 +148,7 @@ def test_sample_needs_no_padding_token(writer, capsys):
         (["a", "--file", "x"], "give one of the two"),
         (["--file", "none.txt"], "none.txt cannot be read"),
         (["--file", "empty.txt"], "empty.txt holds no text"),
+        (["--file", "page.html", "--report", "./page.html"], "must stay as it is, but page.html is the file of the texts"),
         (["a", "--preset", "prism"], "`--preset` needs `--num-steps`"),
         (["a", "--num-steps", "3"], "go with `--preset`"),
         (["a", "--preset", "prism", "--num-steps", "3", "--set", "num_remask"], "`--set` takes NAME=VALUE, found 'num_remask'"),
@@ -154,6 +169,7 @@ def test_sample_needs_no_padding_token(writer, capsys):
 def test_sample_refuses_mistakes_in_one_sentence(writer, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "page.html").write_text("a[MASK]\n")
     assert cli.main(["sample", *arguments, "--adapter", str(writer)]) == 2
     assert_one_sentence(capsys.readouterr(), "sample", words)
 

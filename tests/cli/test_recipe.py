@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from prism_plugin.cli.recipe import load_recipe, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.parsing import parse_yaml
 
 RECIPE = """
 backbone: {path: ./backbone}
@@ -28,6 +30,21 @@ def test_a_recipe_becomes_typed_sections(tmp_path):
     assert recipe.objective == {"name": "prism", "num_drafted": 3}
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("-010", -10), ("+7", 7), ("0", 0), ("0o17", 15), ("0x1F", 31), ("08", 8), ("1e-4", 1e-4), ("1E5", 1e5),
+        (".5", 0.5), ("5.", 5.0), ("-.inf", float("-inf")), ("010.5", 10.5), ("1_000", "1_000"), ("0b11", "0b11"),
+        ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("2024-01-01", "2024-01-01"), ("12:30:45", "12:30:45"), ("on", "on"),
+        ("off", "off"), ("yes", "yes"), ("No", "No"), ("y", "y"), ("true", True), ("FALSE", False), ("~", None), ("null", None),
+        ("", None), ("=", "="), ("0x", "0x"), ("0o8", "0o8"), ("1e", "1e"), ("-", [None]), ("'010'", "010"), ("!!int 010", 10),
+    ],
+)  # fmt: skip
+def test_values_are_those_of_yaml_1_2(text, value):
+    read = parse_yaml(text, "here")
+    assert (read, type(read)) == (value, type(value))
+
+
 def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeypatch):
     recipe = load(tmp_path)
     assert Path(recipe.data.path) == tmp_path / "rows.txt"
@@ -37,6 +54,55 @@ def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeyp
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert Path(load(tmp_path, training__output_dir="mine").training["output_dir"]) == elsewhere / "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone.path", "tiny"), ("backbone.path", "org/name"), ("data.path", "org/name:en"), ("data.eval_path", "org/name"),
+        ("data.path", "rows.jsonl"), ("data.path", "org/name/rows"), ("training.deepspeed", "ds.json"),
+        ("training.fsdp_config", "ds.json"), ("training.accelerator_config", "ds.json"),
+    ],
+)  # fmt: skip
+def test_the_working_directory_is_not_looked_into(tmp_path, monkeypatch, key, value):
+    section, _, name = key.partition(".")
+    written = parse_yaml(RECIPE, "RECIPE")
+    written[section][name] = value
+    text = yaml.safe_dump(written)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / value).parent.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+
+    def found():
+        recipe = load(tmp_path, text)
+        return recipe.training[name] if section == "training" else getattr(getattr(recipe, section), name)
+
+    before = found() if section != "training" and value != "rows.jsonl" and value.count("/") < 2 else None
+    assert before in (value, None), "an id on the Hub"
+    (elsewhere / value.partition(":")[0]).write_text("{}")
+    if before is not None:
+        with pytest.raises(
+            ConfigurationError, match=rf"`{key}` must be a path that counts from .* but no '\w+(/\w+)?' is there, and"
+        ):
+            found()
+    elif section == "training":
+        with pytest.raises(ConfigurationError, match=f"`{key}` must name a file, but there is none at {tmp_path}/{value}"):
+            found()
+    else:
+        assert found() == str(tmp_path / value)
+    (tmp_path / value).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / value).write_text("{}")
+    assert found() == str(tmp_path / value)
+
+
+@pytest.mark.parametrize("value", ["''", "' '", "~nobody-of-this-name/x", '"a\\0b"'])
+@pytest.mark.parametrize("key", ["backbone.path", "data.path", "training.output_dir", "training.deepspeed"])
+def test_what_is_no_path_is_one_sentence(tmp_path, key, value):
+    with pytest.raises(
+        ConfigurationError, match=rf"^--{key}: `{key}` must (be a path, but .* is none|name a file or folder)"
+    ) as raised:
+        load(tmp_path, **{key.replace(".", "__"): value})
+    assert "\n" not in str(raised.value)
 
 
 def test_settings_of_the_command_line_win(tmp_path):
@@ -72,6 +138,8 @@ def test_unknown_keys_are_refused_all_at_once(tmp_path):
         (("1e-4", "fast"), "training: `learning_rate` must be float, found 'fast'"),
         (("{r: 2}", "{r: 0}"), "`r` of LoRA must be at least 1, got 0"),
         (("{r: 2}", "{r: 2, dropout: 1.0}"), r"`dropout` of LoRA must be in \[0, 1\), got 1.0"),
+        (("{r: 2}", "{r: 2, alpha: 0}"), "`alpha` of LoraSection must be a number above 0, since .*, found 0"),
+        (("{r: 2}", "{r: 2, alpha: .inf}"), "`alpha` of LoraSection must be a number above 0, since .*, found inf"),
         (("{r: 2}", "7"), "attach.lora is a mapping of settings, found 7"),
         (("{path: ./rows.txt}", "{path: a, eval_share: 2.0}"), "`eval_share` must lie strictly between 0 and 1, got 2.0"),
         (("{path: ./rows.txt}", "{path: a, eval_share: 0.1, eval_path: b}"), "Evaluation rows come from `eval_share`, or from"),
@@ -79,6 +147,7 @@ def test_unknown_keys_are_refused_all_at_once(tmp_path):
         (("num_drafted: 3", "num_drafted: 3, num_drafted: 4"), "num_drafted given twice"),
         (("{num_drafted: 3}", "[3]"), "a recipe is a mapping of sections"),
         (("{num_drafted: 3}", "{num_drafted: 3"), "is not valid YAML"),
+        (("num_drafted: 3", "num_drafted: !!int three"), "is not valid YAML"),
     ],
 )
 def test_bad_recipes_are_one_sentence(tmp_path, change, words):

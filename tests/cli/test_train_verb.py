@@ -1,46 +1,15 @@
-import argparse
 import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import datasets
 import pytest
-import torch
 import yaml
+from train_verb import run
 
 from prism_plugin.cli import train
 from prism_plugin.modeling import PrismModel
-from prism_plugin.testing import tiny_backbone, tiny_tokenizer
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    torch.manual_seed(0)
-    tiny_backbone().save_pretrained(tmp_path / "backbone")
-    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
-    (tmp_path / "rows.txt").write_text("\n".join("abcd" * (2 + index % 3) for index in range(12)))
-    content = {
-        "backbone": {"path": "backbone"},
-        "data": {"path": "rows.txt", "eval_share": 0.25},
-        "attach": {"lora": {"r": 2}},
-        "objective": {"num_drafted": 2},
-        "training": {
-            "output_dir": "run", "max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 2,
-            "use_cpu": True, "disable_tqdm": True,
-        },
-    }  # fmt: skip
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
-
-
-def run(recipe, *options):
-    parser = argparse.ArgumentParser(prog="prism-plugin train")
-    train.add_arguments(parser)
-    return train.run(parser.parse_args(["--recipe", str(recipe), *options]))
 
 
 def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path, capsys):
@@ -108,6 +77,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--num_drafted", "0"], "`num_drafted` of DraftRule must be an integer of at least 1"),
         (["--data.path", "none.txt"], "none.txt"),
         (["--backbone.path", "./nowhere"], "must be a folder with a transformers model"),
+        (["--backbone.path", "nowhere"], "There is no folder 'nowhere' where paths count from (the recipe's folder, or on the"),
         (["--backbone.dtype", "float99"], "`backbone.dtype` must be a torch dtype such as bfloat16, found 'float99'"),
         (["--mask_token_id", "99"], "99"),
         (["--optim", "best"], "training: best is not a valid OptimizerNames"),
@@ -167,18 +137,18 @@ def test_a_fresh_run_that_cannot_be_deletes_nothing(recipe, tmp_path, capsys, op
 
 def test_a_full_disk_at_the_start_deletes_nothing(recipe, tmp_path, capsys, monkeypatch):
     assert run(recipe, "--max_steps", "2") == 0
-    write = Path.write_text
+    before = {path.name for path in (tmp_path / "run").iterdir()}
 
-    def full(path, text, **settings):
-        write(path, text[:9], **settings)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(os, "fsync", full)
         assert run(recipe, "--fresh") == 2
-    assert "must be a folder that can be written, but: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert (tmp_path / "run" / "checkpoint-2").is_dir()
-    assert not (tmp_path / "run" / ".run.json").exists()
+    assert (
+        "could not be written ([Errno 28] No space left on device), and what stood there is unchan" in capsys.readouterr().err
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_an_output_dir_that_is_a_file_is_one_sentence(recipe, tmp_path, capsys):

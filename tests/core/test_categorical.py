@@ -29,6 +29,15 @@ def test_argmax_and_its_figures(dtype, chunk_rows):
     assert {field.dtype for field in (drawn.confidence, drawn.entropy, drawn.margin)} == {torch.float32}
 
 
+def test_a_row_of_nan_gives_an_id_that_exists_and_no_confidence():
+    for vocab in (31, 32, 599):
+        rows = torch.full((3, vocab), torch.nan)
+        for temperature in (0.0, 0.7):
+            drawn = draw_rows(rows, temperature=temperature, uniforms=torch.tensor([0.0, 0.5, 0.999]))
+            assert ((drawn.candidates >= 0) & (drawn.candidates < vocab)).all()
+            assert drawn.confidence.isnan().all()
+
+
 def test_figures_not_asked_for_are_none():
     drawn = draw_rows(some_rows(2, 5))
     assert drawn.entropy is None

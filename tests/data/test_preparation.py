@@ -1,5 +1,6 @@
 import datasets
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from prism_plugin.data import DataSettings, check_prepared, fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
@@ -32,8 +33,6 @@ def test_text_is_maskable_as_a_whole(tokenizer):
 
 
 def test_special_tokens_that_the_tokenizer_adds_are_not_maskable(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="[EOS] [EOS] $A [EOS]", special_tokens=[("[EOS]", EOS)]
     )
@@ -99,7 +98,7 @@ def test_recorded_drafts_go_with_their_tokens():
     renamed = {"canvas" if name == "draft_ids" else name: values for name, values in RECORDED.items()}
     (row,) = prepare([renamed], columns={"draft_ids": "canvas"})
     assert row["draft_ids"] == RECORDED["draft_ids"]
-    assert "draft_ids" not in prepare([renamed])[0]
+    assert "draft_ids" not in prepare([renamed], unread_columns="ignored")[0]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +131,67 @@ def test_recorded_drafts_are_for_rows_of_tokens(tokenizer, kind, row):
         prepare([{**row, "draft_ids": [3, 4]}], tokenizer)
 
 
-def test_columns_are_renamed_and_others_ignored(tokenizer):
-    (row,) = prepare([{"content": "ab", "url": "x"}], tokenizer, columns={"text": "content"})
+def test_columns_are_renamed_and_none_is_lost_in_silence(tokenizer):
+    (row,) = prepare([{"content": "ab", "url": "x", "": 0}], tokenizer, columns={"text": "content"})
     assert row["input_ids"] == ids(tokenizer, "ab")
+    alpaca = [{"instruction": "ab", "input": "c", "output": "d"}]
+    columns = {"prompt": "instruction", "completion": "output"}
+    with pytest.raises(
+        DataFormatError, match=r"Nothing reads `input` of rows of kind `completion`, .* `unread_columns: ignored`"
+    ):
+        prepare(alpaca, tokenizer, columns=columns)
+    (row,) = prepare(alpaca, tokenizer, columns=columns, unread_columns="ignored")
+    assert row["input_ids"] == ids(tokenizer, "abd")
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "maskable", "labels", "special_tokens_mask", "position_ids"])
+def test_what_speaks_of_tokens_is_read_or_refused(tokenizer, name):
+    """A column that says which tokens count must not be lost, neither beside a text nor, where none reads it, beside ids."""
+    with pytest.raises(DataFormatError, match=f"Nothing reads `{name}` of rows of kind `text`"):
+        prepare([{"text": "ab", name: [1, 0]}], tokenizer)
+    if name in ("special_tokens_mask", "position_ids"):
+        with pytest.raises(DataFormatError, match=f"Nothing reads `{name}` of rows of kind `input_ids`"):
+            prepare([{"input_ids": [3, 4], name: [1, 0]}])
+
+
+def test_padding_of_tokenised_rows_is_cut_off_on_either_side():
+    padded = [
+        {"input_ids": [3, 4, 0, 0], "attention_mask": [1, 1, 0, 0], "token_type_ids": [0, 0, 0, 0]},
+        {"input_ids": [MASK, 0, 5, 6], "attention_mask": [0, 0, 1, 1], "labels": [MASK, -100, -100, 6]},
+        {"input_ids": [0, 7, 0], "attention_mask": [False, True, False], "maskable": [1, 1, 1]},
+        {"input_ids": [8, 0]},
+    ]
+    rows = prepare(padded)
+    assert [row["input_ids"] for row in rows] == [[3, 4], [5, 6], [7], [8, 0]]
+    assert [row["maskable"] for row in rows] == [[True, True], [False, True], [True], [True, True]]
+    (row,) = prepare([{"input_ids": [0, 3, 4], "attention_mask": [0, 1, 1], "draft_ids": [9, MASK, 5]}])
+    assert (row["input_ids"], row["draft_ids"]) == ([3, 4], [MASK, 5])
+
+
+def test_a_tokenizers_own_padding_trains_the_same_rows(tokenizer):
+    texts = ["ab", "abcd"]
+    encoded = datasets.Dataset.from_dict(dict(tokenizer(texts, padding=True))).with_format("torch")
+    assert prepare(encoded) == prepare([{"text": text} for text in texts], tokenizer)
+    apart = prepare_rows([tokenizer(text) for text in texts], mask_token_id=MASK)
+    assert list(apart) == prepare([{"text": text} for text in texts], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("rows.jsonl", "`rows` must be a list of rows, .* found str; read a file with `read_rows`"),
+        ({"text": ["ab"]}, "`rows` must be a list of rows, .* found dict; a dict holds columns or splits"),
+        ((row for row in [{"text": "ab"}]), "`rows` must be a list of rows, .* found generator"),
+        ([{"text": "ab"}, None], "Row 1 of `rows` must be a mapping of column names to values, .* found NoneType"),
+        (["ab"], "Row 0 of `rows` must be a mapping of column names to values, .* found str"),
+        ([{"text": "ab"}, {"text": 7}], "Row 1: `text` must be text, found int"),
+        ([{"text": b"ab"}], "Row 0: `text` must be text, found bytes"),
+        ([{"text": "ab", 1: 2}], "`rows` must hold texts, numbers, and lists and mappings of them"),
+    ],
+)
+def test_what_is_no_list_of_rows_is_refused(tokenizer, rows, words):
+    with pytest.raises(DataFormatError, match=words):
+        prepare(rows, tokenizer)
 
 
 def test_long_rows_are_cut_dropped_or_refused(tokenizer):
@@ -164,11 +221,11 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
         ([{"text": "ab", "input_ids": [3]}], "found several of them in text, input_ids"),
         ([{"text": "ab"}, {"text": None}], "Row 1: `text` must be text, found NoneType"),
         ([{"text": "ab"}, {"text": ""}], "Row 1 is empty; remove it"),
-        ([{"text": ""}], "Row 0: the text must give at least one token, found ''"),
+        ([{"text": ""}], "Row 0: a text must give at least one token, found ''"),
         ([{"text": "a[MASK]b"}], r"Row 0: data must not contain the mask token \(id 31\); it does"),
-        ([{"prompt": "abc", "completion": ""}, {"prompt": "a", "completion": "b"}], "Row 0: the text must give at least one"),
+        ([{"prompt": "abc", "completion": ""}, {"prompt": "a", "completion": "b"}], "Row 0: a text must give at least one"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "abc", "completion": ""}], "Row 1: nothing may be masked in its 3"),
-        ([{"input_ids": [3, 4], "labels": [3]}], "Row 0: 2 `input_ids` need as many labels, found 1"),
+        ([{"input_ids": [3, 4], "labels": [3]}], "Row 0: 2 `input_ids` need a list of as many `labels`, found 1"),
         ([{"input_ids": [3, 4], "labels": [3, 5]}], "Row 0: a label must be its token's id, or -100 where not maskable"),
         ([{"input_ids": [3], "labels": [3], "maskable": [True]}], "Row 0: give `labels` or `maskable`, not both"),
         ([{"input_ids": ["a"]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 'a'"),
@@ -176,7 +233,27 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
         ([{"input_ids": [3]}, {"input_ids": [3, -1]}], "Row 1: `input_ids` must list token ids.* found -1"),
         ([{"input_ids": [2**40]}], "Row 0: `input_ids` must list token ids.* found 1099511627776"),
         ([{"input_ids": 7}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 7"),
-        ([{"input_ids": [3], "labels": 3}], "Row 0: `labels` and `maskable` must be lists, one value for each"),
+        ([{"input_ids": [3], "labels": 3}], "Row 0: 1 `input_ids` need a list of as many `labels`, found 3"),
+        ([{"input_ids": [True, 3]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found True"),
+        ([{"input_ids": [3, 4, 5], "maskable": [2, 0, 1]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 2"),
+        ([{"input_ids": [3], "maskable": [0.5]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 0.5"),
+        ([{"input_ids": [3], "maskable": ["no"]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 'no'"),
+        ([{"input_ids": [3, 4], "attention_mask": [1]}], "Row 0: 2 `input_ids` need a list of as many `attention_mask`"),
+        ([{"input_ids": [3, 4], "attention_mask": [1, 7]}], "Row 0: `attention_mask` must hold true or false, or 1 or 0"),
+        (
+            [{"input_ids": [0, 3, 4, 5], "attention_mask": [0, 1, 0, 1]}],
+            "Row 0: `attention_mask` must pad on the left or on the right only, found padding between tokens at position 2",
+        ),
+        ([{"input_ids": [3, 4], "attention_mask": [0, 0]}], "Row 0 is empty; remove it"),
+        ([{"input_ids": [3, 4], "token_type_ids": [0, 1]}], "Row 0: `token_type_ids` must be zeros"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}],
+            "Row 0: `content` of message 1 in `messages` must be text, found NoneType; write '' where there is none",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}],
+            "Row 0: `content` of message 0 in `messages` must be text, found list",
+        ),
         ([{"messages": ["a"]}], r"Row 0: `messages` must list messages with role and content, found \['a'\]"),
         ([{"messages": "a"}], "Row 0: `messages` must list messages with role and content, found 'a'"),
         ([{"messages": []}], "Row 0: `messages` must end with a message whose role is assistant"),
@@ -187,6 +264,28 @@ def test_rows_that_cannot_be_used_are_named(tokenizer, rows, words):
     tokenizer.chat_template = CHAT
     with pytest.raises(DataFormatError, match=words):
         prepare(rows, tokenizer)
+
+
+def test_a_key_that_other_messages_have_is_not_there(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{% if m.name is defined %}.{% endif %}{{ m.content }}{% endfor %}"
+    chat = [{"role": "user", "name": "ab", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (row,) = prepare([{"messages": chat}], tokenizer)
+    assert row["input_ids"] == ids(tokenizer, ".ab")
+
+
+def test_special_tokens_in_the_first_text_are_its_own(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[EOS] $A [UNK]", special_tokens=[("[EOS]", EOS), ("[UNK]", 2)]
+    )
+    first, second = prepare([{"text": "[EOS]"}, {"text": "ab"}], tokenizer)
+    assert (first["input_ids"], first["maskable"]) == ([EOS, EOS, 2], [False, True, False])
+    assert second["input_ids"] == [EOS, *ids(tokenizer, "ab"), 2]
+
+
+def test_null_is_no_text_in_a_chat_of_two_columns(tokenizer):
+    tokenizer.chat_template = CHAT
+    with pytest.raises(DataFormatError, match="Row 1: `completion` must be text, found NoneType"):
+        prepare([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], tokenizer, as_chat=True)
 
 
 def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
@@ -200,7 +299,7 @@ def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
     rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
     with pytest.raises(DataFormatError, match="Row 2 is empty"):
         prepare(rows, tokenizer)
-    for wrong, words in (("", "Row 2: the text must give at least one token"), (None, "Row 2: `text` must be text")):
+    for wrong, words in (("", "Row 2: a text must give at least one token"), (None, "Row 2: `text` must be text")):
         with pytest.raises(DataFormatError, match=words):
             prepare([{"text": wrong, "row_number": 2}], tokenizer)
     with pytest.raises(DataFormatError, match=r"found none in body\. Rename"):
@@ -224,7 +323,8 @@ def test_a_template_that_rewrites_the_conversation_is_refused(tokenizer):
         ({"overlong": "drop"}, "`overlong: drop` compares rows with `max_length`, which is not set"),
         ({"pads": "masked"}, "`pads` must be one of ignored, supervised, got 'masked'"),
         ({"pads": "supervised"}, "`pads: supervised` fills rows to `max_length`, which is not set"),
-        ({"columns": {"txt": "content"}}, "`columns` may rename completion, .*; found txt"),
+        ({"unread_columns": "dropped"}, "`unread_columns` must be one of refused, ignored, got 'dropped'"),
+        ({"columns": {"txt": "content"}}, "`columns` may rename attention_mask, .*; found txt"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, words):
@@ -254,6 +354,8 @@ def test_rows_that_are_not_prepared_are_refused():
         check_prepared({"example_id": 0, "input_ids": [1, 2], "maskable": [True]}, "rows")
     with pytest.raises(DataFormatError, match="`input_ids` and `draft_ids` of a row must be equally long, found 1 and 2"):
         check_prepared({"example_id": 0, "input_ids": [1], "maskable": [True], "draft_ids": [1, 2]}, "rows")
+    with pytest.raises(DataFormatError, match="Nothing reads `position_ids` of prepared rows"):
+        check_prepared({"example_id": 0, "input_ids": [1], "maskable": [True], "position_ids": [1]}, "rows")
 
 
 def test_the_fingerprint_is_one_of_contents():

@@ -20,6 +20,8 @@ import prism_plugin as prism
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 from prism_plugin.training.sharding import gather_trained
 
+# With Adam's own 1e-8, a gradient next to zero moves its weight by the whole learning rate, to the side that rounding chooses.
+ADAM_EPSILON = 1e-2
 TEXTS = ["the cat sat on the mat.", "a dog ran.", "rain fell all day.", "she read a long book."]
 
 
@@ -39,8 +41,11 @@ def make_trainer(output_dir, *, train_backbone=False):
         str(output_dir),
         max_steps=4,
         save_steps=2,
-        per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        # One process takes as micro-batches what two take side by side: the same rows in the same shapes.
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2 // int(os.environ.get("WORLD_SIZE", "1")),
         learning_rate=1e-2,
+        adam_epsilon=ADAM_EPSILON,
         activation_checkpointing=not train_backbone,
         logging_steps=1,
         report_to="none",
@@ -76,12 +81,32 @@ def run(output_dir, checkpoint=None, *, train_backbone=False):
         (output_dir / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
+def diverge(output_dir, *, sharded):
+    """Train with a loss that is infinite on the second process at step 3, and note what each process is told."""
+    trainer = make_trainer(output_dir)
+    if sharded:
+        shard(trainer)
+    compute_loss, process = trainer.compute_loss, trainer.args.process_index
+
+    def late_on_one(*args, **options):
+        loss = compute_loss(*args, **options)
+        return loss + float("inf") if (process, trainer.state.global_step) == (1, 2) else loss
+
+    trainer.compute_loss = late_on_one
+    try:
+        trainer.train()
+    except prism.PrismError as error:
+        (output_dir / f"told-{process}.txt").write_text(str(error), encoding="utf-8")
+
+
 def main():
     folder = Path(sys.argv[1])
+    diverge(folder / "diverged-ddp", sharded=False)  # first: what `shard` tells accelerate stays told
     run(folder / "run")
     run(folder / "resumed", str(folder / "run" / "checkpoint-2"))
     run(folder / "all", train_backbone=True)
     run(folder / "all-resumed", str(folder / "all" / "checkpoint-2"), train_backbone=True)
+    diverge(folder / "diverged-fsdp", sharded=True)
 
 
 if __name__ == "__main__":

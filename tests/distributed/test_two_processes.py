@@ -23,7 +23,8 @@ def launch(bench, recipe, output_dir, *options, processes):
 
 @pytest.mark.multiprocess
 def test_two_processes_that_accumulate_equal_one(bench):
-    recipe = bench.write_recipe(bench.directory, logging_steps=1)
+    # With Adam's own 1e-8, a gradient next to zero moves its weight by the learning rate, to the side that rounding chooses.
+    recipe = bench.write_recipe(bench.directory, logging_steps=1, adam_epsilon=1e-2)
     backbone_config = bench.directory / "backbone" / "config.json"
     settings = json.loads(backbone_config.read_text())  # dropout draws per process, so it cannot be the same on two
     settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -37,5 +38,5 @@ def test_two_processes_that_accumulate_equal_one(bench):
     for first, second in zip(one, two, strict=True):
         assert [first[key] for key in LEARNT] == pytest.approx([second[key] for key in LEARNT], rel=1e-4)
     for name in one_weights:
-        torch.testing.assert_close(two_weights[name], one_weights[name], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(two_weights[name], one_weights[name], atol=1e-4, rtol=0)
     assert json.loads(printed)["steps"] == 10, "only the main process may print"

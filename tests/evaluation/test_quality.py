@@ -188,6 +188,9 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(model):
     assert judge_states(sampler_of(model), text, masked=0.5).correct.numel()
     with pytest.raises(SamplingError, match="showed no revealed token in any of its 2 looks, so nothing could be judged; give"):
         judge_states(sampler_of(model, "confidence", num_steps=1), make_rows(2))
+    for judge in (lambda rows: judge_states(sampler_of(model), rows), lambda rows: judge_drafts(model, OBJECTIVE, rows)):
+        with pytest.raises(DataFormatError, match=r"`rows` must be a list of rows, .* found dict"):
+            judge(text[:1])
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigurationError, match=r"`masked` must be a share in \(0, 1\], got"):
             judge_states(sampler_of(model), text, masked=share)

@@ -106,5 +106,5 @@ def test_puzzle_files_are_read_with_either_blank(tmp_path):
     file = tmp_path / "puzzles.txt"
     puzzles, _ = sudoku.make_puzzles(2, seed=0)
     lines = [sudoku.format_grid(puzzle) for puzzle in puzzles]
-    file.write_text(f"{lines[0]}\n\n{lines[1].replace('.', '0')}\n")
+    file.write_text(f"\ufeff{lines[0]}\n\n{lines[1].replace('.', '0')}\n")
     assert torch.equal(sudoku.read_puzzles(file), puzzles)

@@ -79,8 +79,9 @@ def test_a_puzzle_without_a_solution_is_refused():
 
 def test_settings_are_those_tuned_for_the_nearest_number_of_steps(tmp_path):
     file = tmp_path / "sampler.yaml"
-    file.write_text("prism:\n  17: {num_remask: 1}\n  51: {num_remask: 3}\n")
+    file.write_text("prism:\n  017: {num_remask: 1, temperature: 1e-1}\n  51: {num_remask: 3}\n")
     settings = sudoku_eval.read_settings(file)
+    assert settings["prism"][17]["temperature"] == 0.1, "PyYAML reads this as text, and 017 as fifteen"
     picked = [sudoku_eval.settings_for(settings, "prism", steps)["num_remask"] for steps in (1, 17, 34, 35, 99)]
     assert picked == [1, 1, 1, 3, 3]
     assert sudoku_eval.settings_for(settings, "random", 17) == {}
@@ -94,7 +95,9 @@ def test_settings_are_those_tuned_for_the_nearest_number_of_steps(tmp_path):
         ("prism: {many: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found 'many'"),
         ("prism: {true: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found True"),
         ("prsm: {17: {}}", UnknownNameError, "No preset is called 'prsm' .did you mean 'prism'"),
-        ("prism: {17: {", ConfigurationError, "cannot be read"),
+        ("prism: {17: {", ConfigurationError, "is not valid YAML"),
+        ("prism: {17: {}}\nprism: {9: {}}", ConfigurationError, "sampler.yaml is not valid YAML: prism given twice"),
+        ("prism: {17: {num_remask: 1, num_remask: 2}}", ConfigurationError, "num_remask given twice"),
         (b"\xff\xfe", ConfigurationError, "cannot be read.*can't decode"),
     ],
 )
@@ -116,7 +119,11 @@ def test_a_setting_that_a_preset_does_not_take_is_found_before_any_work(model, p
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ("{temperature: 1e-1}", ConfigurationError, "`temperature` of RemaskingSampler must be a finite number.*found '1e-1'"),
+        (
+            '{temperature: "1e-1"}',
+            ConfigurationError,
+            "`temperature` of RemaskingSampler must be a finite number.*found '1e-1'",
+        ),
         ("{num_steps: 4}", UnknownKeyError, "The preset 'prism' has no 'num_steps'"),
     ],
 )

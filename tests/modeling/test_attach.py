@@ -1,5 +1,6 @@
 """Attaching checks first, freezes what is not trained, takes any PEFT config that adapts weights, and can be undone."""
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -265,6 +266,9 @@ def test_score_of_texts_and_ids(lora_model):
     assert (quality[~inside] == 0).all()
     torch.testing.assert_close(lora_model.score(encoded["input_ids"], inside, batch_size=2), quality)
     torch.testing.assert_close(lora_model.score(["hi"])[0], quality[1, :2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(lora_model.score(encoded), quality)
+    nothing_of_it = inside & (torch.arange(3) != 1).unsqueeze(-1)  # a row that is all padding
+    torch.testing.assert_close(lora_model.score(encoded["input_ids"], nothing_of_it), quality.where(nothing_of_it, 0.0))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -281,15 +285,26 @@ def test_texts_are_padded_on_the_tokenizers_side_with_and_without_a_padding_toke
 def test_score_refusals(lora_model):
     with pytest.raises(ConfigurationError, match="`batch_size` must be at least 1, got 0"):
         lora_model.score(["a"], batch_size=0)
-    for nothing in ("a text", []):
-        with pytest.raises(ConfigurationError, match="`score` rates a list of at least one text, or a batch of token ids, got"):
+    encoded = lora_model.tokenizer(["a"])
+    for nothing in ("a text", b"a", [], {"input_ids": [3]}, encoded.data, {"a"}, np.ones((1, 2), int), (one for one in "a")):
+        with pytest.raises(ConfigurationError, match="must be a list with at least one text, or a tensor of token ids, got"):
             lora_model.score(nothing)
+    for wrong, found in (([[3, 4]], "list"), (["a", None], "NoneType"), ([b"a"], "bytes")):
+        with pytest.raises(ConfigurationError, match=f"must be text, found {found}; token ids are given as a tensor"):
+            lora_model.score(wrong)
+    with pytest.raises(ConfigurationError, match="Text 1 must give at least one token, found ''"):
+        lora_model.score(["a", ""])
+    with pytest.raises(ConfigurationError, match="a BatchEncoding must hold tensors; call the tokenizer with"):
+        lora_model.score(encoded)
+    for wrong in (encoded, [[3]]):
+        with pytest.raises(ConfigurationError, match="`input_ids` must be a tensor of token ids, found"):
+            lora_model(wrong)
     with pytest.raises(ConfigurationError, match="`attention_mask` goes with token ids"):
         lora_model.score(["a"], torch.ones(1, 3).bool())
     for wrong in (-1, 32):
         with pytest.raises(ConfigurationError, match=f"in the model's vocabulary, 0 to 31, found {wrong}; use the tokenizer"):
             lora_model.score(torch.tensor([[3, wrong]]))
-    with pytest.raises(ConfigurationError, match=r"must be integers of shape \[batch, length\], got .*int64 of shape \[2\]"):
+    with pytest.raises(ConfigurationError, match=r"must be integer ids of shape \[batch, length\] .* got int64 of shape \[2\]"):
         lora_model.score(torch.tensor([3, 4]))
     with pytest.raises(
         ConfigurationError, match=r"A row must have at most .* tokens, as many as bert has positions for, found 999"

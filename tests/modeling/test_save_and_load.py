@@ -28,6 +28,14 @@ def assert_same(one, two, ids):
         assert torch.equal(a, b)
 
 
+def add_text(path, text):
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f", {text}}}")
+
+
+def change_tensors(path, change):
+    save_file({key: change(value) for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
 def edit(path, **values):
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in (stored | values).items() if value != "DROP"}))
@@ -154,6 +162,26 @@ BROKEN = {
         lambda d: (d / "prism_config.json").write_text("{"),
         r"prism_config.json must be a JSON file, but it cannot be",
     ),
+    "a key twice": (
+        lambda d: add_text(d / "prism_config.json", '"head": "linear"'),
+        r"prism_config.json must be a JSON file, but it cannot be read: head given twice",
+    ),
+    "head of integers": (
+        lambda d: change_tensors(d / "quality_head.safetensors", lambda one: one.long()),
+        r"quality_head.safetensors: `layers.0.bias` should be of dtype float32, found int64",
+    ),
+    "adapter of integers": (
+        lambda d: change_tensors(d / "adapter_model.safetensors", lambda one: one.int()),
+        r"adapter_model.safetensors: `base_model.*lora_A.weight` should be of dtype float32, found int32",
+    ),
+    "head of NaN": (
+        lambda d: change_tensors(d / "quality_head.safetensors", lambda one: one / 0),
+        r"quality_head.safetensors: `layers.* must hold finite numbers, found NaN or infinity",
+    ),
+    "adapter with one infinity": (
+        lambda d: change_tensors(d / "adapter_model.safetensors", lambda one: one.index_fill(0, torch.tensor(0), torch.inf)),
+        r"adapter_model.safetensors: `base_model.* must hold finite numbers, found NaN or infinity",
+    ),
     "a list": (
         lambda d: (d / "prism_config.json").write_text("[]"),
         r"prism_config.json must hold a JSON object, found a list",
@@ -241,6 +269,19 @@ def test_what_does_not_fit_is_refused_and_the_backbone_left_alone(project, ids, 
     assert torch.equal(backbone(input_ids=ids).logits, logits)
     assert list(backbone.state_dict()) == keys
     assert not backbone.cls._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["trained", "merged"])
+def test_a_backbone_beside_the_head_must_be_finite(lora_model, tmp_path, kind):
+    if kind == "merged":
+        lora_model.merge_and_unload()
+    own = PrismConfig(mask_token_id=31, train_backbone=True)
+    model = lora_model if kind == "merged" else attach_quality_head(tiny_backbone(), own)
+    model.save_pretrained(tmp_path)
+    last = torch.tensor([-1])  # of the position embeddings, the one that no probe looks at
+    change_tensors(tmp_path / "model.safetensors", lambda one: one.index_fill(0, last, torch.nan) if len(one) == 65 else one)
+    with pytest.raises(StoredStateError, match=r"position_embeddings.weight` must hold finite numbers, found NaN or infinity"):
+        PrismModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "quality_head.safetensors"])

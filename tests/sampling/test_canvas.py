@@ -1,9 +1,10 @@
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from prism_plugin.decoding.pace import share_steps
 from prism_plugin.errors import SamplingError
-from prism_plugin.sampling.canvas import check_request, lay_canvas
+from prism_plugin.sampling.canvas import lay_canvas, read_request
 
 
 def random_request(seed, batch=4, length=9):
@@ -64,6 +65,21 @@ IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
         (IDS[0], None, r"shape \[batch, length\].*int64 of shape \[3\].*unsqueeze"),
         (IDS.float(), None, "must be integer ids.*float32"),
         (IDS[:0], None, "at least one row"),
+        (IDS.tolist(), None, "`input_ids` must be a tensor of token ids, .* or what a tokenizer gives .* got list"),
+        (IDS.numpy(), None, "`input_ids` must be a tensor of token ids, .* got ndarray"),
+        ({"input_ids": IDS}, None, "`input_ids` must be a tensor of token ids, .* got dict"),
+        (["ab"], None, "`input_ids` must be a tensor of token ids, .* got list"),
+        (None, None, "`input_ids` must be a tensor of token ids, .* got NoneType"),
+        (BatchEncoding({"input_ids": IDS}), torch.ones(2, 3), "the BatchEncoding brings its own `attention_mask`"),
+        (
+            BatchEncoding({"input_ids": [[1, 2]]}),
+            None,
+            "a BatchEncoding must hold tensors; call the tokenizer with",
+        ),
+        (BatchEncoding({"attention_mask": IDS}), None, "a BatchEncoding must hold `input_ids`, .* but there is none"),
+        (BatchEncoding({"input_ids": IDS, "labels": IDS}), None, "but nothing reads its 'labels'"),
+        (BatchEncoding({"input_ids": IDS, "token_type_ids": IDS}), None, "`token_type_ids` must be zeros"),
+        (IDS, [[1, 1, 1], [1, 1, 0]], r"`attention_mask` must be a tensor with the shape of `input_ids`, \[2, 3\], got list"),
         (IDS + 4, None, "in the model's vocabulary, 0 to 9, found 10"),
         (IDS - 2, None, "in the model's vocabulary, 0 to 9, found -1"),
         (IDS, torch.ones(2, 2), r"shape of `input_ids`, \[2, 3\], got float32 of shape \[2, 2\]"),
@@ -73,10 +89,10 @@ IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 )
 def test_bad_requests_are_refused(input_ids, attention_mask, words):
     with pytest.raises(SamplingError, match=words):
-        check_request(input_ids, attention_mask, vocab_size=10)
+        read_request(input_ids, attention_mask, vocab_size=10)
 
 
 def test_padding_may_hold_anything_and_stand_on_either_side():
     mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
-    present = check_request(torch.tensor([[-100, 2, 3], [4, 5, 99]]), mask, vocab_size=10)
+    _, present = read_request(torch.tensor([[-100, 2, 3], [4, 5, 99]]), mask, vocab_size=10)
     assert torch.equal(present, mask.bool())

@@ -269,6 +269,11 @@ def change(name: str, **values) -> Callable[[Path], None]:
     return write
 
 
+def test_what_is_no_sampler_is_not_exported(sampler, tmp_path):
+    with pytest.raises(ConfigurationError, match="made of a RemaskingSampler, got PrismModel; make one with"):
+        export_sampler(sampler.model, tmp_path / "out")
+
+
 DAMAGED = {
     "no code": (
         lambda folder: (folder / "custom_generate/backbone.json").unlink(),

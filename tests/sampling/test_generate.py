@@ -3,6 +3,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling.prompts import lay_prompts
 from prism_plugin.testing import tiny_tokenizer
 
 
@@ -36,6 +37,25 @@ def test_special_tokens_stand_around_the_text_and_what_is_generated(chat_model):
     RemaskingSampler(chat_model, num_steps=1).generate(["ab", "abc"], max_new_tokens=2)
     hook.remove()
     assert canvases == [[[2, 3, 4, 31, 31, 1, 0], [2, 3, 4, 5, 31, 31, 1]]]
+
+
+@pytest.mark.parametrize("prompt", ["[UNK]", "[EOS]", "[UNK][EOS]"])
+def test_a_prompt_of_special_tokens_alone_stands_before_what_is_generated(chat_model, prompt):
+    """The tokenizer adds the same tokens, [UNK] before and [EOS] after, so they cannot be told by what they are."""
+    laid = lay_prompts(chat_model.tokenizer, [prompt], max_new_tokens=2, mask_token_id=31, pad_token_id=0)
+    own = chat_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert laid.input_ids.tolist() == [[2, *own, 31, 31, 1]]
+    assert laid.starts == [1 + len(own)]
+
+
+def test_what_a_tokenizer_gives_is_taken_with_its_mask(text_model):
+    sampler, tokenizer = RemaskingSampler(text_model, num_steps=2), text_model.tokenizer
+    encoded = tokenizer(["hello world", "ab"], padding=True, return_tensors="pt")
+    expected = sampler.sample(encoded["input_ids"], encoded["attention_mask"], max_new_tokens=3)
+    assert torch.equal(sampler.sample(encoded, max_new_tokens=3).sequences, expected.sequences)
+    masked = tokenizer(["a[MASK]b", "[MASK]"], padding=True, return_tensors="pt")
+    expected = sampler.infill(masked["input_ids"], masked["attention_mask"])
+    assert torch.equal(sampler.infill(masked).sequences, expected.sequences)
 
 
 def test_chats_go_through_the_template(chat_model):

@@ -10,7 +10,7 @@ from small_samplers import MASK, generators, prompts
 
 from prism_plugin.core import EvenSchedule, NeverRemasking, QualityRemasking, RedraftSchedule, RedraftUnmasking
 from prism_plugin.core.view import Budget
-from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.errors import ConfigurationError, MissingQualityError, NonFiniteError, SamplingError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone
@@ -76,7 +76,10 @@ def with_mask_in_padding():
         (lambda s: s.sample(prompts(2, 3), max_new_tokens=True), "`max_new_tokens` must be an integer of at least 1"),
         (lambda s: s.sample(torch.tensor([[3, MASK]]), max_new_tokens=2), "prompt must not contain the mask token.*`infill`"),
         (lambda s: s.sample(prompts(2, 3) + 20, max_new_tokens=2), "in the model's vocabulary, 0 to 31"),
-        (lambda s: s.sample(prompts(2, 3), torch.ones(2, 4), max_new_tokens=2), "must have the shape of `input_ids`"),
+        (
+            lambda s: s.sample(prompts(2, 3), torch.ones(2, 4), max_new_tokens=2),
+            "must be a tensor with the shape of `input_ids`",
+        ),
         (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=generators(1)), "one generator per row, 2 here, got 1"),
         (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=generators(1) * 2), "found the same one twice"),
         (lambda s: s.sample(prompts(2, 3), max_new_tokens=2, generator=7), "must be a torch.Generator, a list.*got 7"),
@@ -156,12 +159,43 @@ def test_logits_that_are_no_numbers_are_refused(model, temperature, value):
         sampler.sample(prompts(2, 3), max_new_tokens=6)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_quality_that_is_no_number_is_refused(model, temperature):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.quality_head.layers[0].weight[3] = float("nan")
+    sampler = RemaskingSampler(
+        model, num_steps=6, temperature=temperature, remasking=QualityRemasking(), schedule=EvenSchedule(1)
+    )
+    with pytest.raises(SamplingError, match="quality of a token must be a number, but the quality head gave NaN"):
+        sampler.sample(prompts(2, 3), max_new_tokens=6)
+    with pytest.raises(NonFiniteError, match="The quality of a token must be a number, but the model gave NaN"):
+        model.score(prompts(2, 3))
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
         (lambda s: s.generate("one text", max_new_tokens=2), "must be a list with at least one text or chat, got 'one text'"),
         (lambda s: s.generate([], max_new_tokens=2), "must be a list with at least one text or chat"),
-        (lambda s: s.generate([""], max_new_tokens=2), "a prompt must give at least one token"),
+        (lambda s: s.generate([""], max_new_tokens=2), "a text must give at least one token"),
+        (lambda s: s.generate(s.model.tokenizer(["ab"]), max_new_tokens=2), "at least one text or chat, got BatchEncoding"),
+        (lambda s: s.generate({"prompts": ["ab"]}, max_new_tokens=2), "at least one text or chat, got dict"),
+        (lambda s: s.generate(prompts(1, 3), max_new_tokens=2), "at least one text or chat, got Tensor"),
+        (lambda s: s.generate(["ab", None], max_new_tokens=2), r"`prompts\[1\]` must be a text, or a chat, .* got NoneType"),
+        (lambda s: s.generate([b"ab"], max_new_tokens=2), r"`prompts\[0\]` must be a text, or a chat, .* got bytes"),
+        (
+            lambda s: s.generate([{"role": "user", "content": "a"}], max_new_tokens=2),
+            r"`prompts\[0\]` must be a text, or a chat, which is a list of messages, got dict",
+        ),
+        (
+            lambda s: s.generate([[3, 4]], max_new_tokens=2),
+            r"`prompts\[0\]` must list messages with role and content, found",
+        ),
+        (
+            lambda s: s.generate([[{"role": "user", "content": None}]], max_new_tokens=2),
+            r"`content` of message 0 in `prompts\[0\]` must be text, found NoneType",
+        ),
         (lambda s: s.generate(["ab"], max_new_tokens=0), "`max_new_tokens` must be an integer of at least 1"),
         (lambda s: s.generate(["a[MASK]"], max_new_tokens=2), "must not contain the mask token, found it in `prompts`"),
         (

@@ -118,7 +118,7 @@ def test_files_with_anything_else_are_refused(sampler, model, tmp_path, change, 
 def test_missing_and_broken_files_are_refused(model, tmp_path):
     with pytest.raises(StoredStateError, match=r"must hold sampler_config\.json, found none"):
         RemaskingSampler.from_pretrained(tmp_path, model)
-    for content in (b'{"num_steps":', b"\xff\xfe{"):
+    for content in (b'{"num_steps":', b"\xff\xfe{", b'{"num_steps": 4, "num_steps": 8}'):
         (tmp_path / SAMPLER_CONFIG_NAME).write_bytes(content)
         with pytest.raises(StoredStateError, match="must be JSON in UTF-8"):
             RemaskingSampler.from_pretrained(tmp_path, model)

@@ -39,11 +39,11 @@ def new_trainer(lab, directory, **settings):
 def test_resumed_equals_uninterrupted_bit_for_bit(lab, tmp_path, stop):
     settings = {"eval_rows": lab.make_rows(5), "eval_strategy": "steps", "eval_steps": 4}
     whole = new_trainer(lab, tmp_path / "whole", **settings)
-    whole.train()
+    loss = whole.train().training_loss
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{stop}", tmp_path / "again" / f"checkpoint-{stop}")
     again = new_trainer(lab, tmp_path / "again", **settings)
     torch.manual_seed(99)
-    again.train(resume_from_checkpoint=True)
+    assert again.train(resume_from_checkpoint=True).training_loss == pytest.approx(loss, rel=1e-6)
     assert again.state.global_step == 12
     assert measured(again) == measured(whole)
     assert all(torch.equal(weights(again)[name], value) for name, value in weights(whole).items())
@@ -149,7 +149,7 @@ def test_a_checkpoint_gets_its_name_last(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module.checkpoints, "finish_building", watching)
     new_trainer(lab, tmp_path, max_steps=5).train()
-    assert seen == [([".building-checkpoint-5"], names(tmp_path / "checkpoint-5"))]
+    assert seen == [([".building-checkpoint-5", "_run.lock"], names(tmp_path / "checkpoint-5"))]
 
 
 def test_every_file_is_flushed_before_the_name_is_given(tmp_path, monkeypatch):

@@ -179,3 +179,16 @@ def test_a_batch_that_no_check_has_seen_is_refused_by_itself(lab, tmp_path):
             trainer.evaluate(datasets.Dataset.from_list(bad))
         with pytest.raises(DataFormatError, match=words):
             trainer.compute_loss(trainer.model, lab.collate(bad))
+
+
+def test_what_is_no_batch_is_refused(lab):
+    model, objective = lab.build_model(), get_objective("prism_recorded")
+    batch = lab.collate(lab.recorded_rows(2))
+    wrong = {
+        "found no maskable, example_id": {key: batch[key] for key in ("input_ids", "attention_mask", "draft_ids")},
+        "found no draft_ids": {**batch, "draft_ids": batch["draft_ids"].tolist()},
+        "must be a mapping of names to tensors, found list": [batch],
+    }
+    for words, given in wrong.items():
+        with pytest.raises(DataFormatError, match=words):
+            objective.step(model, given, epoch=0, seed=0, unwrapped=model)

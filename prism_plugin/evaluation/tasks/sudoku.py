@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from prism_plugin.data import read_lines
 from prism_plugin.errors import DataFormatError
 from prism_plugin.types import TokenIds, TokenMask
 
@@ -215,14 +216,11 @@ def read_puzzles(path: str | Path) -> TokenIds:
     """Read a file of puzzles: one a line, 81 characters, digits 1-9 for clues and `0` or `.` for blanks.
 
     Raises:
-        DataFormatError: If the file holds no puzzle, or a line is not one, contradicts itself or has no blank; names the line.
+        DataFormatError: If the file cannot be read or holds no puzzle; or a line is not one, contradicts itself or has no
+            blank, which is then named.
     """
     puzzles: list[list[int]] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         text = line.strip()
         if not text:
             continue

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
+from prism_plugin.parsing import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, get_preset
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import TokenIds
@@ -98,9 +98,9 @@ def read_settings(path: Path) -> Settings:
         UnknownNameError: If a preset is unknown.
     """
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"The settings {path} cannot be read: {' '.join(str(error).split())}") from error
+        stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings {path} cannot be read: {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(by_steps, dict) and by_steps for by_steps in stored.values()):
         raise ConfigurationError(f"{path} must map presets to numbers of steps to settings, found {str(stored)[:80]!r}.")
     for preset, by_steps in stored.items():
