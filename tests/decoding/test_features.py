@@ -62,7 +62,7 @@ def history(looks, number, row, place):
 
 def test_what_is_remembered_is_what_the_looks_gave(watched):
     checked = 0
-    for number, (view, record, log_probabilities, quality) in enumerate(watched):
+    for number, (view, record, log_probabilities, _) in enumerate(watched):
         for row in range(2):
             for place in range(4, 14):
                 found = {name: view.features[name][row, place].item() for name in REMEMBERED}
