@@ -30,7 +30,7 @@ def check_rotary_tables(backbone: PreTrainedModel) -> Check:
     worst = 0.0
     for path, module, name in tables:
         buffer = getattr(module, name)
-        table, expected = buffer.detach().double().cpu(), _computed_again(module, name)
+        table, expected = buffer.detach().cpu().double(), _computed_again(module, name)
         plain = _rope_type(module, name) == "default"
         # A table that was cast with its model is that of the config, cast: float16 is off by percents at its smallest numbers.
         wanted = _geometric(table) if expected is None else expected.to(buffer.dtype).double()

@@ -15,6 +15,7 @@ import transformers
 from rich.console import Console
 
 import prism_plugin
+from prism_plugin.cli.device_options import chosen_device
 from prism_plugin.cli.eval import SETTINGS_FILE
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.cli.recipe import load_recipe
@@ -56,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, default=Path(PAGE), metavar="FILE.html",
         help="where a page goes that replays how each sampler solves one puzzle (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="auto: the accelerator if there is one (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         output = args.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log.print(f"1/2  Fine-tuning a quality head and LoRA for {size.train_steps} steps on {folder / 'backbone'}")
-        training = _train(folder, output, size, args.seed)
+        training = _train(folder, output, size, args)
         log.print(f"2/2  Loading what was saved, and solving {size.puzzles} held-out puzzles with each preset")
         results = _solve(folder, output, size, args)
     if args.json:
@@ -112,7 +119,7 @@ def find_folder(name: str) -> Path:
     )
 
 
-def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]:
+def _train(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> dict[str, Any]:
     overrides = {
         "training.output_dir": str(output),
         "training.max_steps": str(size.train_steps),
@@ -120,7 +127,8 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
         "training.per_device_train_batch_size": str(size.batch_size),
         "training.save_strategy": "'no'",
         "training.eval_strategy": "'no'",
-        "training.seed": str(seed),
+        "training.seed": str(args.seed),
+        "training.use_cpu": str(args.device == "cpu").lower(),  # otherwise Trainer takes the accelerator by itself
     }
     recipe = folder / "recipe.yaml"
     summary, _ = train_by_recipe(load_recipe(recipe, overrides), source=recipe, fresh=True)
@@ -134,12 +142,12 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
 
 def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> list[sudoku_eval.PresetResult]:
     """Solve the puzzles with each preset, and write the page about the first of them."""
-    model = PrismModel.from_pretrained(output)
+    model = PrismModel.from_pretrained(output, device_map=chosen_device(args))
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])
     presets = sudoku_eval.PRESETS
-    with sampling_progress(presets, size.puzzles, size.num_steps) as on_step:
+    with sampling_progress(presets, size.puzzles, size.num_steps, sudoku_eval.BATCH_SIZE) as on_step:
         results = sudoku_eval.evaluate_presets(
             model, puzzles, presets, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )

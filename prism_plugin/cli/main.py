@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from prism_plugin import __version__
-from prism_plugin.cli.errors import explain_os_error
+from prism_plugin.cli.errors import explain_os_error, explain_out_of_memory
 from prism_plugin.errors import PrismError
 
 VERBS = {
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         explained = explain_os_error(error)
+        if explained is None:
+            raise
+        print(f"prism-plugin {verb}: {explained}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        explained = explain_out_of_memory(error, parsed)
         if explained is None:
             raise
         print(f"prism-plugin {verb}: {explained}", file=sys.stderr)

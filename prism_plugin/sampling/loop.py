@@ -233,7 +233,7 @@ class Decoder:
             temperature=self.settings.temperature,
             top_p=self.settings.top_p,
             forbidden_ids=forbidden_ids,
-            uniforms=None if uniforms is None else uniforms.flatten()[index],
+            uniforms=None if uniforms is None else uniforms.flatten()[index.to(uniforms.device)],
             want_entropy="entropy" in self.needs,
             want_margin="margin" in self.needs,
         )
