@@ -1,8 +1,8 @@
 """A second device on a machine that has none: tensors with real values that say they are elsewhere, and refuse to be mixed.
 
-torch names a device "lazy" for which it has all that Python needs and no kernels. Here its tensors hold a tensor of the CPU, and
-every operator is held to what accelerators demand: its tensors are on one device, but for single numbers and the source of
-a copy, and there is no float64, as on Apple's GPUs.
+torch names a device "lazy" for which it has all that Python needs and no kernels. Here each of its tensors holds one of the
+CPU, and every operator is held to what accelerators demand: its tensors are on one device, but for single numbers and the
+source of a copy, and there is no float64, as on Apple's GPUs.
 """
 
 from collections.abc import Iterator

@@ -136,7 +136,7 @@ class DraftStates:
 
     def quality(self, model: PrismModel) -> PerState:
         """Give the model's quality of each judged token."""
-        return model.score(self.draft_ids).gather(1, self.position.unsqueeze(1)).squeeze(1)
+        return model.score(self.draft_ids).cpu().gather(1, self.position.unsqueeze(1)).squeeze(1)
 
 
 @torch.no_grad()
