@@ -131,7 +131,7 @@ def is_sudoku_model(model: PrismModel) -> bool:
 
 
 def _vocab_size(model: PrismModel) -> int:
-    return model.get_input_embeddings().weight.shape[0]
+    return model.get_output_embeddings().weight.shape[0]  # the embeddings of MDLM have no `weight`
 
 
 def settings_for(settings: Settings, preset: str, num_steps: int) -> dict[str, Any]:
