@@ -196,7 +196,7 @@ def _with_remote_code(
         config_class.register_for_auto_class()  # so that saving writes the code and the `auto_map`
         model_class.register_for_auto_class(auto_class)
         patch_model_class(model_class)
-        if layers:  # MDLM names none, and LLaDA classes that it does not have, so a `device_map` would split layers
+        if layers:  # MDLM names none, so that `device_map="auto"` could put half a layer on one device, half on another
             model_class._no_split_modules = list(layers)
         backbone = make(where, _AsAutoClass(model_class), config_class.from_pretrained(where, revision=revision), options)
     finish_loading(backbone)

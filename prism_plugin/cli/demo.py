@@ -15,7 +15,6 @@ import transformers
 from rich.console import Console
 
 import prism_plugin
-from prism_plugin.cli.device_options import chosen_device
 from prism_plugin.cli.eval import SETTINGS_FILE
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.cli.recipe import load_recipe
@@ -57,12 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, default=Path(PAGE), metavar="FILE.html",
         help="where a page goes that replays how each sampler solves one puzzle (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu"),
-        default="auto",
-        help="auto: the accelerator if there is one (default: %(default)s)",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
@@ -82,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         output = args.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log.print(f"1/2  Fine-tuning a quality head and LoRA for {size.train_steps} steps on {folder / 'backbone'}")
-        training = _train(folder, output, size, args)
+        training = _train(folder, output, size, args.seed)
         log.print(f"2/2  Loading what was saved, and solving {size.puzzles} held-out puzzles with each preset")
         results = _solve(folder, output, size, args)
     if args.json:
@@ -119,7 +112,7 @@ def find_folder(name: str) -> Path:
     )
 
 
-def _train(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> dict[str, Any]:
+def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]:
     overrides = {
         "training.output_dir": str(output),
         "training.max_steps": str(size.train_steps),
@@ -127,8 +120,7 @@ def _train(folder: Path, output: Path, size: _Size, args: argparse.Namespace) ->
         "training.per_device_train_batch_size": str(size.batch_size),
         "training.save_strategy": "'no'",
         "training.eval_strategy": "'no'",
-        "training.seed": str(args.seed),
-        "training.use_cpu": str(args.device == "cpu").lower(),  # otherwise Trainer takes the accelerator by itself
+        "training.seed": str(seed),
     }
     recipe = folder / "recipe.yaml"
     summary, _ = train_by_recipe(load_recipe(recipe, overrides), source=recipe, fresh=True)
@@ -142,7 +134,7 @@ def _train(folder: Path, output: Path, size: _Size, args: argparse.Namespace) ->
 
 def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> list[sudoku_eval.PresetResult]:
     """Solve the puzzles with each preset, and write the page about the first of them."""
-    model = PrismModel.from_pretrained(output, device_map=chosen_device(args))
+    model = PrismModel.from_pretrained(output)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])

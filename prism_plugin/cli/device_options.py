@@ -37,15 +37,6 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     """
     if getattr(args, "batch_size", 1) < 1:
         raise ConfigurationError(f"`--batch-size` must be at least 1, got {args.batch_size}.")
-    return {"dtype": args.dtype, "device_map": chosen_device(args)}
-
-
-def chosen_device(args: argparse.Namespace) -> str:
-    """The device that `--device` names; "auto" is the first accelerator, or else the CPU.
-
-    Raises:
-        ConfigurationError: If there is no such device.
-    """
     device = best_device() if args.device == "auto" else args.device
     require_device(device, "--device")
-    return device
+    return {"dtype": args.dtype, "device_map": device}

@@ -5,11 +5,20 @@ import torch
 from remote_families import MASK, STANDIN_FAMILIES
 
 from prism_plugin.backbones import best_device, load_backbone, require_device, require_placement
+from prism_plugin.backbones.devices import accelerators
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
 
 FOUND = "prism_plugin.backbones.devices.accelerators"
+
+
+def test_accelerators_are_those_that_torch_finds(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert accelerators() == ()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert accelerators() == ("xpu:0", "xpu:1")
 
 
 @pytest.mark.parametrize("there", [(), ("cuda:0", "cuda:1"), ("mps:0",)], ids=str)
@@ -71,7 +80,7 @@ def test_a_device_map_is_what_transformers_makes_of_it(tmp_path):
 
 @pytest.mark.parametrize("family", ["mdlm", "llada"])
 def test_layers_of_code_out_of_a_repository_are_not_split(tmp_path, family):
-    """MDLM names no layers, and transformers then refuses "auto"."""
+    """MDLM names none, and LLaDA classes that it does not have."""
     STANDIN_FAMILIES[family].save(tmp_path)
     backbone = load_backbone(tmp_path, trust_remote_code=True, device_map="auto")
     layers = set(backbone._no_split_modules)

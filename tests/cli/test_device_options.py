@@ -1,4 +1,4 @@
-"""`--device`, `--dtype` and `--batch-size`: wrong ones are one sentence before anything is loaded, and batches change nothing."""
+"""`--device`, `--dtype`, `--batch-size`: wrong ones are one sentence before anything is loaded, and batches change nothing."""
 
 import json
 
