@@ -13,7 +13,7 @@ from prism_plugin.cli import main as cli
 from prism_plugin.data import PrismCollator
 from prism_plugin.evaluation.tasks.enumerable import draft_states, proposal_of, three_letter_table
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
-from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 from prism_plugin.training import get_objective
@@ -84,12 +84,16 @@ def test_backbone_lora_and_head_are_loaded_onto_the_device(folder, elsewhere):
 SETTINGS = {"temperature": 1.0, "top_p": 0.8, "block_length": 5}
 
 
-def test_every_preset_gives_the_tokens_of_the_cpu(folder, monkeypatch):
+# They read noise, quality and visible tokens; that each single rule stays on its device is in core/test_no_waiting.py.
+SAMPLERS = ("prism", "remdm-conf", "redraft", "prism-threshold")
+
+
+def test_samplers_give_the_tokens_of_the_cpu(folder, monkeypatch):
     ids = torch.tensor([[5, 6, MASK, MASK, MASK, MASK, MASK], [7, MASK, MASK, 8, MASK, 0, 0]])
 
     def sample(model):
         given = {}
-        for name in PRESETS:
+        for name in SAMPLERS:
             settings = preset_settings(name, {} if "redraft" in name else SETTINGS)
             generator = [torch.Generator().manual_seed(seed) for seed in range(2)]
             generator = generator[0] if name == "prism" else generator

@@ -50,7 +50,8 @@ def load_backbone(
         trust_remote_code: Allow the repository's own Python code to run.
         dtype: dtype of the weights; None takes the one they were saved in.
         device_map: Where the weights go, as transformers has it: a device such as "cuda:1" for all of them, "auto" to share
-            them out over the accelerators and offload what does not fit, or a mapping of modules; None: the CPU.
+            them out over the accelerators and offload what does not fit, or a mapping of modules; None: the CPU, with
+            `quantization` the accelerator.
         quantization: "nf4" turns the linear layers into 4 bits while they are loaded, for LoRA and a head on top (QLoRA); what
             is left is in `dtype`, bfloat16 when None. Needs bitsandbytes.
 

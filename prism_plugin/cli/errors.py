@@ -35,5 +35,5 @@ def explain_out_of_memory(error: RuntimeError, args: argparse.Namespace) -> str 
     if not short or not hasattr(args, "device"):
         return None
     ways = ["a smaller `--batch-size`"] * (getattr(args, "batch_size", 1) > 1)
-    ways += ["`--dtype bfloat16`"] * (getattr(args, "dtype", None) in ("auto", "float32")) + ["another `--device`"]
+    ways += ["`--dtype bfloat16`"] * (args.dtype in ("auto", "float32")) + ["another `--device`"]
     return f"the memory of the device does not suffice ({cause}); give {', or '.join(ways)}."

@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "`--dtype` is of the weights that are written, and `--no-merge` writes none; leave one of them out."
         )
-    settings, where = chosen_settings(args), placement(args)
+    settings, placed = chosen_settings(args), placement(args)
     if args.output is not None:
         require_free_folder(args.output)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **where)
+    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **placed)
     sampler = build_sampler(args, model, settings)
     if args.push_to_hub is not None:
         where = push_export_to_hub(sampler, args.push_to_hub, merge=not args.no_merge, private=True if args.private else None)
