@@ -179,7 +179,7 @@ def test_recipe_keys_are_those_of_the_code():
 
 
 def test_sampler_settings_are_those_of_the_code():
-    (table, _) = tables(text_of(ROOT / "docs" / "sampling.md"))
+    (table,) = tables(text_of(ROOT / "docs" / "sampling.md", "Settings of a sampler"))
     assert [row[:2] for row in table] == [[one.name, default_of(one)] for one in fields(SamplerSettings)]
 
 

@@ -153,7 +153,7 @@ def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) ->
     settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])
     presets = sudoku_eval.PRESETS
-    with sampling_progress(presets, size.puzzles, size.num_steps) as on_step:
+    with sampling_progress(presets, size.puzzles, size.num_steps, sudoku_eval.BATCH_SIZE) as on_step:
         results = sudoku_eval.evaluate_presets(
             model, puzzles, presets, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )

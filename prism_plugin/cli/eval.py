@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prism_plugin.cli import eval_quality
+from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
@@ -39,6 +40,7 @@ def _add_sudoku_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", type=Path, help=f"tuned settings of the presets (default: {SETTINGS_FILE} beside the adapter, if there)"
     )
+    add_device_options(parser, batch_size=sudoku_eval.BATCH_SIZE)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
@@ -52,6 +54,7 @@ def _run_sudoku(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
     require_seed(args.seed, "--seed")
+    where = placement(args)
     presets = [name.strip() for name in args.presets.split(",")]
     for preset in presets:
         get_preset(preset)  # a misspelt name is found before anything is loaded
@@ -61,15 +64,14 @@ def _run_sudoku(args: argparse.Namespace) -> int:
     path = args.settings or (beside if beside.exists() else None)
     settings = sudoku_eval.read_settings(path) if path else {}
     puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(args.data)[: args.limit])
-    model = PrismModel.from_pretrained(args.adapter)
+    model = PrismModel.from_pretrained(args.adapter, **where)
     sudoku_eval.require_sudoku_model(model)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     sudoku_eval.make_samplers(model, presets, args.num_steps, settings)
     count = len(puzzles.puzzles)
-    with sampling_progress(presets, count, args.num_steps) as on_step:
-        results = sudoku_eval.evaluate_presets(
-            model, puzzles, presets, num_steps=args.num_steps, seed=args.seed, settings=settings, on_step=on_step
-        )
+    request = {"num_steps": args.num_steps, "seed": args.seed, "batch_size": args.batch_size, "settings": settings}
+    with sampling_progress(presets, count, args.num_steps, args.batch_size) as on_step:
+        results = sudoku_eval.evaluate_presets(model, puzzles, presets, on_step=on_step, **request)
     if args.json:
         print(json.dumps(sudoku_eval.to_json(results, puzzles=count, num_steps=args.num_steps)))
     else:

@@ -131,7 +131,7 @@ def is_sudoku_model(model: PrismModel) -> bool:
 
 
 def _vocab_size(model: PrismModel) -> int:
-    return model.get_input_embeddings().weight.shape[0]
+    return model.get_output_embeddings().weight.shape[0]  # the embeddings of MDLM have no `weight`
 
 
 def settings_for(settings: Settings, preset: str, num_steps: int) -> dict[str, Any]:
@@ -153,15 +153,17 @@ def make_samplers(
     }
 
 
-def solve_with(sampler: RemaskingSampler, puzzles: TokenIds, seed: int, **request: Any) -> tuple[TokenIds, torch.Tensor]:
-    """Fill puzzles. Puzzle `i` depends on (`seed`, `i`) alone, not on the others or on the batch.
+def solve_with(
+    sampler: RemaskingSampler, puzzles: TokenIds, seed: int, *, batch_size: int = BATCH_SIZE, **request: Any
+) -> tuple[TokenIds, torch.Tensor]:
+    """Fill puzzles, `batch_size` at once. Puzzle `i` depends on (`seed`, `i`) alone, not on the others or on the batch.
 
     Returns:
         The filled grids and the forward passes of each, [count].
     """
     grids, passes = [], []
-    for start in range(0, len(puzzles), BATCH_SIZE):
-        batch = puzzles[start : start + BATCH_SIZE]
+    for start in range(0, len(puzzles), batch_size):
+        batch = puzzles[start : start + batch_size]
         rows = generators(seed, start, len(batch))
         output = sampler.infill(batch.to(sampler.model.device), generator=rows, **request)
         grids.append(output.sequences.cpu())
@@ -181,6 +183,7 @@ def evaluate_presets(
     *,
     num_steps: int,
     seed: int = 0,
+    batch_size: int = BATCH_SIZE,
     settings: Settings | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> list[PresetResult]:
@@ -192,6 +195,7 @@ def evaluate_presets(
         presets: Names of presets.
         num_steps: Forward passes that each may use, at most, per puzzle.
         seed: Of the samplers' draws.
+        batch_size: Puzzles at once, >= 1; it changes nothing but rounding.
         settings: Tuned settings; see `settings_for`.
         on_step: Called with the preset's name after each forward of a batch.
 
@@ -202,7 +206,7 @@ def evaluate_presets(
     for preset, (sampler, own) in make_samplers(model, presets, num_steps, settings or {}).items():
         began = time.perf_counter()
         notify = None if on_step is None else lambda _record, name=preset: on_step(name)
-        grids, passes = solve_with(sampler, puzzles.puzzles, seed, on_step=notify)
+        grids, passes = solve_with(sampler, puzzles.puzzles, seed, batch_size=batch_size, on_step=notify)
         seconds = time.perf_counter() - began
         success = sudoku.is_solved(grids, puzzles.puzzles).double().mean().item()
         results.append(
