@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.core.float64 import float64_device
+from prism_plugin.errors import SamplingError
 from prism_plugin.types import PerToken
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -69,3 +70,19 @@ def _uniform(generator: torch.Generator | None, shape: tuple[int, ...], dtype: t
     source = device if generator is None else generator.device
     drawable = dtype if float64_device(source) == source else torch.float32  # a generator of a device without float64
     return torch.rand(shape, generator=generator, dtype=drawable, device=source).to(device).to(dtype)
+
+
+def require_generators(generator: Generators, batch: int) -> None:
+    """Refuse what are no generators, or another number of them than rows.
+
+    Raises:
+        SamplingError: If that is so.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise SamplingError(f"`generator` must be a torch.Generator, a list with one per row, or None, got {generator!r}.")
+    if len(generator) != batch:
+        raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
+    if len(set(map(id, generator))) != batch:
+        raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")

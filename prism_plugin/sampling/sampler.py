@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from prism_plugin.backbones import DeviceMap, evaluation_mode, max_row_length, require_placement
-from prism_plugin.decoding.chance import GeneratorChance, Generators
+from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.loop import Loop
@@ -355,7 +355,7 @@ class RemaskingSampler(SamplerSettings):
         return_trace: bool,
         streamer: Any,
     ) -> SamplerOutput:
-        _check_generators(generator, canvas.request.shape[0])
+        require_generators(generator, canvas.request.shape[0])
         stream = None if streamer is None else TokenStream(streamer, canvas)
         trace: list[StepRecord] = []
         listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
@@ -397,14 +397,3 @@ def _check_length(model: PrismModel, length: int) -> None:
             f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{length} with those to generate; shorten the text or `max_new_tokens`."
         )
-
-
-def _check_generators(generator: Generators, batch: int) -> None:
-    if generator is None or isinstance(generator, torch.Generator):
-        return
-    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-        raise SamplingError(f"`generator` must be a torch.Generator, a list with one per row, or None, got {generator!r}.")
-    if len(generator) != batch:
-        raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
-    if len(set(map(id, generator))) != batch:
-        raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")
