@@ -22,6 +22,7 @@ LEVELS = [
     {"core"},
     {"backbones", "data"},
     {"modeling"},
+    {"decoding"},
     {"training", "sampling"},
     {"evaluation"},
     {"report"},

@@ -15,6 +15,7 @@ from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection,
 from prism_plugin.core import REMASKING, SCHEDULES, UNMASKING, DiffusionTerm, DraftRule
 from prism_plugin.core.remasking import RemdmConfRemasking
 from prism_plugin.core.schedules import EvenSchedule
+from prism_plugin.decoding import FEATURES
 from prism_plugin.modeling import PrismConfig
 from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
 from prism_plugin.training import Fill, PrismTrainingArguments, get_objective, objective_to_dict
@@ -176,6 +177,12 @@ def test_recipe_keys_are_those_of_the_code():
         if key not in ("objective.name", "training.output_dir"):
             assert [default] == found, key
         assert meaning
+
+
+def test_features_are_those_of_the_code():
+    (table,) = tables(text_of(ROOT / "docs" / "sampling.md", "What a look costs"))
+    ours = [name for name in FEATURES.names() if FEATURES.get(name).__module__.startswith("prism_plugin")]
+    assert sorted(row[0] for row in table) == ours
 
 
 def test_sampler_settings_are_those_of_the_code():
