@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.heads import HEADS, has_inner_size
+from prism_plugin.types import StatesAnywhere, ValuesAnywhere
 
 
 class QualityHead(nn.Module):
@@ -65,7 +65,7 @@ class QualityHead(nn.Module):
             bias=config.quality_bias,
         )
 
-    def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
+    def forward(self, hidden_states: StatesAnywhere) -> ValuesAnywhere:
         """Return one logit per position, float32, scaled, on the head's device."""
         device = next(self.layers.parameters()).device
         with torch.autocast(device.type, enabled=False):
