@@ -23,7 +23,7 @@ from prism_plugin.decoding.looks import Look, PlainLook, Seen, Want
 from prism_plugin.decoding.pace import Pace
 from prism_plugin.decoding.state import Canvas, State, begin_state
 from prism_plugin.errors import SamplingError
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 
 
@@ -70,7 +70,7 @@ class Loop:
         whole_batch: Look at every row at every step, finished ones too: so each process makes as many looks as the others.
     """
 
-    model: PrismModel | None
+    model: HeadedBackbone | None
     decider: Decider
     schedule: Schedule
     num_steps: int

@@ -3,8 +3,6 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.attached_settings import owner_of
 from prism_plugin.modeling.reopening import require_reopening, without_values
 
 _NOT_PLAIN = object()
@@ -44,7 +43,7 @@ class BackboneSnapshot:
             BackboneError: If the spec names a setting that the backbone lacks.
         """
         modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
-        owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
+        owners = [owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
             embeddings=embeddings,
             children=[(module, name, child) for module in modules for name, child in module._modules.items()],
@@ -118,45 +117,6 @@ def require_trainable_weights(backbone: PreTrainedModel) -> None:
             f"{offloaded[0]} for one; load the backbone without offloading, for `lora` in 4 bits if need be "
             '(`load_backbone(..., quantization="nf4")`), or attach the head alone.'
         )
-
-
-def changed_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> dict[str, tuple[Any, Any]]:
-    """What `apply_settings` would change: dotted path of an attribute -> its value now, and the value while attached."""
-    found = {path: getattr(*_owner_of(backbone, path)) for path, _ in spec.settings_while_attached}
-    return {path: (found[path], value) for path, value in spec.settings_while_attached if found[path] != value}
-
-
-def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
-    """Set what the spec wants set while a quality head is attached."""
-    for path, value in spec.settings_while_attached:
-        owner, name = _owner_of(backbone, path)
-        setattr(owner, name, value)
-
-
-@contextmanager
-def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> Iterator[None]:
-    """While open, a backbone has the settings of `apply_settings`; afterwards those that it had."""
-    owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
-    before = [(owner, name, getattr(owner, name)) for owner, name in owners]
-    try:
-        apply_settings(backbone, spec)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-
-
-def _owner_of(root: object, path: str) -> tuple[object, str]:
-    *owners, name = path.split(".")
-    backbone = root
-    for owner in owners:
-        root = getattr(root, owner, None)
-    if not hasattr(root, name):
-        raise BackboneError(
-            f"`settings_while_attached` of a BackboneSpec must name attributes of the model, but {type(backbone).__name__} has "
-            f"no `{path}`; correct the spec."
-        )
-    return root, name
 
 
 def wrap_with_adapter(

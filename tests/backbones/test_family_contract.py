@@ -30,8 +30,8 @@ from prism_plugin.backbones import (
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.core import ConfidenceUnmasking, EvenSchedule, QualityRemasking
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, SamplingError
+from prism_plugin.modeling.attached_settings import changed_settings
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.wrapping import changed_settings
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 REMOTE = {**STANDIN_FAMILIES, **checked_out_families()}

@@ -12,7 +12,7 @@ import torch
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismModel
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, get_preset
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import TokenIds
