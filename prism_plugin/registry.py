@@ -23,7 +23,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         UnknownKeyError: If `values` has a key that is no field of `cls`.
         ConfigurationError: If a field without a default is missing.
     """
-    known = {field.name: field for field in fields(cls) if field.init}
+    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]  # a dataclass, as said above
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UnknownKeyError(
@@ -113,7 +113,7 @@ class Registry(Generic[T]):
         """
         for name, cls in self._by_name.items():
             if type(instance) is cls:
-                settings = {field.name: getattr(instance, field.name) for field in fields(cls) if field.init}
+                settings = {field.name: getattr(instance, field.name) for field in fields(cls) if field.init}  # type: ignore[arg-type]  # checked by `register`
                 return {"name": name, **settings}
         raise UnknownNameError(
             f"Only a registered {self.kind} can be saved, found {type(instance).__name__}; "

@@ -70,11 +70,11 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         )
     before = _read(file)
     try:
-        different = [name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]]
-        different += sorted(_flat(before["recipe"]).items() ^ _flat(record["recipe"]).items())
+        different = {name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]}
+        different |= {name for name, _ in _flat(before["recipe"]).items() ^ _flat(record["recipe"]).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{file} must say which recipe made this folder, but cannot be read; use --fresh.") from error
-    names = sorted({one if isinstance(one, str) else one[0] for one in different} - _FREE)
+    names = sorted(different - _FREE)
     if names:
         raise ConfigurationError(
             f"{output_dir} belongs to another run, which differs in {', '.join(names)}; choose another `output_dir`, or start "

@@ -1,6 +1,7 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class HeadedBackbone(BackbonePassthrough):
         call_changes: What the backbone changed about itself when it was called.
     """
 
+    backbone: Any  # to nn.Module, an attribute is a tensor or a module, and no model
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -57,7 +60,7 @@ class HeadedBackbone(BackbonePassthrough):
     @property
     def mask_token_id(self) -> int:
         """Id of the mask token."""
-        return self.prism_config.mask_token_id
+        return self.prism_config.mask_token_id  # type: ignore[return-value]  # filled in when the head was attached
 
     @property
     def holds_own_backbone(self) -> bool:

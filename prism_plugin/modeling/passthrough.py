@@ -77,7 +77,7 @@ class BackbonePassthrough(nn.Module):
         """Return the backbone's input embeddings."""
         return input_embeddings_of(self.plain_backbone, self.spec)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Return the backbone's LM head."""
         return lm_head_of(self.plain_backbone, self.spec)
 

@@ -1,6 +1,6 @@
 """Reads files that must be exactly what was written: a mismatch is one sentence with the file, the key and what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def require_keys(path: Path, values: Mapping[str, Any], expected: set[str], optional: set[str] = frozenset()) -> None:
+def require_keys(path: Path, values: Mapping[str, Any], expected: set[str], optional: Set[str] = frozenset()) -> None:
     """Check that a mapping read from `path` has the expected keys and no other; the optional ones may be missing.
 
     Raises:
@@ -65,9 +65,9 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], *, any_float: bool 
         found, wanted = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (stored, expected))
         if found != wanted:
             raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
-        found, wanted = stored[key].dtype, expected[key].dtype
-        if found != wanted and not (any_float and found.is_floating_point and wanted.is_floating_point):
-            raise StoredStateError(f"{path}: `{key}` should be of dtype {_in_words(wanted)}, found {_in_words(found)}.")
+        has, needs = stored[key].dtype, expected[key].dtype
+        if has != needs and not (any_float and has.is_floating_point and needs.is_floating_point):
+            raise StoredStateError(f"{path}: `{key}` should be of dtype {_in_words(needs)}, found {_in_words(has)}.")
     require_finite(path, stored)
     return stored
 

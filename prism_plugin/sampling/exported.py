@@ -94,7 +94,7 @@ def generate(
             "its id on the Hub."
         )
     with load_sampler(model, _folder(where, revision)) as sampler:
-        options = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
+        options: dict[str, Any] = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
         if max_new_tokens is None:
             output = sampler.infill(tokens, attention_mask, **options)
         else:

@@ -17,13 +17,13 @@ from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.staging import write_text
 from prism_plugin.parsing import parse_json
-from prism_plugin.registry import from_mapping
+from prism_plugin.registry import Registry, from_mapping
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
 
 # Settings that are rules, each by the registry that names them in files.
-PLUG_INS = {
+PLUG_INS: dict[str, Registry[Any]] = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
 }  # fmt: skip
 _OPTIONAL = ("editing", "decider")  # written only where they are set

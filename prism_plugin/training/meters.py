@@ -1,6 +1,6 @@
 """What is measured: sums and counts on the device, read once per log, and the figures of an evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
     return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
 
 
-def metrics_of(objective: Objective, predictions: Sequence[Any], targets: Any) -> dict[str, float]:
+def metrics_of(objective: Objective, predictions: Any, targets: Any) -> dict[str, float]:
     """The figures of an evaluation, from all that `predictions_of` gave."""
     quality_logits, losses = (torch.as_tensor(part) for part in predictions)
     means = losses.double().mean(0).tolist()

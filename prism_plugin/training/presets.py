@@ -78,8 +78,8 @@ def get_objective(name: str | None = None, *, source: str = "objective", **setti
     if name is None:
         return _from_parts(settings, source)
     if not isinstance(name, str) or name not in PRESETS:
-        known = ", ".join(sorted(PRESETS))
-        raise UnknownNameError(f"No objective is called {name!r}{did_you_mean(str(name), PRESETS)}; known: {known}.")
+        listed = ", ".join(sorted(PRESETS))
+        raise UnknownNameError(f"No objective is called {name!r}{did_you_mean(str(name), PRESETS)}; known: {listed}.")
     preset = PRESETS[name]
     known = settings_of(preset)
     unknown = sorted(set(settings) - set(known))
