@@ -29,13 +29,13 @@ from prism_plugin.evaluation.quality import JudgedTokens, judge_drafts, judge_st
 from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.persistence import CONFIG_FILE, save_scaling
-from prism_plugin.modeling.staging import require_place
 from prism_plugin.parsing import parse_yaml
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
+from prism_plugin.writing import require_place
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
 RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec, device_of, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
+from prism_plugin.backbones import (
+    BackboneSpec,
+    device_of,
+    evaluation_mode,
+    input_embeddings_of,
+    kept_random_state,
+    lm_head_of,
+    max_row_length,
+)
 from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.probe import (
     Check,
@@ -18,7 +26,6 @@ from prism_plugin.backbones.probe import (
     judge_finite,
     judge_gathering,
     judge_padding,
-    kept_random_state,
     not_run,
     plain_tokens,
     why_not_run,

@@ -30,12 +30,12 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import CONFIG_FILE, write_files
 from prism_plugin.modeling.places import read_by, require_apart
-from prism_plugin.modeling.staging import require_place, staged_files
 from prism_plugin.sampling.exported import BACKBONE_FILE, generate
 from prism_plugin.sampling.exported_loading import load
 from prism_plugin.sampling.flattening import Flattening
 from prism_plugin.sampling.sampler import RemaskingSampler
 from prism_plugin.sampling.settings import write_settings
+from prism_plugin.writing import require_place, staged_files
 
 PACKAGE = __name__.split(".")[0]
 GENERATE_FILE = "custom_generate/generate.py"

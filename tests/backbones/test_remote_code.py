@@ -9,9 +9,15 @@ from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES
 
 import prism_plugin as prism
-from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, load_tokenizer, pairwise_mask
+from prism_plugin.backbones import (
+    dropout_off,
+    get_backbone_spec,
+    get_spec_by_model_type,
+    load_backbone,
+    load_tokenizer,
+    pairwise_mask,
+)
 from prism_plugin.errors import BackboneError, ConfigurationError
-from prism_plugin.modeling import dropout_off
 from prism_plugin.modeling.persistence import load_weights
 
 IDS = torch.arange(2, 16).view(2, 7)

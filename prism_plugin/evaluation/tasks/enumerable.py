@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prism_plugin.backbones import dropout_off
 from prism_plugin.core.corruption import draw_times
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import TokenIds
 
