@@ -23,6 +23,7 @@ from prism_plugin.backbones.spec import (
     lm_head_of,
     register_backbone,
     resolve_mask_token_id,
+    vocab_size_of,
 )
 
 for _spec in BUILTIN_SPECS:
@@ -58,4 +59,5 @@ __all__ = [
     "require_ok",
     "require_visible_token",
     "resolve_mask_token_id",
+    "vocab_size_of",
 ]

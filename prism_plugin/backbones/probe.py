@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
+from prism_plugin.backbones.spec import BackboneSpec, lm_head_of, vocab_size_of
 from prism_plugin.errors import BackboneError
 
 # A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
@@ -94,7 +94,7 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
             f"A masked diffusion model attends to both sides, but {name} has `config.is_decoder=True`; "
             "load it with `is_decoder=False`."
         )
-    vocab_size = backbone.config.get_text_config().vocab_size
+    vocab_size = vocab_size_of(lm_head_of(backbone, spec))
     if tokenizer is not None and len(tokenizer) > vocab_size:
         raise BackboneError(
             f"The tokenizer has {len(tokenizer)} tokens, but {name} has a vocabulary of {vocab_size}; "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones import max_row_length, pad_rows
+from prism_plugin.backbones import max_row_length, pad_rows, vocab_size_of
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.tokenizing import Refuse, encode
 from prism_plugin.types import TokenIds, TokenMask
@@ -132,7 +132,7 @@ def _encode_texts(model: "PrismModel", texts: Sequence[Any]) -> tuple[TokenIds, 
 
 
 def _check_ids(model: "PrismModel", input_ids: TokenIds) -> None:
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = vocab_size_of(model.get_output_embeddings())
     outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
     if len(outside):
         raise ConfigurationError(

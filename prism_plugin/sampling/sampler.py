@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones import evaluation_mode, max_row_length
+from prism_plugin.backbones import evaluation_mode, max_row_length, vocab_size_of
 from prism_plugin.decoding.chance import GeneratorChance, Generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
@@ -291,7 +291,7 @@ class RemaskingSampler(SamplerSettings):
 
     @property
     def _vocab_size(self) -> int:
-        return self.model.get_output_embeddings().weight.shape[0]  # rows that a token may be drawn from
+        return vocab_size_of(self.model.get_output_embeddings())
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedConfig
 
+from prism_plugin.backbones import vocab_size_of
 from prism_plugin.core.categorical import chunk_slices, draw_rows
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.losses import mean_over_rows
@@ -171,7 +172,7 @@ def _with_step(
     num_drafts: int,
 ) -> MemoryEstimate:
     base = staying.weights + staying.adapter + staying.head + staying.optimizer
-    row_size = model.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
+    row_size = vocab_size_of(model.get_output_embeddings()) * (shape.autocast or model.dtype).itemsize
     positions = shape.batch_size * shape.length
     logits = plain.of_kind[_LOGITS]
     return replace(
@@ -207,9 +208,9 @@ class _LiveBytes(TorchDispatchMode):
     Tokens are taken to be spread evenly over experts, so that routing, which asks for values, has an answer.
     """
 
-    def __init__(self, model: nn.Module, config: PreTrainedConfig) -> None:
+    def __init__(self, model: nn.Module, config: PreTrainedConfig, vocab_size: int) -> None:
         super().__init__()
-        self.vocab_size = config.vocab_size
+        self.vocab_size = vocab_size
         names = ("num_experts", "num_local_experts", "n_routed_experts")
         self.num_experts = next((getattr(config, name) for name in names if hasattr(config, name)), None)
         self.kind_of: dict[int, str] = {}
@@ -278,7 +279,7 @@ def _peaks(model: PrismModel, shape: StepShape, objective: Objective, *, checkpo
             stand_in.activation_checkpointing_enable()
         else:
             stand_in.activation_checkpointing_disable()
-        tracker = _LiveBytes(stand_in, model.config.get_text_config())
+        tracker = _LiveBytes(stand_in, model.config.get_text_config(), vocab_size_of(model.get_output_embeddings()))
         with tracker:
             _step(stand_in, shape, looks)
     return _Peaks(tracker.peak, tracker.together)

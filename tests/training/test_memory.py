@@ -159,12 +159,12 @@ def experts(monkeypatch):
 def test_tokens_are_spread_evenly_over_experts():
     with FakeTensorMode():
         states, mine = torch.empty(8, 3), torch.empty(8, dtype=torch.bool)
-        with _LiveBytes(nn.Linear(1, 1), Qwen3MoeConfig(num_experts=4)):
+        with _LiveBytes(nn.Linear(1, 1), Qwen3MoeConfig(num_experts=4), 32):
             assert states[mine].shape == (2, 3)
             assert states.T[:, mine].shape == (3, 2)
             assert torch.where(mine)[0].shape == (2,)
             assert states[..., [1]].shape == (8, 1), "only masks pick tokens"
-        with _LiveBytes(nn.Linear(1, 1), LlamaConfig()), pytest.raises(DynamicOutputShapeException):
+        with _LiveBytes(nn.Linear(1, 1), LlamaConfig(), 32), pytest.raises(DynamicOutputShapeException):
             states[mine]
 
 
