@@ -125,7 +125,8 @@ def test_tables_of_rules_are_the_registries():
         assert sorted(row[0] for row in table) == list(registry.names())
     assert [row[0] for row in presets] == list(PRESETS)
     for name, unmasks, remasks, defaults, _ in presets:
-        assert [unmasks, remasks] == [PRESETS[name].unmasking, PRESETS[name].remasking]
+        preset = PRESETS[name]
+        assert [unmasks, remasks] == [UNMASKING.to_dict(preset.unmasking)["name"], REMASKING.to_dict(preset.remasking)["name"]]
         written = dict(pair.rsplit(" ", 1) for pair in defaults.split(", "))
         known = {key: value for key, value in PRESETS[name].defaults.items() if value < 2**31 - 1} or {"temperature": 0}
         assert {key: float(value) for key, value in written.items()} == known
@@ -178,7 +179,7 @@ def test_recipe_keys_are_those_of_the_code():
 
 
 def test_sampler_settings_are_those_of_the_code():
-    (table, _) = tables(text_of(ROOT / "docs" / "sampling.md"))
+    (table,) = tables(text_of(ROOT / "docs" / "sampling.md", "Settings of a sampler"))
     assert [row[:2] for row in table] == [[one.name, default_of(one)] for one in fields(SamplerSettings)]
 
 

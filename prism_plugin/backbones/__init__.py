@@ -2,6 +2,7 @@
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask, require_visible_token
+from prism_plugin.backbones.devices import DeviceMap, best_device, require_device, require_placement
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
 from prism_plugin.backbones.loading import (
     build_backbone,
@@ -32,6 +33,8 @@ for _spec in BUILTIN_SPECS:
 __all__ = [
     "BackboneSpec",
     "Check",
+    "DeviceMap",
+    "best_device",
     "build_backbone",
     "call_arguments",
     "check_backbone",
@@ -56,7 +59,9 @@ __all__ = [
     "pairwise_mask",
     "read_weights",
     "register_backbone",
+    "require_device",
     "require_ok",
+    "require_placement",
     "require_visible_token",
     "resolve_mask_token_id",
     "vocab_size_of",

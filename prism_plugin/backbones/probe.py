@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones.spec import BackboneSpec, lm_head_of, vocab_size_of
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import BackboneError
 
 # A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
@@ -154,7 +155,7 @@ def judge_finite(name: str, hidden_states: Tensor) -> Check:
         name: The model's class, for the sentence.
         hidden_states: [rows, length, hidden].
     """
-    share = hidden_states.isfinite().double().mean().item()
+    share = hidden_states.isfinite().float().mean().item()
     if share < 1:
         return Check(
             "finite", False, share,
@@ -250,7 +251,7 @@ def judge_gathering(name: str, spec: BackboneSpec, gathered: Tensor, full: Tenso
     if gathered.shape != full.shape or not torch.isfinite(full).all():
         worst, tolerance = float("inf"), 0.0
     else:
-        worst = (gathered.double() - full.double()).abs().max().item()
+        worst = (to_float64(gathered) - to_float64(full)).abs().max().item()
         tolerance = _GATHERING_TOLERANCE.get(full.dtype, _GATHERING_TOLERANCE_HALF) * max(full.abs().max().item(), 1e-6)
     if worst > tolerance:
         return Check(
@@ -267,5 +268,5 @@ def difference_of_equal_rows(base: Tensor, again: Tensor) -> float:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    one, other = one.double(), other.double()
+    one, other = to_float64(one), to_float64(other)
     return ((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()

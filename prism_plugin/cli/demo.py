@@ -22,7 +22,15 @@ from prism_plugin.cli.run_record import holds_run
 from prism_plugin.cli.train import train_by_recipe
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError, StoredStateError
-from prism_plugin.evaluation.compare import PresetResult, evaluate_presets, generators, make_samplers, read_settings, to_json
+from prism_plugin.evaluation.compare import (
+    BATCH_SIZE,
+    PresetResult,
+    evaluate_presets,
+    generators,
+    make_samplers,
+    read_settings,
+    to_json,
+)
 from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.evaluation.tasks.sudoku import Puzzle
 from prism_plugin.modeling import PrismModel
@@ -155,7 +163,7 @@ def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) ->
     settings = read_settings(folder / SETTINGS_FILE)
     task = Sudoku()
     puzzles = task.rows(folder / "data" / "test.txt", size.puzzles)
-    with sampling_progress(PRESETS, size.puzzles, size.num_steps) as on_step:
+    with sampling_progress(PRESETS, size.puzzles, size.num_steps, BATCH_SIZE) as on_step:
         results = evaluate_presets(
             task, model, puzzles, PRESETS, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prism_plugin.cli import eval_quality
+from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.evaluation.compare import evaluate_presets, make_samplers, read_settings, to_json
+from prism_plugin.evaluation.compare import BATCH_SIZE, evaluate_presets, make_samplers, read_settings, to_json
 from prism_plugin.evaluation.tasks import TASKS, Task
 from prism_plugin.modeling import PrismModel
 from prism_plugin.report.tables import preset_table
@@ -40,6 +41,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser, task: Task) -> None:
     parser.add_argument(
         "--settings", type=Path, help=f"tuned settings of the presets (default: {SETTINGS_FILE} beside the adapter, if there)"
     )
+    add_device_options(parser, batch_size=BATCH_SIZE)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
@@ -53,6 +55,7 @@ def _run_task(args: argparse.Namespace, task: Task) -> int:
         if value is not None and value < 1:
             raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
     require_seed(args.seed, "--seed")
+    where = placement(args)
     presets = [name.strip() for name in args.presets.split(",")]
     for preset in presets:
         get_preset(preset)  # a misspelt name is found before anything is loaded
@@ -62,14 +65,13 @@ def _run_task(args: argparse.Namespace, task: Task) -> int:
     path = args.settings or (beside if beside.exists() else None)
     settings = read_settings(path) if path else {}
     rows = task.rows(args.data, args.limit)
-    model = PrismModel.from_pretrained(args.adapter)
+    model = PrismModel.from_pretrained(args.adapter, **where)
     task.require_model(model)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     make_samplers(model, presets, args.num_steps, settings)
-    with sampling_progress(presets, len(rows), args.num_steps) as on_step:
-        results = evaluate_presets(
-            task, model, rows, presets, num_steps=args.num_steps, seed=args.seed, settings=settings, on_step=on_step
-        )
+    request = {"num_steps": args.num_steps, "seed": args.seed, "batch_size": args.batch_size, "settings": settings}
+    with sampling_progress(presets, len(rows), args.num_steps, args.batch_size) as on_step:
+        results = evaluate_presets(task, model, rows, presets, on_step=on_step, **request)
     how = {"rows": len(rows), "num_steps": args.num_steps}
     if args.json:
         print(json.dumps(to_json(task, results, **how)))

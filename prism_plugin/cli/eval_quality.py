@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 
+from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.core.validation import require_seed
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-length", type=int, help="cut rows on the right to this many tokens")
     parser.add_argument("--limit", type=int, help="use only the first rows")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows at once (default: %(default)s)")
+    add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, help="of drafts and samples (default: 0)")
     parser.add_argument(
         "--fit-temperature", action="store_true", help="scale the head's logits so that they fit, on states or else drafts"
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge, measure, print. Returns the exit code."""
     _check(args)
+    where = placement(args)
     settings = chosen_settings(args)
     if args.plot is not None:
         check_plot_file(args.plot)
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     names = RECORDED_NAMES if recorded else NAMES
     if recorded:
         _check_recorded(args)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
+    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **where)
     objective = None if args.on == "states" else _objective(args, model, recorded)
     sampler = None if args.on == "drafts" else build_sampler(args, model, settings)
     rows = _rows(args, model, raw)
@@ -149,7 +151,7 @@ def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | No
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be or would be ignored, before anything is loaded."""
     require_seed(args.seed, "--seed")
-    for name in ("limit", "batch_size", "max_length"):
+    for name in ("limit", "max_length"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigurationError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}.")

@@ -300,7 +300,7 @@ class Loop:
             temperature=self.temperature,
             top_p=self.top_p,
             forbidden_ids=self.forbidden_ids,
-            uniforms=None if uniforms is None else uniforms.flatten()[logits.index],
+            uniforms=None if uniforms is None else uniforms.flatten()[logits.index.to(uniforms.device)],
             want_entropy="entropy" in self.reads,
             want_margin="margin" in self.reads,
         )

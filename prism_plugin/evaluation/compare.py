@@ -92,11 +92,13 @@ def make_samplers(
     }
 
 
-def answer_rows(task: Task, sampler: RemaskingSampler, rows: Sequence[Any], seed: int, **request: Any) -> Answers:
-    """Fill and judge rows. Row `i` depends on (`seed`, `i`) alone, not on the others or on the batch."""
+def answer_rows(
+    task: Task, sampler: RemaskingSampler, rows: Sequence[Any], seed: int, *, batch_size: int = BATCH_SIZE, **request: Any
+) -> Answers:
+    """Fill and judge rows, `batch_size` at once. Row `i` depends on (`seed`, `i`) alone, not on the others or on the batch."""
     judged, passes = [], []
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = rows[start : start + BATCH_SIZE]
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
         input_ids, attention_mask = task.canvas(batch, sampler.model)
         chance = generators(seed, start, len(batch))
         output = sampler.infill(input_ids.to(sampler.model.device), attention_mask, generator=chance, **request)
@@ -119,6 +121,7 @@ def evaluate_presets(
     *,
     num_steps: int,
     seed: int = 0,
+    batch_size: int = BATCH_SIZE,
     settings: Settings | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> list[PresetResult]:
@@ -131,6 +134,7 @@ def evaluate_presets(
         presets: Names of presets.
         num_steps: Forward passes that each may use, at most, per row.
         seed: Of the samplers' draws.
+        batch_size: Rows at once, >= 1; it changes nothing but rounding.
         settings: Tuned settings; see `settings_for`.
         on_step: Called with the preset's name after each forward of a batch.
 
@@ -141,7 +145,7 @@ def evaluate_presets(
     for preset, (sampler, own) in make_samplers(model, presets, num_steps, settings or {}).items():
         began = time.perf_counter()
         notify = None if on_step is None else lambda _record, name=preset: on_step(name)
-        answers = answer_rows(task, sampler, rows, seed, on_step=notify)
+        answers = answer_rows(task, sampler, rows, seed, batch_size=batch_size, on_step=notify)
         results.append(PresetResult(preset, answers, seconds=time.perf_counter() - began, settings=own))
     return results
 

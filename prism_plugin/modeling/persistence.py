@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import (
     BackboneSpec,
+    DeviceMap,
     get_backbone_spec,
     hidden_size_of,
     load_backbone,
@@ -270,6 +272,8 @@ def load_parts(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     trust_remote_code: bool,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load what was not given: the recorded backbone, and the tokenizer beside the head or else beside the backbone.
 
@@ -291,7 +295,9 @@ def load_parts(
     if tokenizer is None:
         tokenizer = load_tokenizer(stored.folder, trust_remote_code=trust_remote_code)
     if backbone is None:
-        backbone = load_backbone(location, revision=revision, trust_remote_code=trust_remote_code)
+        backbone = load_backbone(
+            location, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map
+        )
         if tokenizer is None:
             tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust_remote_code)
     require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))

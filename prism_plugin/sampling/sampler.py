@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones import evaluation_mode, max_row_length, vocab_size_of
-from prism_plugin.decoding.chance import GeneratorChance, Generators
+from prism_plugin.backbones import DeviceMap, evaluation_mode, max_row_length, require_placement, vocab_size_of
+from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.loop import Loop
@@ -128,7 +128,7 @@ class RemaskingSampler(SamplerSettings):
         request = torch.cat((input_ids, new), dim=1)
         editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
         present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
-        return self._fill(request, present, editable, generator, on_step, return_trace, streamer)
+        return self._fill(self._lay(request, present, editable), generator, on_step, return_trace, streamer)
 
     def infill(
         self,
@@ -156,6 +156,15 @@ class RemaskingSampler(SamplerSettings):
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
+        canvas = self.lay_infill(input_ids, attention_mask)
+        return self._fill(canvas, generator, on_step, return_trace, streamer)
+
+    def lay_infill(self, input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None = None) -> LaidCanvas:
+        """Lay out what `infill` would fill, and check that it can be filled. No forward is made.
+
+        Raises:
+            SamplingError: If the request cannot be met.
+        """
         input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         editable = input_ids == self.model.mask_token_id
         if not editable.any():
@@ -168,7 +177,7 @@ class RemaskingSampler(SamplerSettings):
                 "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
                 "include these positions."
             )
-        return self._fill(input_ids, present, editable, generator, on_step, return_trace, streamer)
+        return self._lay(input_ids, present, editable)
 
     def generate(
         self,
@@ -246,20 +255,32 @@ class RemaskingSampler(SamplerSettings):
         return push_model(self.model, repo_id, figures=figures, **beside, **options)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, model: PrismModel | None = None) -> "RemaskingSampler":
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        model: PrismModel | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap | None = None,
+    ) -> "RemaskingSampler":
         """Read a sampler from a folder with `sampler_config.json`, and its model too when `model` is None.
 
         Args:
             directory: The folder, or the id of a repository on the Hub.
             model: The model to sample from; None: the one in the folder.
+            dtype: Of the model that is loaded, as for `PrismModel.from_pretrained`.
+            device_map: Of the model that is loaded, as for `PrismModel.from_pretrained`.
 
         Raises:
             StoredStateError: If the file is missing or of another format.
             UnknownKeyError: If it holds a key that nothing would read.
             UnknownNameError: If it names a rule that is not registered; import the module that registers it.
+            ConfigurationError: If `dtype` or `device_map` is given with a model, or names nothing that is there.
         """
+        require_placement(dtype, device_map, loaded=None if model is None else "model")
         settings = read_settings(directory if Path(directory).exists() else locate(directory))
-        return cls(PrismModel.from_pretrained(directory) if model is None else model, **vars(settings))
+        model = PrismModel.from_pretrained(directory, dtype=dtype, device_map=device_map) if model is None else model
+        return cls(model, **vars(settings))
 
     def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
         """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
@@ -308,19 +329,9 @@ class RemaskingSampler(SamplerSettings):
         known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
         return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
 
-    def _fill(
-        self,
-        request: TokenIds,
-        present: TokenMask,
-        editable: TokenMask,
-        generator: Generators,
-        on_step: Callable[[StepRecord], None] | None,
-        return_trace: bool,
-        streamer: Any,
-    ) -> SamplerOutput:
+    def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask) -> LaidCanvas:
         device = self.model.device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
-        _check_generators(generator, request.shape[0])
         if self.model.spec.attention_mask == "none" and not present.all():
             raise SamplingError(
                 f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
@@ -334,6 +345,17 @@ class RemaskingSampler(SamplerSettings):
                 f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
                 f"got {self.num_steps}; raise `num_steps` or `block_length`."
             )
+        return canvas
+
+    def _fill(
+        self,
+        canvas: LaidCanvas,
+        generator: Generators,
+        on_step: Callable[[StepRecord], None] | None,
+        return_trace: bool,
+        streamer: Any,
+    ) -> SamplerOutput:
+        require_generators(generator, canvas.request.shape[0])
         stream = None if streamer is None else TokenStream(streamer, canvas)
         trace: list[StepRecord] = []
         listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
@@ -375,14 +397,3 @@ def _check_length(model: PrismModel, length: int) -> None:
             f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{length} with those to generate; shorten the text or `max_new_tokens`."
         )
-
-
-def _check_generators(generator: Generators, batch: int) -> None:
-    if generator is None or isinstance(generator, torch.Generator):
-        return
-    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-        raise SamplingError(f"`generator` must be a torch.Generator, a list with one per row, or None, got {generator!r}.")
-    if len(generator) != batch:
-        raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
-    if len(set(map(id, generator))) != batch:
-        raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")

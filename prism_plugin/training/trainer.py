@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from prism_plugin.backbones import dropout_off, evaluation_mode
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling.model import PrismModel
@@ -367,7 +368,7 @@ class PrismTrainer(RunFolderTrainer):
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
-        loss = self.accelerator.reduce(self._tr_loss.detach().double(), reduction="mean").item()
+        loss = self.accelerator.reduce(to_float64(self._tr_loss.detach()), reduction="mean").item()
         return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
 
     def _restore_log_state(self) -> None:

@@ -58,7 +58,7 @@ def writer(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.quality_head.parameters(), lr=3e-2)
     for epoch in range(50):
         optimizer.zero_grad()
-        objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).losses.loss.backward()
+        objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).loss.backward()
         optimizer.step()
     return saved(folder, model)
 

@@ -27,11 +27,10 @@ def puzzles():
     return [Puzzle.solve(cells) for cells in sudoku_grids.make_puzzles(5, seed=0)[0]]
 
 
-def test_an_answer_depends_on_the_row_and_the_seed_and_not_on_the_batch(model, puzzles, monkeypatch):
+def test_an_answer_depends_on_the_row_and_the_seed_and_not_on_the_batch(model, puzzles):
     sampler, _ = compare.make_samplers(model, ["prism"], 9, {})["prism"]
     answers = compare.answer_rows(TASK, sampler, puzzles, seed=3)
-    monkeypatch.setattr(compare, "BATCH_SIZE", 2)
-    again, other = (compare.answer_rows(TASK, sampler, puzzles, seed=seed) for seed in (3, 4))
+    again, other = (compare.answer_rows(TASK, sampler, puzzles, seed=seed, batch_size=2) for seed in (3, 4))
     right = answers.figures["cell_accuracy"].total
     assert torch.equal(right, again.figures["cell_accuracy"].total)
     assert not torch.equal(right, other.figures["cell_accuracy"].total)

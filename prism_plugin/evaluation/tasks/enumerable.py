@@ -136,7 +136,7 @@ class DraftStates:
 
     def quality(self, model: PrismModel) -> PerState:
         """Give the model's quality of each judged token."""
-        return model.score(self.draft_ids).gather(1, self.position.unsqueeze(1)).squeeze(1)
+        return model.score(self.draft_ids).cpu().gather(1, self.position.unsqueeze(1)).squeeze(1)
 
 
 @torch.no_grad()
@@ -154,8 +154,9 @@ def proposal_of(model: PrismModel, table: JointTable) -> Proposal:
         )
     canvases = table.canvases
     with dropout_off(model):  # as where drafts are made
-        logits = model(canvases, logits_at=torch.arange(canvases.numel()), with_quality=False).logits
-    return logits[:, : table.num_letters].double().softmax(-1).view(*canvases.shape, -1)
+        everywhere = torch.arange(canvases.numel(), device=model.device)
+        logits = model(canvases.to(model.device), logits_at=everywhere, with_quality=False).logits
+    return logits[:, : table.num_letters].cpu().double().softmax(-1).view(*canvases.shape, -1)
 
 
 def draft_states(
