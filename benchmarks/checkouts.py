@@ -1,8 +1,8 @@
 """Is this checkout as fast as another? `python -m benchmarks.checkouts OLD`, where OLD is a folder with a checkout.
 
-Both do the same work in turn, each in a process of its own that stays: one warms up, then pairs are measured, the order within a
-pair alternating. A pair's ratio is new over old, by the process's own clock. Printed are the mean ratio and the upper end of its
-95 % interval (Student's t over the logarithms), for sampling and for a training step.
+Both do the same work in turn, each in a process of its own that stays: one warms up, then pairs are measured, the order within
+a pair alternating. A pair's ratio is new over old, by the process's own clock. Printed are the mean ratio and the upper end of
+its 95 % interval (Student's t over the logarithms), for sampling and for a training step.
 """
 
 import argparse

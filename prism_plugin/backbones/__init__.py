@@ -12,7 +12,8 @@ from prism_plugin.backbones.loading import (
     looks_like_path,
     read_weights,
 )
-from prism_plugin.backbones.probe import Check, check_backbone, evaluation_mode, max_row_length, require_ok
+from prism_plugin.backbones.modes import dropout_off, evaluation_mode, kept_random_state
+from prism_plugin.backbones.probe import Check, check_backbone, max_row_length, require_ok
 from prism_plugin.backbones.spec import (
     BackboneSpec,
     device_of,
@@ -23,6 +24,7 @@ from prism_plugin.backbones.spec import (
     lm_head_of,
     register_backbone,
     resolve_mask_token_id,
+    vocab_size_of,
 )
 
 for _spec in BUILTIN_SPECS:
@@ -38,6 +40,7 @@ __all__ = [
     "check_backbone",
     "describe",
     "device_of",
+    "dropout_off",
     "evaluation_mode",
     "get_backbone_spec",
     "get_spec_by_model_type",
@@ -46,6 +49,7 @@ __all__ = [
     "infer_spec",
     "input_embeddings_of",
     "is_registered",
+    "kept_random_state",
     "lm_head_of",
     "load_backbone",
     "load_tokenizer",
@@ -60,4 +64,5 @@ __all__ = [
     "require_placement",
     "require_visible_token",
     "resolve_mask_token_id",
+    "vocab_size_of",
 ]

@@ -27,17 +27,17 @@ from prism_plugin.evaluation.calibration import (
     to_plain,
 )
 from prism_plugin.evaluation.quality import JudgedTokens, judge_drafts, judge_states
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.tasks import task_of
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.persistence import save_scaling
-from prism_plugin.modeling.staging import require_place
 from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
+from prism_plugin.writing import require_place
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
 RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}
@@ -222,10 +222,11 @@ def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> O
 
 
 def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
-    """Prepare the rows, with what they should say: puzzles are solved, all else says it itself."""
+    """Prepare the rows, with what they should say: a task knows the answers to its own file, all else says it itself."""
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
-    if path.suffix == ".txt" and sudoku_eval.is_sudoku_model(model):
-        raw = sudoku_eval.rows_with_solutions(sudoku.read_puzzles(path)[: args.limit])
+    task = task_of(model)
+    if path.suffix == ".txt" and task is not None:
+        raw = task.known(task.rows(path, args.limit))
     else:
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
     prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings)

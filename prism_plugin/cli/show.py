@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.tasks import task_of
 from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
 from prism_plugin.report.terminal import TerminalCanvas
 from prism_plugin.report.trace import doubt_below, require_lines
@@ -36,7 +36,7 @@ def add_show_options(parser: argparse.ArgumentParser) -> None:
         "--grid",
         type=int,
         metavar="COLUMNS",
-        help="show tokens in lines of so many (default: 9 for a Sudoku model, else a text)",
+        help="show tokens in lines of so many (default: as the model's task shows them, 9 for Sudoku; else a text)",
     )
 
 
@@ -79,8 +79,9 @@ class Show:
         self._has_legend = False
         lengths = attention_mask.sum(-1).tolist()
         self._columns = [args.grid] * len(lengths)
-        if args.grid is None and sudoku_eval.is_sudoku_model(sampler.model):
-            self._columns = [sudoku.SIDE if length == sudoku.NUM_CELLS else None for length in lengths]
+        task = task_of(sampler.model)
+        if args.grid is None and task is not None:
+            self._columns = [task.layout(length) for length in lengths]
         for length, columns in zip(lengths, self._columns, strict=True):
             require_lines(length, columns)
 

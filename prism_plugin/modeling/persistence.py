@@ -43,9 +43,9 @@ from prism_plugin.modeling.config_file import (
 )
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
-from prism_plugin.modeling.staging import staged_files
 from prism_plugin.modeling.strict_files import read_tensors, require_finite
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
+from prism_plugin.writing import staged_files
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones.probe import evaluation_mode, max_row_length
+from prism_plugin.backbones.modes import evaluation_mode
+from prism_plugin.backbones.probe import max_row_length
+from prism_plugin.backbones.spec import vocab_size_of
 from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
@@ -197,7 +199,7 @@ class MaskFiller(SamplerSettings):
 
     @property
     def _vocab_size(self) -> int:
-        return self.model.get_output_embeddings().weight.shape[0]  # rows that a token may be drawn from
+        return vocab_size_of(self.model.get_output_embeddings())
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:

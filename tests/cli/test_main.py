@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
 from prism_plugin.cli import sample
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import SAMPLER_CONFIG_NAME
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
@@ -47,7 +47,9 @@ def adapter(tmp_path_factory):
     """A saved Sudoku adapter with its backbone beside it."""
     folder = tmp_path_factory.mktemp("sudoku")
     torch.manual_seed(0)
-    tiny_backbone(vocab_size=sudoku.VOCAB_SIZE, max_position_embeddings=sudoku.NUM_CELLS).save_pretrained(folder / "backbone")
+    tiny_backbone(vocab_size=sudoku.VOCAB_SIZE, max_position_embeddings=sudoku_grids.NUM_CELLS).save_pretrained(
+        folder / "backbone"
+    )
     model = attach_quality_head(load_backbone(folder / "backbone"), PrismConfig(mask_token_id=sudoku.MASK_TOKEN_ID))
     model.save_pretrained(folder / "weights")
     return folder / "weights"
