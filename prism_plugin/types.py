@@ -18,6 +18,7 @@ HiddenStates = Float[Tensor, "batch length hidden"]
 PerToken = Float[Tensor, "batch length"]
 PerRow = Int[Tensor, " batch"]
 Times = Float[Tensor, " batch"]
+PerDraftToken = Float[Tensor, "drafts length"]  # of all drafts of a batch, draft 0 of each row first
 Scalar = Float[Tensor, ""]
 Count = Int[Tensor, ""]
 # Any number of dimensions in front, or of all.

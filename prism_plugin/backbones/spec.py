@@ -122,7 +122,7 @@ def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> Any:
     return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
 
 
-def vocab_size_of(lm_head: nn.Module) -> int:
+def vocab_size_of(lm_head: Any) -> int:
     """How many tokens a model knows, which is what its LM head can write and what may be given to it.
 
     A config's `vocab_size` can be less: LLaDA pads it to `embedding_size`, and what is drawn there must be read again. It says

@@ -221,7 +221,7 @@ def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> O
     return get_objective(**{"name": "prism", **kept, "drafts": rules}, source="--drafts")
 
 
-def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
+def _rows(args: argparse.Namespace, model: PrismModel, raw: Any) -> datasets.Dataset:
     """Prepare the rows, with what they should say: a task knows the answers to its own file, all else says it itself."""
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
     task = task_of(model)

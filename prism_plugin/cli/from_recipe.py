@@ -157,4 +157,5 @@ def _lora(attach: AttachSection) -> LoraConfig | None:
     if attach.lora is None:
         return None
     lora = attach.lora
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    scale: Any = lora.alpha  # declared as an integer, and only multiplied by
+    return LoraConfig(r=lora.r, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=lora.targets)

@@ -76,7 +76,8 @@ def draw_rows(
         candidates = argmax
         if temperature > 0:
             scaled = _forbid(to_float64(chunk, copy=True), forbidden_ids).div_(temperature)
-            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, to_float64(uniforms[here])).to(chunk.device)
+            own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
+            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
         weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
         total = _sum(weights)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from prism_plugin.backbones.call import call_arguments, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
@@ -28,13 +27,11 @@ class HeadedBackbone(BackbonePassthrough):
         spec: What is known about the backbone's family.
         prism_config: Settings of the head, with everything filled in.
         mask_token_id: Id of the mask token, in [0, vocabulary).
-        tokenizer: The tokenizer given, or None.
+        tokenizer: The tokenizer given, or what an export kept of it, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         loaded_from: Folder that the head was loaded from, if it was.
         call_changes: What the backbone changed about itself when it was called.
     """
-
-    backbone: Any  # to nn.Module, an attribute is a tensor or a module, and no model
 
     def __init__(
         self,
@@ -43,7 +40,7 @@ class HeadedBackbone(BackbonePassthrough):
         *,
         spec: BackboneSpec,
         prism_config: PrismConfig,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -29,7 +29,7 @@ class _OfBackbone:
 class BackbonePassthrough(nn.Module):
     """A module with a `backbone` that passes for a transformers model where libraries ask."""
 
-    backbone: nn.Module  # a PreTrainedModel, or a PeftModel around one
+    backbone: Any  # a PreTrainedModel, or a PeftModel around one
     spec: BackboneSpec
 
     accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps

@@ -18,7 +18,7 @@ def pad_token_id(model: HeadedBackbone) -> int:
     """The id for padding: the tokenizer's, else the config's, else 0."""
     for owner in (model.tokenizer, model.config):
         if getattr(owner, "pad_token_id", None) is not None:
-            return owner.pad_token_id  # type: ignore[union-attr]  # `getattr` found it
+            return owner.pad_token_id
     return 0  # padding is not attended to, so any id will do
 
 

@@ -76,7 +76,7 @@ class _Group:
         """Make look number `look`; a row whose share grants nothing at it waits for the one that does."""
         loop = replace(self.loop, chance=replace(self.loop.chance, look=look))  # type: ignore[type-var]  # one of ours
         step = loop.advance(self.state, rows=self.state.step == look, look=how)
-        return replace(self, state=step.state)
+        return replace(self, state=step.state)  # type: ignore[union-attr]  # the whole batch looks, so there is a step
 
 
 def require_draftable(rule: DraftRule) -> None:

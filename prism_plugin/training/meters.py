@@ -93,7 +93,7 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
 
     losses = torch.stack([output.terms[term.name].per_row for term in objective.terms], dim=1)
     nothing = torch.zeros(batch_size, 1, device=losses.device)  # Trainer takes no figure where there are no labels
-    labels = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
+    labels: list[Any] = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
     targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, _NOT_JUDGED)) for one in labels]
     quality = nothing if output.quality_logits is None else side_by_side(output.quality_logits.float())
     return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
