@@ -26,6 +26,7 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
 
     Raises:
         ConfigurationError: If transformers refuses one of them.
+        PrismError: What we refuse ourselves, as it came.
     """
     try:
         arguments = PrismTrainingArguments(**recipe.training)
