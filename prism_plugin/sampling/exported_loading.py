@@ -29,8 +29,7 @@ def load(folder: str | Path, *, trust_remote_code: bool = False, dtype: torch.dt
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    spec, _ = read_about_backbone(folder)
-    register_backbone(spec, replace=True)
+    register_backbone(read_about_backbone(folder).spec, replace=True)
     in_folder = config.backbone_name == IN_THIS_FOLDER
     return load_backbone(
         folder if in_folder else config.backbone_name,

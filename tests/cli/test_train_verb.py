@@ -68,7 +68,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
     assert "holds a trained head but no run.json that says which recipe it is from" in capsys.readouterr().err
     (tmp_path / "run" / "run.json").write_text("{")
     assert run(recipe) == 2
-    assert "run.json must say which recipe made this folder, but cannot be read" in capsys.readouterr().err
+    assert "run.json must say which recipe made this folder, but cannot be read (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def test_a_rule_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
 def test_every_kind_of_rule_is_asked_where_it_is_from(sampler, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(DECIDERS)["_by_name"], "foreign", Foreign)
     by_itself = RemaskingSampler(sampler.model, num_steps=5, decider=Foreign())
-    with pytest.raises(
-        ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"
-    ):
+    with pytest.raises(ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"):
         export_sampler(by_itself, tmp_path / "out")
 
 
@@ -302,12 +300,26 @@ DAMAGED = {
     "no head": (lambda folder: (folder / "quality_head.safetensors").unlink(), r"quality_head\.safetensors is missing"),
     "other code": (
         change("custom_generate/backbone.json", spce={}),
-        r"backbone\.json: `spce` is not a key that anything reads",
+        r"backbone\.json: nothing reads 'spce' .did you mean 'spec'",
     ),
-    "half a family": (change("custom_generate/backbone.json", spec={}), r"backbone\.json: `\w+` must be there, found nothing"),
+    "half a family": (
+        change("custom_generate/backbone.json", spec={}),
+        r"backbone\.json, `spec` needs 'activation_checkpointing', ",
+    ),
+    "text for an integer": (
+        change("custom_generate/backbone.json", tokenizer={"pad_token_id": "0", "eos_token_id": None}),
+        r"backbone\.json, `tokenizer`: `pad_token_id` must be an integer or null, found '0'",
+    ),
+    "no tokenizer said": (
+        change("custom_generate/backbone.json", tokenizer=3),
+        r"`tokenizer` must be a mapping of settings or",
+    ),
     "other model": (change("prism_config.json", backbone_vocab_size=99), r"`backbone_vocab_size` must be 32 .* found 99"),
     "other rule": (change("sampler_config.json", remasking={"name": "foreign"}), r"No remasking rule is called 'foreign'"),
-    "no sampler": (lambda folder: (folder / "sampler_config.json").unlink(), r"must hold sampler_config\.json, found none"),
+    "no sampler": (
+        lambda folder: (folder / "sampler_config.json").unlink(),
+        r"sampler_config\.json is missing; a folder written by",
+    ),
 }
 
 
