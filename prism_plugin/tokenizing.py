@@ -28,6 +28,13 @@ def encode(tokenizer: Any, text: str, refuse: Refuse, **options: Any) -> Mapping
         ) from error
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """All tokens that mean something to a program and nothing in a text; none without a tokenizer."""
+    if tokenizer is None:
+        return set()
+    return set(tokenizer.all_special_ids) | {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def encode_apart(tokenizer: Any, text: str, refuse: Refuse) -> tuple[list[int], list[int], list[int]]:
     """Tokenise a text with the special tokens that the tokenizer adds, told apart from the text's own.
 

@@ -8,7 +8,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from prism_plugin.backbones import get_spec_by_model_type
 from prism_plugin.cli.recipe import load_recipe
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.compare import evaluate_presets, make_samplers, read_settings
+from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.modeling import PrismModel
 from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
@@ -81,8 +82,8 @@ def test_weights_load_and_hold_no_path_of_a_machine(path):
 
 def test_the_sudoku_adapter_knows_right_from_wrong_and_solves_puzzles():
     model = PrismModel.from_pretrained(SUDOKU / "weights")
-    puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(SUDOKU / "data" / "test.txt")[:16])
-    spoiled = puzzles.solutions.clone()
+    puzzles = Sudoku().rows(SUDOKU / "data" / "test.txt", 16)
+    spoiled = torch.stack([puzzle.solution for puzzle in puzzles])
     cells = torch.arange(16) * 5
     rows = torch.arange(16)
     spoiled[rows, cells] = spoiled[rows, cells] % 9 + 1
@@ -90,15 +91,15 @@ def test_the_sudoku_adapter_knows_right_from_wrong_and_solves_puzzles():
     at_wrong = quality[rows, cells].mean()
     quality[rows, cells] = float("nan")
     assert at_wrong < quality.nanmean() - 0.1
-    settings = sudoku_eval.read_settings(SUDOKU / "sampler.yaml")
-    (result,) = sudoku_eval.evaluate_presets(model, puzzles, ["prism-confidence"], num_steps=26, settings=settings)
-    assert result.success > 0.4
+    settings = read_settings(SUDOKU / "sampler.yaml")
+    (result,) = evaluate_presets(Sudoku(), model, puzzles, ["prism-confidence"], num_steps=26, settings=settings)
+    assert result.answers.figures["success"].value > 0.4
 
 
 def test_every_preset_of_the_table_was_tuned_at_every_budget():
-    settings = sudoku_eval.read_settings(SUDOKU / "sampler.yaml")
+    settings = read_settings(SUDOKU / "sampler.yaml")
     model = PrismModel.from_pretrained(SUDOKU / "weights")
-    for preset in (*sudoku_eval.PRESETS, "prism-redraft"):
+    for preset in Sudoku.presets:
         for num_steps in settings[preset]:
-            sudoku_eval.make_samplers(model, [preset], num_steps, settings)
+            make_samplers(model, [preset], num_steps, settings)
         assert set(settings[preset]) >= {17, 26, 51}

@@ -56,11 +56,11 @@ def test_the_fields_training_step_gives_our_loss():
     theirs = field.training_loss(
         model.backbone, model.quality_head, clean_ids, noised_ids,
         mask_token_id=model.mask_token_id, t=training.T, num_drafted=training.NUM_DRAFTED,
-        diffusion_weight=training.OBJECTIVE.diffusion_weight,
+        diffusion_weight=training.OBJECTIVE.weights["diffusion_weight"],
     )  # fmt: skip
     batch = training.collated(clean_ids, training.example_ids(SMALL, CPU))
-    losses = training.OBJECTIVE.step(model, batch, epoch=0, seed=0, unwrapped=model).losses
-    assert losses.num_judged == SMALL.batch * training.NUM_DRAFTED
+    losses = training.OBJECTIVE.step(model, batch, epoch=0, seed=0, unwrapped=model)
+    assert losses.terms["quality"].labels.labelled.sum() == SMALL.batch * training.NUM_DRAFTED
     assert losses.loss.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 

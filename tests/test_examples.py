@@ -1,10 +1,7 @@
 """Every example runs offline, without a warning, and prints the line that its docstring promises."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +27,8 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs_and_says_what_it_promises(path, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+def test_example_runs_and_says_what_it_promises(path, tmp_path, tmp_path_factory, scripts):
+    done = scripts.run(path, tmp_path, output=tmp_path_factory.mktemp("printed"), timeout=600)
     assert done.returncode == 0, done.stderr
     if path.name in NEEDS and any(find_spec(name) is None for name in re.findall(r"(\w+)==", NEEDS[path.name])):
         assert done.stdout == f"skipped: this example needs `{NEEDS[path.name]}`\n"

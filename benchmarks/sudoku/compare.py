@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.sudoku.trials import BUDGETS, FOLDER, Log, caps_of, needs_chance, run_trial
 from benchmarks.sudoku.tune import TRIALS, best_trial
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = PrismModel.from_pretrained(args.adapter)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
-    puzzles = sudoku.read_puzzles(FOLDER / "data" / "test.txt")[: args.limit]
+    puzzles = Sudoku().rows(FOLDER / "data" / "test.txt", args.limit)
     log, tuning = Log(args.log), Log(args.tuned)
     results = []
     for preset in args.presets:

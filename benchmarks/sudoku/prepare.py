@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, Features, List, Value
 
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 
 TRAIN_PUZZLES, TRAIN_SEED = 10_000, 100
 PUZZLE_FILES = {"validation.txt": (256, 101), "test.txt": (1_000, 102)}
@@ -24,9 +24,9 @@ def main() -> None:
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     for name, (count, seed) in PUZZLE_FILES.items():
-        puzzles, _ = sudoku.make_puzzles(count, seed)
+        puzzles, _ = sudoku_grids.make_puzzles(count, seed)
         (output / name).write_text("".join(sudoku.format_grid(puzzle) + "\n" for puzzle in puzzles), encoding="utf-8")
-    puzzles, solutions = sudoku.make_puzzles(TRAIN_PUZZLES, TRAIN_SEED)
+    puzzles, solutions = sudoku_grids.make_puzzles(TRAIN_PUZZLES, TRAIN_SEED)
     labels = torch.where(sudoku.clue_mask(puzzles), -100, solutions)
     features = Features({"input_ids": List(Value("int8")), "labels": List(Value("int8"))})
     rows = {"input_ids": solutions.tolist(), "labels": labels.tolist()}

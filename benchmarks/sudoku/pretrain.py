@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 
 NUM_GRIDS, TRAIN_SEED, PROBE_SEED = 20_000, 0, 1
 PROBE_PUZZLES, PROBE_EVERY, LOG_EVERY = 128, 250, 50
@@ -33,7 +33,7 @@ def build_backbone() -> BertForMaskedLM:
         BertConfig(
             vocab_size=sudoku.VOCAB_SIZE, hidden_size=128, num_hidden_layers=6, num_attention_heads=4,
             intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            max_position_embeddings=sudoku.NUM_CELLS, type_vocab_size=1, pad_token_id=sudoku.PAD_TOKEN_ID,
+            max_position_embeddings=sudoku_grids.NUM_CELLS, type_vocab_size=1, pad_token_id=sudoku.PAD_TOKEN_ID,
         )
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, mask_token=".", pad_token="[PAD]", model_max_length=sudoku.NUM_CELLS
+        tokenizer_object=tokenizer, mask_token=".", pad_token="[PAD]", model_max_length=sudoku_grids.NUM_CELLS
     )
 
 
@@ -103,13 +103,13 @@ def main() -> None:
     model = build_backbone()
     optimizers = build_optimizers(model, args.optimizer, args.learning_rate)
     start = _restore(args.output, model, optimizers)
-    grids = sudoku.complete_grids(NUM_GRIDS, TRAIN_SEED)
-    probe_puzzles, _ = sudoku.make_puzzles(PROBE_PUZZLES, PROBE_SEED)
+    grids = sudoku_grids.complete_grids(NUM_GRIDS, TRAIN_SEED)
+    probe_puzzles, _ = sudoku_grids.make_puzzles(PROBE_PUZZLES, PROBE_SEED)
 
     began, total = time.time(), 0.0
     for step in range(start, min(args.steps, args.stop_after or args.steps)):
         generator = torch.Generator().manual_seed(step)  # a function of the step, so that going on changes nothing
-        batch = sudoku.augment(grids[torch.randint(NUM_GRIDS, (args.batch_size,), generator=generator)], generator)
+        batch = sudoku_grids.augment(grids[torch.randint(NUM_GRIDS, (args.batch_size,), generator=generator)], generator)
         low, high = args.t_range
         t = low + (high - low) * torch.rand(args.batch_size, generator=generator)
         loss = diffusion_loss(model, batch, t, generator)

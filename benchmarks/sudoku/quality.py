@@ -15,8 +15,9 @@ import torch
 from benchmarks.sudoku.trials import FOLDER
 from prism_plugin.data import prepare_rows
 from prism_plugin.evaluation.calibration import measure
+from prism_plugin.evaluation.compare import BATCH_SIZE
 from prism_plugin.evaluation.quality import judge_states
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 
@@ -32,9 +33,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sampler = RemaskingSampler.from_preset("confidence", PrismModel.from_pretrained(args.adapter), num_steps=NUM_STEPS)
-    puzzles = sudoku.read_puzzles(FOLDER / "data" / args.data)[: args.limit]
-    rows = prepare_rows(sudoku_eval.rows_with_solutions(puzzles), mask_token_id=sudoku.MASK_TOKEN_ID)
-    figures = measure(judge_states(sampler, rows, batch_size=sudoku_eval.BATCH_SIZE))
+    task = Sudoku()
+    known = task.known(task.rows(FOLDER / "data" / args.data, args.limit))
+    rows = prepare_rows(known, mask_token_id=sampler.model.mask_token_id)
+    figures = measure(judge_states(sampler, rows, batch_size=BATCH_SIZE))
     print(f"{len(rows)} puzzles, {figures.tokens} judged tokens, {figures.right:.4f} of them right\n")
     print("| score | AUROC within a state | AUROC pooled | ECE | Brier |\n| --- | ---: | ---: | ---: | ---: |")
     for name, one in figures.scores.items():

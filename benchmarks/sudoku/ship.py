@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.sudoku.trials import FOLDER
-from prism_plugin.evaluation.tasks.sudoku_eval import read_settings
+from prism_plugin.evaluation.compare import read_settings
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from benchmarks.sudoku.trials import FOLDER
 from prism_plugin import PrismConfig, attach_quality_head, load_backbone
 from prism_plugin.data import read_rows
-from prism_plugin.evaluation.tasks import sudoku
-from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE, generators
+from prism_plugin.evaluation.compare import BATCH_SIZE, generators
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.types import TokenIds
 
@@ -91,7 +91,7 @@ def read_training_puzzles(count: int) -> tuple[TokenIds, ...]:
 
 def move(seed: int, *grids: TokenIds) -> tuple[TokenIds, ...]:
     """Move grids, [count, 81] each, by random symmetries: a different one for each row, the same one for a row of all."""
-    return tuple(sudoku.augment(one, torch.Generator().manual_seed(seed)) for one in grids)
+    return tuple(sudoku_grids.augment(one, torch.Generator().manual_seed(seed)) for one in grids)
 
 
 def record(

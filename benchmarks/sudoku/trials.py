@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.compare import answer_rows
+from prism_plugin.evaluation.tasks import Sudoku
+from prism_plugin.evaluation.tasks.sudoku import Puzzle
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.types import TokenIds
 
 FOLDER = Path(__file__).parents[2] / "adapters" / "sudoku-9x9"
 BUDGETS = (17, 26, 51)
@@ -46,7 +47,7 @@ class Log:
 
 
 def run_trial(
-    log: Log, model: PrismModel, puzzles: TokenIds, preset: str, num_steps: int, seed: int, settings: dict[str, Any]
+    log: Log, model: PrismModel, puzzles: list[Puzzle], preset: str, num_steps: int, seed: int, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Solve the puzzles, or take what the log has. `solved` holds the indices of the puzzles that were."""
     asked = {"preset": preset, "num_steps": num_steps, "seed": seed, "settings": settings, "puzzles": len(puzzles)}
@@ -55,12 +56,12 @@ def run_trial(
         return known
     sampler = RemaskingSampler.from_preset(preset, model, num_steps=num_steps, **settings)
     began = time.perf_counter()
-    grids, passes = sudoku_eval.solve_with(sampler, puzzles, seed)
-    solved = sudoku.is_solved(grids, puzzles)
+    answers = answer_rows(Sudoku(), sampler, puzzles, seed)
+    solved = answers.figures["success"].total
     record = {
         **asked,
         "success": solved.double().mean().item(),
-        "num_forward_passes": passes.double().mean().item(),
+        "num_forward_passes": answers.num_forward_passes.double().mean().item(),
         "seconds": time.perf_counter() - began,
         "solved": solved.nonzero().squeeze(-1).tolist(),
     }

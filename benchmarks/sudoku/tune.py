@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from benchmarks.sudoku.trials import FOLDER, Log, caps_of, run_trial
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.modeling import PrismModel
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = PrismModel.from_pretrained(args.adapter)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
-    puzzles = sudoku.read_puzzles(FOLDER / "data" / "validation.txt")
+    puzzles = Sudoku().rows(FOLDER / "data" / "validation.txt")
     log = Log(args.log)
     for preset in args.presets:
         for num_steps in caps_of(preset):

@@ -212,6 +212,12 @@ def _untie(backbone: PreTrainedModel) -> None:
     """Give a LLaDA with `weight_tying=True` an LM head of its own: its forward bypasses the module that could be hooked."""
     if not getattr(backbone.config, "weight_tying", False):
         return
+    places = set(getattr(backbone, "hf_device_map", {}).values())
+    if len(places) > 1 or "disk" in places:
+        raise BackboneError(
+            "A LLaDA with `weight_tying` gets an LM head of its own, which needs all weights on one device, but `device_map` "
+            f"shares them out over {', '.join(sorted(map(str, places)))}; give it one device."
+        )
     transformer = backbone.model.transformer
     embeddings = transformer["wte"].weight.detach()
     head = nn.Linear(*reversed(embeddings.shape), bias=False, device="meta")

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prism_plugin.backbones.call_changes import CallChanges
-from prism_plugin.backbones.probe import evaluation_mode, kept_random_state, plain_tokens
+from prism_plugin.backbones.modes import evaluation_mode, kept_random_state
+from prism_plugin.backbones.probe import plain_tokens
 from prism_plugin.backbones.spec import BackboneSpec, device_of, find_spec
 from prism_plugin.errors import BackboneError
 

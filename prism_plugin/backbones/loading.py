@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from prism_plugin.backbones.compat import finish_loading, patch_model_class, transformers_4_names
+from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError
@@ -35,6 +36,7 @@ def load_backbone(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a pretrained masked diffusion model with its LM head, in evaluation mode.
@@ -47,17 +49,22 @@ def load_backbone(
         revision: Branch, tag or commit of the repository.
         trust_remote_code: Allow the repository's own Python code to run.
         dtype: dtype of the weights; None takes the one they were saved in.
+        device_map: Where the weights go, as transformers has it: a device such as "cuda:1" for all of them, "auto" to share
+            them out over the accelerators and offload what does not fit, or a mapping of modules; None: the CPU, with
+            `quantization` the accelerator.
         quantization: "nf4" turns the linear layers into 4 bits while they are loaded, for LoRA and a head on top (QLoRA); what
             is left is in `dtype`, bfloat16 when None. Needs bitsandbytes.
 
     Raises:
+        ConfigurationError: If torch has no such dtype, or the machine no such device.
         BackboneError: If there is no such model, it cannot be read, lacks weights, brings code that it was not allowed to run,
             or its model type has no registered spec.
     """
+    require_placement(dtype, device_map)
     where, options = _checked_location(name_or_path), {"revision": revision, "trust_remote_code": trust_remote_code}
-    tensors: dict[str, Any] = {"dtype": dtype or "auto"}
+    tensors: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device_map}
     if quantization is not None:
-        tensors = {"dtype": dtype or torch.bfloat16, "quantization_config": quantization_config(quantization, dtype)}
+        tensors |= {"dtype": dtype or torch.bfloat16, "quantization_config": quantization_config(quantization, dtype)}
     return _make(where, options, functools.partial(_load_weights, tensors=tensors))
 
 
@@ -103,7 +110,8 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
         if not runs_remote_code:
             config = _adapted(where, stated, spec) if adapted else AutoConfig.from_pretrained(where, **options)
             return make(where, getattr(transformers, auto_class), config, options)
-        return _with_remote_code(where, auto_class, auto_map, options, make)
+        layers = None if spec is None else spec.layer_classes
+        return _with_remote_code(where, auto_class, auto_map, layers, options, make)
 
 
 def read_weights(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
@@ -174,7 +182,12 @@ def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None
 
 
 def _with_remote_code(
-    where: str, auto_class: str, auto_map: Mapping[str, str], options: dict[str, Any], make: Callable[..., PreTrainedModel]
+    where: str,
+    auto_class: str,
+    auto_map: Mapping[str, str],
+    layers: tuple[str, ...] | None,
+    options: dict[str, Any],
+    make: Callable[..., PreTrainedModel],
 ) -> PreTrainedModel:
     revision = options["revision"]
     with transformers_4_names():
@@ -184,6 +197,8 @@ def _with_remote_code(
         config_class.register_for_auto_class()  # so that saving writes the code and the `auto_map`
         model_class.register_for_auto_class(auto_class)
         patch_model_class(model_class)
+        if layers:  # MDLM names none, so that `device_map="auto"` could put half a layer on one device, half on another
+            model_class._no_split_modules = list(layers)
         backbone = make(where, _AsAutoClass(model_class), config_class.from_pretrained(where, revision=revision), options)
     finish_loading(backbone)
     return backbone

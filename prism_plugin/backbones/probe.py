@@ -4,8 +4,7 @@ Nothing here calls the model. `prism_plugin.modeling.probing` makes the forward 
 sampling; the functions below judge the tensors that came back.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones.spec import BackboneSpec, lm_head_of
+from prism_plugin.backbones.spec import BackboneSpec, lm_head_of, vocab_size_of
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import BackboneError
 
 # A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
@@ -25,9 +25,6 @@ _GATHERING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _GATHERING_TOLERANCE_HALF = 5e-2
 # Alignment is only held against a model that shows it plainly: it repeats a pattern with this probability, at the other row.
 _SURE_LOG_PROBABILITY, _SURE_LEAD = -0.7, 2.0
-# On a CPU with AVX-512 BF16, bitsandbytes (0.50) packs a 4-bit layer's weights when it is first called in evaluation mode,
-# unless this attribute of the layer is False. Packed weights let no gradient through, and some widths cannot be packed.
-_PACKS = "support_avx512bf16_for_cpu"
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
             f"A masked diffusion model attends to both sides, but {name} has `config.is_decoder=True`; "
             "load it with `is_decoder=False`."
         )
-    vocab_size = backbone.config.get_text_config().vocab_size
+    vocab_size = vocab_size_of(lm_head_of(backbone, spec))
     if tokenizer is not None and len(tokenizer) > vocab_size:
         raise BackboneError(
             f"The tokenizer has {len(tokenizer)} tokens, but {name} has a vocabulary of {vocab_size}; "
@@ -136,28 +133,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(tensor, mark) for tensor in (*model.parameters(), *model.buffers()) for mark in marks)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and give each its own mode back at the end; no weight is packed meanwhile."""
-    modes = {module: module.training for module in model.modules()}
-    packing = [module for module in modes if getattr(module, _PACKS, False)]
-    model.eval()
-    for module in packing:
-        setattr(module, _PACKS, False)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for module in packing:
-            setattr(module, _PACKS, True)
-
-
-def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
-    """While open, torch may draw random numbers on the CPU and on a device; afterwards its generators are where they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 def plain_tokens(config: PreTrainedConfig, other_than: Iterable[int]) -> list[int]:
     """Up to 16 tokens without a special meaning. Vocabularies are ordered by frequency, so these are common, some way apart.
 
@@ -180,7 +155,7 @@ def judge_finite(name: str, hidden_states: Tensor) -> Check:
         name: The model's class, for the sentence.
         hidden_states: [rows, length, hidden].
     """
-    share = hidden_states.isfinite().double().mean().item()
+    share = hidden_states.isfinite().float().mean().item()
     if share < 1:
         return Check(
             "finite", False, share,
@@ -276,7 +251,7 @@ def judge_gathering(name: str, spec: BackboneSpec, gathered: Tensor, full: Tenso
     if gathered.shape != full.shape or not torch.isfinite(full).all():
         worst, tolerance = float("inf"), 0.0
     else:
-        worst = (gathered.double() - full.double()).abs().max().item()
+        worst = (to_float64(gathered) - to_float64(full)).abs().max().item()
         tolerance = _GATHERING_TOLERANCE.get(full.dtype, _GATHERING_TOLERANCE_HALF) * max(full.abs().max().item(), 1e-6)
     if worst > tolerance:
         return Check(
@@ -293,5 +268,5 @@ def difference_of_equal_rows(base: Tensor, again: Tensor) -> float:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    one, other = one.double(), other.double()
+    one, other = to_float64(one), to_float64(other)
     return ((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()

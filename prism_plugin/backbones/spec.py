@@ -121,6 +121,15 @@ def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module | Non
     return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
 
 
+def vocab_size_of(lm_head: nn.Module) -> int:
+    """How many tokens a model knows, which is what its LM head can write and what may be given to it.
+
+    A config's `vocab_size` can be less: LLaDA pads it to `embedding_size`, and what is drawn there must be read again. It says
+    which vocabulary a family has, and stands in files for that.
+    """
+    return lm_head.out_features if isinstance(lm_head, nn.Linear) else lm_head.weight.shape[0]  # packed or sharded, too
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: where its weights lie, or where accelerate takes them for each call if they are offloaded."""
     weight = next(module.parameters())

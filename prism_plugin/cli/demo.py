@@ -22,14 +22,24 @@ from prism_plugin.cli.run_record import holds_run
 from prism_plugin.cli.train import train_by_recipe
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError, StoredStateError
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.compare import (
+    BATCH_SIZE,
+    PresetResult,
+    evaluate_presets,
+    generators,
+    make_samplers,
+    read_settings,
+    to_json,
+)
+from prism_plugin.evaluation.tasks import Sudoku
+from prism_plugin.evaluation.tasks.sudoku import Puzzle
 from prism_plugin.modeling import PrismModel
 from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
-from prism_plugin.report.tables import sudoku_table
+from prism_plugin.report.tables import preset_table
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.types import TokenIds
 
 FOLDER = "sudoku-9x9"
+PRESETS = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence")
 PAGE = "prism-demo.html"
 
 
@@ -81,11 +91,11 @@ def run(args: argparse.Namespace) -> int:
         log.print(f"2/2  Loading what was saved, and solving {size.puzzles} held-out puzzles with each preset")
         results = _solve(folder, output, size, args)
     if args.json:
-        report = sudoku_eval.to_json(results, puzzles=size.puzzles, num_steps=size.num_steps)
+        report = to_json(Sudoku(), results, rows=size.puzzles, num_steps=size.num_steps)
         print(json.dumps({**report, "training": training, "page": str(args.report)}))
         return 0
     console = Console()
-    console.print(sudoku_table(results, puzzles=size.puzzles, num_steps=size.num_steps))
+    console.print(preset_table(Sudoku(), results, rows=size.puzzles, num_steps=size.num_steps))
     console.print(
         f"Trained for {training['steps']} steps in {training['seconds']:.0f} s. On drafts from puzzles that it was not trained "
         f"on, the head tells right from wrong tokens with AUROC {training['quality_auroc']:.3f} and ECE "
@@ -146,26 +156,29 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
     }
 
 
-def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> list[sudoku_eval.PresetResult]:
+def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) -> list[PresetResult]:
     """Solve the puzzles with each preset, and write the page about the first of them."""
     model = PrismModel.from_pretrained(output)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
-    settings = sudoku_eval.read_settings(folder / SETTINGS_FILE)
-    puzzles = sudoku_eval.Puzzles.solve(sudoku.read_puzzles(folder / "data" / "test.txt")[: size.puzzles])
-    presets = sudoku_eval.PRESETS
-    with sampling_progress(presets, size.puzzles, size.num_steps) as on_step:
-        results = sudoku_eval.evaluate_presets(
-            model, puzzles, presets, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
+    settings = read_settings(folder / SETTINGS_FILE)
+    task = Sudoku()
+    puzzles = task.rows(folder / "data" / "test.txt", size.puzzles)
+    with sampling_progress(PRESETS, size.puzzles, size.num_steps, BATCH_SIZE) as on_step:
+        results = evaluate_presets(
+            task, model, puzzles, PRESETS, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )
-    samplers = sudoku_eval.make_samplers(model, presets, size.num_steps, settings)
-    generations = [_replay(sampler, preset, puzzles.puzzles[:1], args.seed) for preset, (sampler, _) in samplers.items()]
+    samplers = make_samplers(model, PRESETS, size.num_steps, settings)
+    generations = [_replay(sampler, preset, puzzles[0], args.seed) for preset, (sampler, _) in samplers.items()]
     # those that take tokens back come first: there is more to see
     generations.sort(key=lambda generation: -generation.figures()["num_remasked"])
     write_trace_page(args.report, generations, title="One held-out puzzle, look by look")
     return results
 
 
-def _replay(sampler: RemaskingSampler, preset: str, puzzle: TokenIds, seed: int) -> Generation:
-    output = sampler.infill(puzzle, generator=sudoku_eval.generators(seed, 0, 1), return_trace=True)
-    verdict = "solved" if sudoku.is_solved(output.sequences.cpu(), puzzle).item() else "not solved"
-    return trace_generation(output, 0, sampler, columns=sudoku.SIDE, name=f"{preset}: {verdict}")
+def _replay(sampler: RemaskingSampler, preset: str, puzzle: Puzzle, seed: int) -> Generation:
+    task = Sudoku()
+    canvas, _ = task.canvas([puzzle], sampler.model)
+    output = sampler.infill(canvas, generator=generators(seed, 0, 1), return_trace=True)
+    solved = task.judge([puzzle], output.sequences.cpu(), sampler.model)["success"].value
+    columns = task.layout(canvas.shape[1])
+    return trace_generation(output, 0, sampler, columns=columns, name=f"{preset}: {'solved' if solved else 'not solved'}")

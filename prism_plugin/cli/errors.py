@@ -1,5 +1,6 @@
-"""What the disk or the file system refuses, in one sentence."""
+"""What the disk, the file system or the device refuses, in one sentence."""
 
+import argparse
 import errno
 
 _CAUSES = {
@@ -21,3 +22,18 @@ def explain_os_error(error: OSError) -> str | None:
     cause, remedy = _CAUSES[error.errno]
     where = f"{error.filename}: " if error.filename is not None else ""
     return f"{where}{cause}; {remedy}."
+
+
+def explain_out_of_memory(error: RuntimeError, args: argparse.Namespace) -> str | None:
+    """Say in one sentence what to do where memory did not suffice.
+
+    Returns:
+        The sentence; None if the error is of another kind, or the verb has none of these options.
+    """
+    cause = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
+    short = type(error).__name__ == "OutOfMemoryError" or "out of memory" in cause or "can't allocate memory" in cause
+    if not short or not hasattr(args, "device"):
+        return None
+    ways = ["a smaller `--batch-size`"] * (getattr(args, "batch_size", 1) > 1)
+    ways += ["`--dtype bfloat16`"] * (args.dtype in ("auto", "float32")) + ["another `--device`"]
+    return f"the memory of the device does not suffice ({cause}); give {', or '.join(ways)}."

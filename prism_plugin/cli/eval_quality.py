@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 
+from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.core.validation import require_seed
@@ -26,17 +27,17 @@ from prism_plugin.evaluation.calibration import (
     to_plain,
 )
 from prism_plugin.evaluation.quality import JudgedTokens, judge_drafts, judge_states
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
+from prism_plugin.evaluation.tasks import task_of
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.persistence import save_scaling
-from prism_plugin.modeling.staging import require_place
 from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, get_objective, objective_to_dict
 from prism_plugin.training.checks import as_prepared
+from prism_plugin.writing import require_place
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
 RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-length", type=int, help="cut rows on the right to this many tokens")
     parser.add_argument("--limit", type=int, help="use only the first rows")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows at once (default: %(default)s)")
+    add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, help="of drafts and samples (default: 0)")
     parser.add_argument(
         "--fit-temperature", action="store_true", help="scale the head's logits so that they fit, on states or else drafts"
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge, measure, print. Returns the exit code."""
     _check(args)
+    where = placement(args)
     settings = chosen_settings(args)
     if args.plot is not None:
         check_plot_file(args.plot)
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     names = RECORDED_NAMES if recorded else NAMES
     if recorded:
         _check_recorded(args)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
+    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **where)
     objective = None if args.on == "states" else _objective(args, model, recorded)
     sampler = None if args.on == "drafts" else build_sampler(args, model, settings)
     rows = _rows(args, model, raw)
@@ -150,7 +152,7 @@ def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | No
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be or would be ignored, before anything is loaded."""
     require_seed(args.seed, "--seed")
-    for name in ("limit", "batch_size", "max_length"):
+    for name in ("limit", "max_length"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigurationError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}.")
@@ -220,10 +222,11 @@ def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> O
 
 
 def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
-    """Prepare the rows, with what they should say: puzzles are solved, all else says it itself."""
+    """Prepare the rows, with what they should say: a task knows the answers to its own file, all else says it itself."""
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
-    if path.suffix == ".txt" and sudoku_eval.is_sudoku_model(model):
-        raw = sudoku_eval.rows_with_solutions(sudoku.read_puzzles(path)[: args.limit])
+    task = task_of(model)
+    if path.suffix == ".txt" and task is not None:
+        raw = task.known(task.rows(path, args.limit))
     else:
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
     prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings)

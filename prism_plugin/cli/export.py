@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-merge", action="store_true", help="leave the backbone to be loaded by its Hub id, and its adapter to peft"
     )
+    # Merging takes a moment and a second copy of the weights; on the CPU it gives the same files everywhere.
+    add_device_options(parser, device="cpu")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the files that were written")
 
@@ -32,11 +35,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("`export` writes to `--output DIR` or to `--push-to-hub REPO_ID`; give one of the two.")
     if args.private and args.push_to_hub is None:
         raise ConfigurationError("`--private` would be ignored without `--push-to-hub`; leave it out.")
-    settings = chosen_settings(args)
+    if args.no_merge and args.dtype != "auto":
+        raise ConfigurationError(
+            "`--dtype` is of the weights that are written, and `--no-merge` writes none; leave one of them out."
+        )
+    settings, placed = chosen_settings(args), placement(args)
     if args.output is not None:
         require_apart(args.output, {"the adapter": args.adapter}, "`--output`")
         require_free_folder(args.output)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
+    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **placed)
     sampler = build_sampler(args, model, settings)
     if args.push_to_hub is not None:
         where = push_export_to_hub(sampler, args.push_to_hub, merge=not args.no_merge, private=True if args.private else None)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from prism_plugin import __version__
-from prism_plugin.cli.errors import explain_os_error
+from prism_plugin.cli.errors import explain_os_error, explain_out_of_memory
 from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
 from prism_plugin.errors import PrismError
 
@@ -38,12 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=module.__doc__.split("\n")[0])
         module.add_arguments(of_verb)
         of_verb.add_argument(OPTION, metavar="MODULE", help=HELP)
-        return module.run(of_verb.parse_args(of_user))
+        parsed = of_verb.parse_args(of_user)
+    except PrismError as error:
+        print(f"prism-plugin {verb}: {error}", file=sys.stderr)
+        return 2
+    try:
+        return module.run(parsed)
     except PrismError as error:
         print(f"prism-plugin {verb}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         explained = explain_os_error(error)
+        if explained is None:
+            raise
+        print(f"prism-plugin {verb}: {explained}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        explained = explain_out_of_memory(error, parsed)
         if explained is None:
             raise
         print(f"prism-plugin {verb}: {explained}", file=sys.stderr)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prism_plugin.evaluation.tasks.sudoku_eval import BATCH_SIZE
-
 
 def _bars(unit: str) -> Progress:
     columns = (
@@ -34,14 +32,14 @@ def counting_progress(name: str, total: int, unit: str) -> Iterator[Callable[[],
 
 
 @contextmanager
-def sampling_progress(presets: Sequence[str], puzzles: int, num_steps: int) -> Iterator[Callable[[str], None]]:
+def sampling_progress(presets: Sequence[str], rows: int, num_steps: int, batch_size: int) -> Iterator[Callable[[str], None]]:
     """Show one bar per preset, counted in forward passes of a batch.
 
     Yields:
         The callback for `evaluate_presets(on_step=...)`.
     """
     with _bars("forwards") as progress:
-        most = math.ceil(puzzles / BATCH_SIZE) * num_steps
+        most = math.ceil(rows / batch_size) * num_steps
         tasks = {preset: progress.add_task(preset, total=most, start=False) for preset in presets}
 
         def on_step(preset: str) -> None:

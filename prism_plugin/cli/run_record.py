@@ -8,11 +8,11 @@ from typing import Any
 from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
 from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
-from prism_plugin.modeling.staging import flush, remove_leftovers, write_text
 from prism_plugin.modeling.strict_files import read_json, stored
 from prism_plugin.reader import without_version
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names
 from prism_plugin.training.run_folder import require_run_folder, writing_in
+from prism_plugin.writing import flush, remove_leftovers, write_text
 
 RUN_FILE = "run.json"
 FORMAT_VERSION = 1

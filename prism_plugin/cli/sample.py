@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from prism_plugin.backbones import pad_rows
+from prism_plugin.cli.device_options import add_device_options, placement
+from prism_plugin.cli.filling import fill_in_batches
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.core.validation import require_seed
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, help="continue each text by this many tokens; without it, its mask tokens are filled"
     )
     add_sampler_options(parser)
+    add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, default=0, help="of the sampler's draws (default: %(default)s)")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
     add_show_options(parser)
@@ -47,19 +50,15 @@ def run(args: argparse.Namespace) -> int:
     check_show_options(args)
     if args.report is not None:
         require_other_file(args.report, {"the file of the texts": args.file})
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code)
+    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **placement(args))
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:
         raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")
     input_ids, attention_mask, starts = _lay(args, sampler, texts)
-    show = Show(args, sampler, texts, input_ids, attention_mask)
-    generators = [torch.Generator().manual_seed(args.seed * 1_000_003 + row) for row in range(len(texts))]
-    with show.watching() as on_step:
-        output = sampler.infill(
-            input_ids, attention_mask, generator=generators, on_step=on_step, return_trace=args.report is not None
-        )
+    show = Show(args, sampler, texts, attention_mask)
+    output = fill_in_batches(sampler, input_ids, attention_mask, batch_size=args.batch_size, seed=args.seed, show=show)
     if starts is None:
-        new = [row[own].tolist() for row, own in zip(output.sequences.cpu(), attention_mask, strict=True)]
+        new = [row[own].tolist() for row, own in zip(output.sequences, attention_mask, strict=True)]
     else:
         placed = zip(output.sequences.tolist(), starts, strict=True)
         new = [row[start : start + args.max_new_tokens] for row, start in placed]
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         {"text": text, "answer": answer, "num_forward_passes": passes, "num_remasked": remasked}
         for text, answer, passes, remasked in figures
     ]
-    show.report(output)
+    show.report()
     told = iter(rows)  # answers stay beside what they answer
     rows = [{**_NOTHING, "text": line} if _is_blank(args, line) else next(told) for line in lines]
     print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(row["answer"] for row in rows))

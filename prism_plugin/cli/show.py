@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.evaluation.tasks import sudoku, sudoku_eval
-from prism_plugin.report import require_page_path, trace_generation, write_trace_page
+from prism_plugin.evaluation.tasks import task_of
+from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
 from prism_plugin.report.terminal import TerminalCanvas
 from prism_plugin.report.trace import doubt_below, require_lines
 from prism_plugin.sampling import RemaskingSampler, SamplerOutput, StepRecord
@@ -36,7 +36,7 @@ def add_show_options(parser: argparse.ArgumentParser) -> None:
         "--grid",
         type=int,
         metavar="COLUMNS",
-        help="show tokens in lines of so many (default: 9 for a Sudoku model, else a text)",
+        help="show tokens in lines of so many (default: as the model's task shows them, 9 for Sudoku; else a text)",
     )
 
 
@@ -60,7 +60,7 @@ def check_show_options(args: argparse.Namespace) -> None:
 
 
 class Show:
-    """One request, and how it is shown.
+    """The texts of one call, and how their looks are shown.
 
     Raises:
         ConfigurationError: If a row does not fill whole lines of the grid that was asked for.
@@ -71,29 +71,39 @@ class Show:
         args: argparse.Namespace,
         sampler: RemaskingSampler,
         texts: Sequence[str],
-        input_ids: TokenIds,
         attention_mask: torch.Tensor,
     ) -> None:
+        self.is_watched, self.is_reported = args.watch, args.report is not None
         self._args, self._sampler, self._texts = args, sampler, texts
-        self._input_ids, self._mask = input_ids, attention_mask
+        self._generations: list[Generation] = []
+        self._has_legend = False
         lengths = attention_mask.sum(-1).tolist()
         self._columns = [args.grid] * len(lengths)
-        if args.grid is None and sudoku_eval.is_sudoku_model(sampler.model):
-            self._columns = [sudoku.SIDE if length == sudoku.NUM_CELLS else None for length in lengths]
+        task = task_of(sampler.model)
+        if args.grid is None and task is not None:
+            self._columns = [task.layout(length) for length in lengths]
         for length, columns in zip(lengths, self._columns, strict=True):
             require_lines(length, columns)
 
     @contextmanager
-    def watching(self) -> Iterator[Callable[[StepRecord], None] | None]:
-        """Give the callback that is to see each look; None where nobody watches."""
-        if not self._args.watch:
+    def watching(
+        self, rows: Sequence[int], input_ids: TokenIds, attention_mask: torch.Tensor
+    ) -> Iterator[Callable[[StepRecord], None] | None]:
+        """Give the callback that is to see each look at a batch; None where nobody watches.
+
+        Args:
+            rows: Numbers of the batch's texts.
+            input_ids: What is asked about them.
+            attention_mask: The rows' own tokens.
+        """
+        if not self.is_watched:
             yield None
             return
         canvas = TerminalCanvas(
-            self._input_ids,
-            self._mask,
-            columns=self._columns,
-            titles=[f"text {number}" for number in range(1, len(self._texts) + 1)],
+            input_ids,
+            attention_mask,
+            columns=[self._columns[row] for row in rows],
+            titles=[f"text {row + 1}" if len(self._texts) > 1 else "" for row in rows],
             tokenizer=self._sampler.model.tokenizer,
             mask_token_id=self._sampler.model.mask_token_id,
             num_steps=self._sampler.num_steps,
@@ -102,6 +112,9 @@ class Show:
         console = Console(stderr=True)
         live = console.is_terminal and not console.is_dumb_terminal and not console.no_color
         pause = self._args.pause if self._args.pause is not None else PAUSE * live
+        if not live and not self._has_legend:
+            print(f"marks: {canvas.plain_legend()}", file=sys.stderr)
+            self._has_legend = True
         with _drawing(canvas, console) if live else _printing(canvas) as draw:
 
             def on_step(record: StepRecord) -> None:
@@ -110,22 +123,27 @@ class Show:
 
             yield on_step
 
-    def report(self, output: SamplerOutput) -> None:
-        """Write the page, if one was asked for, and say where."""
-        if self._args.report is None:
+    def keep(self, rows: Sequence[int], attention_mask: torch.Tensor, output: SamplerOutput) -> None:
+        """Keep what a batch gave for the page, if one was asked for; `rows` are the numbers of its texts."""
+        if not self.is_reported:
             return
-        generations = [
+        self._generations += [
             trace_generation(
                 output,
-                row,
+                place,
                 self._sampler,
-                attention_mask=self._mask,
+                attention_mask=attention_mask,
                 columns=self._columns[row],
-                name=f"{row + 1}: {text[:60]}",
+                name=f"{row + 1}: {self._texts[row][:60]}",
             )
-            for row, text in enumerate(self._texts)
+            for place, row in enumerate(rows)
         ]
-        write_trace_page(self._args.report, generations)
+
+    def report(self) -> None:
+        """Write the page, if one was asked for, and say where."""
+        if not self.is_reported:
+            return
+        write_trace_page(self._args.report, self._generations)
         print(f"The looks can be replayed in {self._args.report}", file=sys.stderr)
 
 
@@ -137,5 +155,4 @@ def _drawing(canvas: TerminalCanvas, console: Console) -> Iterator[Callable[[lis
 
 @contextmanager
 def _printing(canvas: TerminalCanvas) -> Iterator[Callable[[list[int]], None]]:
-    print(f"marks: {canvas.plain_legend()}", file=sys.stderr)
     yield lambda looked: print("\n".join(map(canvas.plain, looked)), file=sys.stderr)

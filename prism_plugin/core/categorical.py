@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import FlatIndex, Rows, RowTokens, RowUnits, RowValues
 
@@ -58,7 +59,8 @@ def draw_rows(
         temperature: >= 0; divides the logits.
         top_p: Nucleus, in (0, 1]: the smallest set of the most probable tokens whose mass reaches `top_p` stays.
         forbidden_ids: Ids that get probability 0; the mask token is always one of them.
-        uniforms: Uniform in [0, 1), one per drawn row; needed when temperature > 0.
+        uniforms: Uniform in [0, 1), one per drawn row, where the rows are or where their float64 is; needed when
+            temperature > 0.
         want_entropy: Also give the entropy, in nats.
         want_margin: Also give the difference of the two largest probabilities.
         chunk_rows: Most rows worked on at once; fewer when the vocabulary is large.
@@ -73,8 +75,8 @@ def draw_rows(
         largest, argmax = _first_max(chunk, forbidden_ids)
         candidates = argmax
         if temperature > 0:
-            scaled = _forbid(chunk.to(torch.float64, copy=True), forbidden_ids).div_(temperature)
-            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, uniforms[here])
+            scaled = _forbid(to_float64(chunk, copy=True), forbidden_ids).div_(temperature)
+            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, to_float64(uniforms[here])).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
         weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
         total = _sum(weights)
@@ -198,7 +200,7 @@ def _inverse_cdf(probabilities: Rows, top_p: float, uniforms: RowValues) -> RowT
     cumulative = weights.cumsum_(-1)
     total = cumulative[:, -1]
     # a uniform that was rounded up to 1 on its way here draws the last id that has any weight
-    wanted = (uniforms.double() * total.double()).long().minimum(total - 1)
+    wanted = (uniforms * total.double()).long().minimum(total - 1)
     found = torch.searchsorted(cumulative, wanted.unsqueeze(-1), right=True).squeeze(-1)
     return found.clamp(max=weights.shape[-1] - 1)  # NaN has no order, and whoever checks for it needs an id that exists
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.selection import select_top
@@ -108,7 +109,7 @@ def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
     """
     count = masked.sum(-1)
     # less a little before rounding up, so that a share in binary does not turn 0.1 of 10 positions into 2
-    chosen = (share * count.double() - 1e-9).ceil().long()
+    chosen = (share * to_float64(count) - 1e-9).ceil().long().to(count.device)
     weight = count / chosen.clamp(min=1)
     return select_top(noise, masked, chosen) * weight.unsqueeze(-1)
 

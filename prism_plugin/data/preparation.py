@@ -30,7 +30,7 @@ from prism_plugin.data.columns import (
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.data.settings import DataSettings
 from prism_plugin.errors import ConfigurationError, DataFormatError, Refuse
-from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_text, write_chat
+from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_text, special_ids, write_chat
 
 _IGNORED_LABEL = -100
 
@@ -107,7 +107,7 @@ def _unasked_header(tokenizer: Any) -> list[int]:
     ending = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], backwards)][::-1]
     if len(whole) != len(prompt) + 1 + len(ending):  # the prompt is not followed by the reply's one letter: it has no beginning
         return []
-    special = set(tokenizer.all_special_ids) | {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_ids(tokenizer)
     places = [index for index, token in enumerate(ending) if token in special]
     return ending[places[0] + 1 :] if len(places) > 1 else []
 

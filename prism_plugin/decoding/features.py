@@ -185,7 +185,7 @@ class _SinceWritten:
     """Remembers the tokens of the look before, for how many looks each has stood, and a running sum."""
 
     def begin(self, canvas: Canvas, vocab_size: int) -> Memory:
-        nothing = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
+        nothing = torch.zeros(canvas.tokens.shape, device=canvas.tokens.device)
         return {"tokens": torch.full_like(canvas.tokens, -1), "looks": nothing, "sum": nothing}
 
     def _add(self, at: Glance, memory: Memory, values: PerToken | float) -> Memory:
@@ -206,7 +206,7 @@ class Age(_SinceWritten):
     def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
         memory = self._add(at, memory, 0.0)
         looks = at.state.num_forward_passes.clamp(min=1).unsqueeze(-1)
-        return (memory["looks"] / looks).float(), memory
+        return memory["looks"] / looks, memory
 
 
 @FEATURES.register("mean_quality")
@@ -217,8 +217,8 @@ class MeanQuality(_SinceWritten):
     reads: ClassVar[frozenset[str]] = frozenset({"quality"})
 
     def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
-        memory = self._add(at, memory, at.seen.quality.double())
-        return (memory["sum"] / memory["looks"].clamp(min=1)).float(), memory
+        memory = self._add(at, memory, at.seen.quality)
+        return memory["sum"] / memory["looks"].clamp(min=1), memory
 
 
 @FEATURES.register("mean_confidence")
@@ -229,8 +229,8 @@ class MeanConfidence(_SinceWritten):
     reads: ClassVar[frozenset[str]] = frozenset({"visible"})
 
     def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
-        memory = self._add(at, memory, at.visible_confidence.double())
-        return ((memory["sum"] + at.state.commit_confidence) / (memory["looks"] + 1)).float(), memory
+        memory = self._add(at, memory, at.visible_confidence)
+        return (memory["sum"] + at.state.commit_confidence) / (memory["looks"] + 1), memory
 
 
 @FEATURES.register("previous_confidence")

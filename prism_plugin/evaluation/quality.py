@@ -27,6 +27,7 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingErr
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.sampling import RemaskingSampler, StepRecord
+from prism_plugin.tokenizing import special_ids
 from prism_plugin.training import Objective
 from prism_plugin.training.checks import check_recorded
 from prism_plugin.training.trainer import EVALUATION_EPOCH
@@ -297,7 +298,7 @@ def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed
     input_ids, maskable = batch["input_ids"], batch["maskable"]
     noise = uniforms(seed, EVALUATION_EPOCH, batch["example_id"], "asked", input_ids.shape[1])
     chosen = select_top(noise, maskable, (masked * maskable.sum(-1)).round().long().clamp(min=1))
-    special = torch.tensor(() if model.tokenizer is None else model.tokenizer.all_special_ids, device=input_ids.device)
+    special = torch.tensor(sorted(special_ids(model.tokenizer)), device=input_ids.device)
     given = batch["attention_mask"].bool() & ~chosen & ~torch.isin(input_ids, special)
     if not given.any(-1).all():
         row = batch["example_id"][~given.any(-1)][0]

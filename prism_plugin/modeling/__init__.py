@@ -1,9 +1,8 @@
 """The model: a backbone with a quality head, and how it is saved."""
 
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.model import PrismModel, attach_quality_head
 from prism_plugin.modeling.output import PrismModelOutput
 
-__all__ = ["PrismConfig", "PrismModel", "PrismModelOutput", "QualityHead", "attach_quality_head", "dropout_off"]
+__all__ = ["PrismConfig", "PrismModel", "PrismModelOutput", "QualityHead", "attach_quality_head"]

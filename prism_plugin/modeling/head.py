@@ -1,6 +1,7 @@
 """QualityHead: final hidden state of a token -> logit of the probability that the token is right."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class QualityHead(nn.Module):
     def forward(self, hidden_states: StatesAnywhere) -> ValuesAnywhere:
         """Return one logit per position, float32, scaled, on the head's device."""
         device = next(self.layers.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        # a device without autocast has none to turn off, and torch refuses to try
+        with torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext():
             return self.layers(hidden_states.to(device, torch.float32)).squeeze(-1) / self.temperature + self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QualityHead":

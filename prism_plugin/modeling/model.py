@@ -1,6 +1,5 @@
 """PrismModel: what is done with a backbone and its head, and the only code that changes a user's model."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,24 +11,23 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import (
     BackboneSpec,
-    check_backbone,
+    DeviceMap,
     device_of,
     evaluation_mode,
     get_backbone_spec,
-    hidden_size_of,
     lm_head_of,
     require_ok,
-    resolve_mask_token_id,
+    require_placement,
 )
 from prism_plugin.core.finite import require_numbers
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.filling import filled_in
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.headed import HeadedBackbone
-from prism_plugin.modeling.heads import has_inner_size
 from prism_plugin.modeling.hub import push_model
-from prism_plugin.modeling.lm_head import has_row_gathering, install_row_gathering
+from prism_plugin.modeling.lm_head import install_row_gathering
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
 from prism_plugin.modeling.places import save_into
@@ -139,6 +137,8 @@ class PrismModel(HeadedBackbone):
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap | None = None,
     ) -> "PrismModel":
         """Load a saved quality head, in evaluation mode. Strict: every file, key and shape must be as it was saved.
 
@@ -149,14 +149,20 @@ class PrismModel(HeadedBackbone):
             tokenizer: Takes the place of the saved one.
             revision: Branch, tag or commit of the head's repository. The backbone's is recorded.
             trust_remote_code: Allow the backbone's repository to run its own Python code.
+            dtype: dtype of the backbone that is loaded, as for `load_backbone`; head and LoRA stay in float32.
+            device_map: Where it goes, as for `load_backbone`. The head goes where the LM head is, an adapter where its layers
+                are; an adapter cannot be on offloaded weights.
 
         Raises:
             StoredStateError: If the files are missing, damaged, or belong to another backbone.
             BackboneError: If the recorded backbone cannot be loaded.
-            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own.
+            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own or together
+                with `dtype` or `device_map`, or if these name nothing that is there.
         """
+        require_placement(dtype, device_map, loaded=None if backbone is None else "backbone")
         stored = read_stored(path_or_id, revision=revision)
-        backbone, tokenizer = load_parts(stored, backbone, tokenizer, trust_remote_code=trust_remote_code)
+        options = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+        backbone, tokenizer = load_parts(stored, backbone, tokenizer, **options)
         if stored.adapter is not None:
             stored.adapter.inference_mode = not is_trainable
         config = replace(stored.config, backbone_name=stored.backbone_location)
@@ -238,7 +244,7 @@ def attach_quality_head(
         ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
     """
     spec = get_backbone_spec(backbone)
-    config = _filled_in(config or PrismConfig(), backbone, spec, tokenizer)
+    config = filled_in(config or PrismConfig(), backbone, spec, tokenizer)
     if config.train_backbone and lora is not None:
         raise ConfigurationError("`train_backbone=True` trains all weights, which excludes `lora`; choose one of them.")
     if config.train_backbone and getattr(backbone, "is_quantized", False):
@@ -264,39 +270,3 @@ def attach_quality_head(
         model.detach()
         raise
     return model
-
-
-def _filled_in(
-    config: PrismConfig, backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None
-) -> PrismConfig:
-    """Check the backbone and write what is known about it into the config."""
-    if isinstance(backbone, PeftModel) or "peft_config" in vars(backbone):
-        raise BackboneError(
-            "The backbone must be a plain model, but it carries a PEFT adapter; merge it with `merge_and_unload()` first, "
-            "or pass the model without it and give `lora=`."
-        )
-    check_backbone(backbone, spec, tokenizer)
-    if has_row_gathering(backbone.get_submodule(spec.final_hidden_at)):
-        raise BackboneError("This backbone already carries a quality head; call `detach()` on its PrismModel first.")
-    hidden_size = hidden_size_of(backbone.config, spec)
-    facts = {
-        "backbone_model_type": backbone.config.model_type,
-        "backbone_hidden_size": hidden_size,
-        "backbone_vocab_size": backbone.config.get_text_config().vocab_size,
-    }
-    for name, found in facts.items():
-        expected = getattr(config, name)
-        if expected not in (None, found):
-            raise BackboneError(f"`{name}` of the PrismConfig is {expected!r}, but this backbone has {found!r}.")
-    mask_token_id, _ = resolve_mask_token_id(config.mask_token_id, backbone.config, tokenizer, spec)
-    name = config.backbone_name or backbone.config.name_or_path or None
-    if name is not None and Path(name).is_dir():
-        name = str(Path(name).resolve())
-    revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
-    head_hidden_size = config.head_hidden_size or (hidden_size if has_inner_size(config.head) else None)
-    facts |= {
-        "mask_token_id": mask_token_id,
-        "head_hidden_size": head_hidden_size,
-        "objective": copy.deepcopy(config.objective),
-    }
-    return replace(config, backbone_name=name, backbone_revision=revision, **facts)

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones import get_backbone_spec, load_backbone, load_tokenizer, looks_like_path, read_weights
+from prism_plugin.backbones import DeviceMap, get_backbone_spec, load_backbone, load_tokenizer, looks_like_path, read_weights
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.adapter_files import (
     ADAPTER_FILE,
@@ -42,9 +43,9 @@ from prism_plugin.modeling.config_file import (
 )
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
-from prism_plugin.modeling.staging import staged_files
 from prism_plugin.modeling.strict_files import read_tensors, require_finite
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
+from prism_plugin.writing import staged_files
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ def load_parts(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     trust_remote_code: bool,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load what was not given: the recorded backbone, and the tokenizer beside the head or else beside the backbone.
 
@@ -249,7 +252,9 @@ def load_parts(
     if tokenizer is None:
         tokenizer = load_tokenizer(stored.folder, trust_remote_code=trust_remote_code)
     if backbone is None:
-        backbone = load_backbone(location, revision=revision, trust_remote_code=trust_remote_code)
+        backbone = load_backbone(
+            location, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map
+        )
         if tokenizer is None:
             tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust_remote_code)
     require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))

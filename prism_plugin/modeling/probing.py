@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prism_plugin.backbones import device_of, evaluation_mode, input_embeddings_of, lm_head_of, max_row_length
+from prism_plugin.backbones import (
+    device_of,
+    evaluation_mode,
+    input_embeddings_of,
+    kept_random_state,
+    lm_head_of,
+    max_row_length,
+)
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -16,7 +23,6 @@ from prism_plugin.backbones.probe import (
     judge_finite,
     judge_gathering,
     judge_padding,
-    kept_random_state,
     not_run,
     plain_tokens,
     why_not_run,

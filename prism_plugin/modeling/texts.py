@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones import max_row_length, pad_rows
+from prism_plugin.backbones import max_row_length, pad_rows, vocab_size_of
 from prism_plugin.errors import ConfigurationError, Refuse
 from prism_plugin.modeling.given_ids import read_ids
 from prism_plugin.modeling.headed import HeadedBackbone
@@ -77,7 +77,7 @@ def _encode_texts(model: HeadedBackbone, texts: Sequence[Any]) -> tuple[TokenIds
 
 
 def _check_ids(model: HeadedBackbone, input_ids: TokenIds) -> None:
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = vocab_size_of(model.get_output_embeddings())
     outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
     if len(outside):
         raise ConfigurationError(

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.attached_settings import owner_of
 from prism_plugin.modeling.reopening import require_reopening, without_values
 
+_NOT_PLAIN = object()
+
 
 @dataclass(frozen=True)
 class BackboneSnapshot:
@@ -25,7 +28,7 @@ class BackboneSnapshot:
 
     embeddings: nn.Module
     children: list[tuple[nn.Module, str, nn.Module | None]]
-    training: list[tuple[nn.Module, bool]]
+    attributes: list[tuple[object, dict[str, Any]]]
     requires_grad: dict[str, bool]
     settings: list[tuple[object, str, Any]]
     embedding_hooks: frozenset[int]
@@ -44,7 +47,7 @@ class BackboneSnapshot:
         return cls(
             embeddings=embeddings,
             children=[(module, name, child) for module in modules for name, child in module._modules.items()],
-            training=[(module, module.training) for module in modules],
+            attributes=[(owner, _plain_attributes(owner)) for owner in (*modules, backbone.config)],
             requires_grad={name: parameter.requires_grad for name, parameter in backbone.named_parameters()},
             settings=[(owner, name, getattr(owner, name)) for owner, name in owners],
             embedding_hooks=frozenset(embeddings._forward_hooks),
@@ -52,7 +55,7 @@ class BackboneSnapshot:
         )
 
     def restore(self, backbone: PreTrainedModel) -> None:
-        """Undo everything but training: adapters off, flags, modes, settings and hooks as they were."""
+        """Undo everything but training: adapters off; flags, modes, settings and hooks as they were, and what Trainer set."""
         for module, name, child in self.children:
             module._modules[name] = child
         vars(backbone).pop("peft_config", None)  # PEFT would otherwise warn of a second adapter
@@ -66,10 +69,27 @@ class BackboneSnapshot:
             parameter.requires_grad_(self.requires_grad[name])
             if name in self.kept:
                 parameter.data.copy_(self.kept[name])
-        for module, training in self.training:
-            module.training = training
         for owner, name, value in self.settings:
             setattr(owner, name, value)
+        for owner, had in self.attributes:
+            vars(owner).update({name: value for name, value in had.items() if value is not _NOT_PLAIN})
+            for name in vars(owner).keys() - had.keys():
+                if owner is backbone.config or _is_of_checkpointing(name):
+                    del vars(owner)[name]
+
+
+def _plain_attributes(owner: object) -> dict[str, Any]:
+    """The attributes of a module or a config: their names, and the values of flags and settings."""
+    plain = (bool, int, float, str, NoneType, torch.dtype)
+    return {
+        name: value if isinstance(value, plain) or _is_of_checkpointing(name) else _NOT_PLAIN
+        for name, value in vars(owner).items()
+    }
+
+
+def _is_of_checkpointing(name: str) -> bool:
+    # transformers leaves these on modules when checkpointing is disabled again, and PEFT replaces the handles of its hooks.
+    return name.lstrip("_").startswith(("gradient_checkpointing", "require_grads_hook"))
 
 
 def offloaded_weights(backbone: nn.Module) -> list[str]:

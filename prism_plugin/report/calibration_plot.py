@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.calibration import Bin, Group, QualityFigures
-from prism_plugin.modeling.staging import require_place, staged_files
+from prism_plugin.writing import require_place, staged_files
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -6,9 +6,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.staging import require_place, write_text
 from prism_plugin.report.pieces import printable
 from prism_plugin.report.trace import Generation
+from prism_plugin.writing import require_place, write_text
 
 _SUFFIXES = {".html", ".htm"}
 

@@ -9,22 +9,24 @@ from rich.text import Text
 
 from prism_plugin.backbones import Check
 from prism_plugin.evaluation.calibration import ChosenThreshold, FittedScaling, Group, QualityFigures
-from prism_plugin.evaluation.tasks.sudoku_eval import PresetResult
+from prism_plugin.evaluation.compare import PresetResult
+from prism_plugin.evaluation.tasks import Task
 
 
-def sudoku_table(results: Sequence[PresetResult], *, puzzles: int, num_steps: int) -> Table:
-    """Lay out the comparison of presets, the best success in bold."""
-    table = Table(title=f"{puzzles} puzzles, at most {num_steps} forward passes each")
+def preset_table(task: Task, results: Sequence[PresetResult], *, rows: int, num_steps: int) -> Table:
+    """Lay out the comparison of presets on a task, the best in its first figure in bold."""
+    table = Table(title=f"{rows} {task.rows_are}, at most {num_steps} forward passes each")
+    first, *others = task.figures.values()
     table.add_column("preset")
-    for heading in ("solved", "± s.e.", "cells right", "forwards", "seconds"):
+    for heading in (first, "± s.e.", *others, "forwards", "seconds"):
         table.add_column(heading, justify="right")
-    best = max(result.success for result in results)
-    for result in results:
-        cells = "-" if result.cell_accuracy is None else f"{result.cell_accuracy:.1%}"
-        table.add_row(
-            result.preset, f"{result.success:.1%}", f"{result.success_stderr:.1%}", cells,
-            f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style="bold" if result.success == best else None,
-        )  # fmt: skip
+    counts = [next(iter(result.answers.figures.values())) for result in results]
+    best = max((one.value for one in counts if one.value is not None), default=None)
+    for result, counting in zip(results, counts, strict=True):
+        others = [figure.value for figure in list(result.answers.figures.values())[1:]]
+        shares = ("-" if share is None else f"{share:.1%}" for share in (counting.value, counting.stderr, *others))
+        style = "bold" if counting.value is not None and counting.value == best else None
+        table.add_row(result.preset, *shares, f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style=style)
     return table
 
 

@@ -59,7 +59,7 @@ class TerminalCanvas:
         input_ids: The request as the sampler got it, masks in place, [batch, length].
         attention_mask: 1 for the rows' own tokens.
         columns: For each row, positions in a line of a grid; None for a text.
-        titles: Of the rows; shown where there are several.
+        titles: Of the rows; "" for none.
         tokenizer: For the texts of tokens.
         mask_token_id: Of the model.
         num_steps: Looks at most.
@@ -109,7 +109,7 @@ class TerminalCanvas:
         """All rows with styles, for a terminal."""
         parts = []
         for row in self._rows:
-            title = f"{row.title}  " if len(self._rows) > 1 else ""
+            title = f"{row.title}  " if row.title else ""
             parts.append(Text.assemble((title, "bold"), row.headline))
             parts.append(Padding(_styled_grid(row) if row.columns else _styled_text(row.cells), (0, 0, 1, 2)))
         grid = any(row.columns for row in self._rows)
@@ -121,7 +121,7 @@ class TerminalCanvas:
     def plain(self, number: int) -> str:
         """One row in plain characters: a line for a text, as many as it has for a grid."""
         row = self._rows[number]
-        title = f"{row.title}, " if len(self._rows) > 1 else ""
+        title = f"{row.title}, " if row.title else ""
         if row.columns is None:
             return f"{title}{row.headline} | {''.join(map(_plain, row.cells))}"
         cells = [_plain((piece.strip(), state)) for piece, state in row.cells]

@@ -29,11 +29,11 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import write_files
 from prism_plugin.modeling.places import read_by, require_apart
-from prism_plugin.modeling.staging import require_place, staged_files
 from prism_plugin.sampling.about_backbone import BACKBONE_FILE, about_backbone
 from prism_plugin.sampling.sampler import RemaskingSampler
 from prism_plugin.sampling.settings import PLUG_INS, write_settings
 from prism_plugin.sampling.whole_modules import PACKAGE, flat_folder
+from prism_plugin.writing import require_place, staged_files
 
 CODE_FOLDER = "custom_generate"
 _GENERATE = {f"{PACKAGE}.sampling.exported": "generate"}

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.probe import check_backbone, evaluation_mode
+from prism_plugin.backbones.modes import evaluation_mode
+from prism_plugin.backbones.probe import check_backbone
 from prism_plugin.backbones.spec import device_of, lm_head_of
 from prism_plugin.decoding.chance import Generators
 from prism_plugin.errors import ConfigurationError, StoredStateError

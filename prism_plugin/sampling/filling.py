@@ -1,6 +1,6 @@
 """`MaskFiller`: settings and a model, and the two ways to ask it for tokens by their ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from prism_plugin.backbones.probe import evaluation_mode, max_row_length
-from prism_plugin.decoding.chance import GeneratorChance, Generators
+from prism_plugin.backbones.modes import evaluation_mode
+from prism_plugin.backbones.probe import max_row_length
+from prism_plugin.backbones.spec import vocab_size_of
+from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.loop import Loop
@@ -116,7 +118,7 @@ class MaskFiller(SamplerSettings):
         request = torch.cat((input_ids, new), dim=1)
         editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
         present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
-        return self._fill(request, present, editable, generator, on_step, return_trace, streamer)
+        return self._fill(self._lay(request, present, editable), generator, on_step, return_trace, streamer)
 
     def infill(
         self,
@@ -144,6 +146,15 @@ class MaskFiller(SamplerSettings):
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
+        canvas = self.lay_infill(input_ids, attention_mask)
+        return self._fill(canvas, generator, on_step, return_trace, streamer)
+
+    def lay_infill(self, input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None = None) -> LaidCanvas:
+        """Lay out what `infill` would fill, and check that it can be filled. No forward is made.
+
+        Raises:
+            SamplingError: If the request cannot be met.
+        """
         input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         editable = input_ids == self.model.mask_token_id
         if not editable.any():
@@ -156,7 +167,7 @@ class MaskFiller(SamplerSettings):
                 "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
                 "include these positions."
             )
-        return self._fill(input_ids, present, editable, generator, on_step, return_trace, streamer)
+        return self._lay(input_ids, present, editable)
 
     def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
         """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
@@ -188,7 +199,7 @@ class MaskFiller(SamplerSettings):
 
     @property
     def _vocab_size(self) -> int:
-        return self.model.get_output_embeddings().weight.shape[0]  # rows that a token may be drawn from
+        return vocab_size_of(self.model.get_output_embeddings())
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:
@@ -205,19 +216,9 @@ class MaskFiller(SamplerSettings):
         known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
         return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
 
-    def _fill(
-        self,
-        request: TokenIds,
-        present: TokenMask,
-        editable: TokenMask,
-        generator: Generators,
-        on_step: Callable[[StepRecord], None] | None,
-        return_trace: bool,
-        streamer: Any,
-    ) -> SamplerOutput:
+    def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask) -> LaidCanvas:
         device = self.model.device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
-        _check_generators(generator, request.shape[0])
         if self.model.spec.attention_mask == "none" and not present.all():
             raise SamplingError(
                 f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
@@ -231,6 +232,17 @@ class MaskFiller(SamplerSettings):
                 f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
                 f"got {self.num_steps}; raise `num_steps` or `block_length`."
             )
+        return canvas
+
+    def _fill(
+        self,
+        canvas: LaidCanvas,
+        generator: Generators,
+        on_step: Callable[[StepRecord], None] | None,
+        return_trace: bool,
+        streamer: Any,
+    ) -> SamplerOutput:
+        require_generators(generator, canvas.request.shape[0])
         stream = None if streamer is None else TokenStream(streamer, canvas)
         trace: list[StepRecord] = []
         listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
@@ -272,14 +284,3 @@ def _check_length(model: HeadedBackbone, length: int) -> None:
             f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{length} with those to generate; shorten the text or `max_new_tokens`."
         )
-
-
-def _check_generators(generator: Generators, batch: int) -> None:
-    if generator is None or isinstance(generator, torch.Generator):
-        return
-    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-        raise SamplingError(f"`generator` must be a torch.Generator, a list with one per row, or None, got {generator!r}.")
-    if len(generator) != batch:
-        raise SamplingError(f"`generator` must hold one generator per row, {batch} here, got {len(generator)}.")
-    if len(set(map(id, generator))) != batch:
-        raise SamplingError("`generator` must hold a generator of its own for each row, found the same one twice.")

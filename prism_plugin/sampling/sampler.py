@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from prism_plugin.backbones import DeviceMap, require_placement
 from prism_plugin.decoding.chance import Generators
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
@@ -113,17 +116,29 @@ class RemaskingSampler(MaskFiller):
         return push_model(self.model, repo_id, known=self.model.card_facts, figures=figures, **beside, **options)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, model: PrismModel | None = None) -> "RemaskingSampler":
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        model: PrismModel | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap | None = None,
+    ) -> "RemaskingSampler":
         """Read a sampler from a folder with `sampler_config.json`, and its model too when `model` is None.
 
         Args:
             directory: The folder, or the id of a repository on the Hub.
             model: The model to sample from; None: the one in the folder.
+            dtype: Of the model that is loaded, as for `PrismModel.from_pretrained`.
+            device_map: Of the model that is loaded, as for `PrismModel.from_pretrained`.
 
         Raises:
             StoredStateError: If the file is missing or of another format.
             UnknownKeyError: If it holds a key that nothing would read.
             UnknownNameError: If it names a rule that is not registered; import the module that registers it.
+            ConfigurationError: If `dtype` or `device_map` is given with a model, or names nothing that is there.
         """
+        require_placement(dtype, device_map, loaded=None if model is None else "model")
         settings = read_settings(directory if Path(directory).exists() else locate(directory))
-        return cls(PrismModel.from_pretrained(directory) if model is None else model, **vars(settings))
+        model = PrismModel.from_pretrained(directory, dtype=dtype, device_map=device_map) if model is None else model
+        return cls(model, **vars(settings))

@@ -15,9 +15,9 @@ from prism_plugin.core.validation import require_number
 from prism_plugin.core.view import Decider
 from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.staging import write_text
 from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
+from prism_plugin.writing import write_text
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1

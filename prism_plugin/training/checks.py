@@ -11,7 +11,7 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
-from prism_plugin.backbones import max_row_length
+from prism_plugin.backbones import max_row_length, vocab_size_of
 from prism_plugin.backbones.quantization import packed_layers
 from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
@@ -254,7 +254,7 @@ def _check_visible(rows: Any, model: PrismModel, name: str) -> None:
 
 
 def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:
-    vocabulary, (smallest, largest) = model.config.get_text_config().vocab_size, id_range(rows)
+    vocabulary, (smallest, largest) = vocab_size_of(model.get_output_embeddings()), id_range(rows)
     if smallest < 0 or largest >= vocabulary:
         raise DataFormatError(
             f"The tokens of `{name}` must lie in the model's vocabulary, 0 to {vocabulary - 1}, found "

@@ -8,7 +8,6 @@ takes some seconds and next to no memory.
 
 import copy
 import logging
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,23 +20,21 @@ from torch import Tensor, nn
 
 # Documented at docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html; there is no public path to it.
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from transformers import PreTrainedConfig
 
+from prism_plugin.backbones import vocab_size_of
 from prism_plugin.core.categorical import chunk_slices, draw_rows
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.losses import mean_over_rows
 from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.live_bytes import ACTIVATIONS, LOGITS, LiveBytes
 from prism_plugin.training.objective import Objective
 from prism_plugin.training.presets import get_objective
 
 # bitsandbytes' NF4, as `load_backbone(quantization="nf4")` asks for it: half a byte a weight; for each block of 64 a scale of
 # one byte; for 256 of those a float32.
 _BYTES_PER_FOUR_BIT_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
-_ACTIVATIONS, _LOGITS, _GRADIENTS = "activations", "logits", "gradients"
 
 
 @dataclass(frozen=True)
@@ -171,13 +168,13 @@ def _with_step(
     num_drafts: int,
 ) -> MemoryEstimate:
     base = staying.weights + staying.adapter + staying.head + staying.optimizer
-    row_size = model.config.get_text_config().vocab_size * (shape.autocast or model.dtype).itemsize
+    row_size = vocab_size_of(model.get_output_embeddings()) * (shape.autocast or model.dtype).itemsize
     positions = shape.batch_size * shape.length
-    logits = plain.of_kind[_LOGITS]
+    logits = plain.of_kind[LOGITS]
     return replace(
         staying,
-        activations=plain.of_kind[_ACTIVATIONS] + unpacked,
-        activations_checkpointed=checkpointed and checkpointed.of_kind[_ACTIVATIONS] + unpacked,
+        activations=plain.of_kind[ACTIVATIONS] + unpacked,
+        activations_checkpointed=checkpointed and checkpointed.of_kind[ACTIVATIONS] + unpacked,
         logits=logits,
         logits_full=round(logits * positions / shape.num_masked) + num_drafts * positions * row_size,
         total=base + max(plain.together + unpacked, staying.gradients),
@@ -201,74 +198,6 @@ def _four_bit(model: PrismModel) -> tuple[dict[int, int], int]:
     return packed, max((weight.numel() * weight.element_size() for weight in frozen.values()), default=0)
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, by kind. What was there before is not counted.
-
-    Tokens are taken to be spread evenly over experts, so that routing, which asks for values, has an answer.
-    """
-
-    def __init__(self, model: nn.Module, config: PreTrainedConfig) -> None:
-        super().__init__()
-        self.vocab_size = config.vocab_size
-        names = ("num_experts", "num_local_experts", "n_routed_experts")
-        self.num_experts = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-        self.kind_of: dict[int, str] = {}
-        self.live: Counter[str] = Counter()
-        self.peak: Counter[str] = Counter()
-        self.together = 0
-        self.before = {self._key(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._note_gradient)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._routed(func, args) if self.num_experts else None
-        result = func(*args, **(kwargs or {})) if result is None else result
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
-        return result
-
-    def _routed(self, func: Any, args: Any) -> Tensor | None:
-        """What an operator that picks the tokens of one expert gives; None for other operators."""
-        if func is torch.ops.aten.nonzero.default:
-            return args[0].new_empty((args[0].numel() // self.num_experts, args[0].ndim), dtype=torch.int64)
-        if func is torch.ops.aten.index.Tensor:
-            source, indices = args
-            at = next((i for i, index in enumerate(indices) if index is not None), None)
-            if at is not None and indices[at].dtype == torch.bool and not any(one is not None for one in indices[at + 1 :]):
-                mask, shape = indices[at], source.shape
-                return source.new_empty((*shape[:at], mask.numel() // self.num_experts, *shape[at + mask.ndim :]))
-        return None
-
-    @staticmethod
-    def _key(tensor: Tensor) -> int:
-        return tensor.untyped_storage()._cdata  # the address of the storage itself, which views share
-
-    def _note(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), self._key(tensor)
-        if key in self.kind_of or key in self.before:
-            return
-        size = storage.nbytes()
-        self.kind_of[key] = _LOGITS if tensor.ndim and tensor.shape[-1] == self.vocab_size else _ACTIVATIONS
-        weakref.finalize(storage, self._forget, key, size).atexit = False
-        self._add(self.kind_of[key], size)
-
-    def _note_gradient(self, parameter: Tensor) -> None:
-        key, size = self._key(parameter.grad), parameter.grad.untyped_storage().nbytes()
-        self.live[self.kind_of[key]] -= size
-        self.kind_of[key] = _GRADIENTS
-        self._add(_GRADIENTS, size)
-
-    def _add(self, kind: str, size: int) -> None:
-        self.live[kind] += size
-        self.peak[kind] = max(self.peak[kind], self.live[kind])
-        self.together = max(self.together, self.live.total())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.live[self.kind_of.pop(key)] -= size
-
-
 def _peaks(model: PrismModel, shape: StepShape, objective: Objective, *, checkpointing: bool) -> _Peaks:
     mode, looks = FakeTensorMode(allow_non_fake_inputs=True), _looks_of(objective, shape)
     stand_in = _without_data(model, mode).train()
@@ -278,7 +207,7 @@ def _peaks(model: PrismModel, shape: StepShape, objective: Objective, *, checkpo
             stand_in.activation_checkpointing_enable()
         else:
             stand_in.activation_checkpointing_disable()
-        tracker = _LiveBytes(stand_in, model.config.get_text_config())
+        tracker = LiveBytes(stand_in, model.config.get_text_config(), vocab_size_of(model.get_output_embeddings()))
         with tracker:
             _step(stand_in, shape, looks)
     return _Peaks(tracker.peak, tracker.together)

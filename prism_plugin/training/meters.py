@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from prism_plugin.core.calibration import auroc, brier, ece
+from prism_plugin.core.float64 import float64_device
 from prism_plugin.core.terms import Term
 from prism_plugin.training.objective import Objective, StepOutput
 
@@ -20,12 +21,12 @@ class Meters:
 
     Args:
         names: What is measured, in the order in which it is logged.
-        device: Where the totals live.
+        device: Where the totals live; on the CPU if it has no float64.
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        self.totals = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(len(names), 2, dtype=torch.float64, device=float64_device(device))
 
     def add(self, ratios: Mapping[str, tuple[Tensor | int, Tensor | int]]) -> None:
         """Add a (numerator, denominator) to every name."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prism_plugin.backbones import dropout_off
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.losses import mean_over_rows
@@ -17,7 +18,6 @@ from prism_plugin.core.noise import uniforms
 from prism_plugin.core.terms import Looked, Term
 from prism_plugin.data import require_batch
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.lm_head import may_overwrite
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.corruptors import Corruptor, Plan

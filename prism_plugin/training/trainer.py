@@ -17,10 +17,10 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from prism_plugin.backbones import evaluation_mode
+from prism_plugin.backbones import dropout_off, evaluation_mode
+from prism_plugin.core.float64 import to_float64
 from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
@@ -43,8 +43,8 @@ from prism_plugin.training.meters import Meters, meters_of, metrics_of, predicti
 from prism_plugin.training.objective import Objective, StepOutput
 from prism_plugin.training.presets import get_objective, objective_to_dict
 from prism_plugin.training.resuming import OnBegin, sum_of_logged
+from prism_plugin.training.row_order import EpochSampler
 from prism_plugin.training.run_folder import RunFolderTrainer
-from prism_plugin.training.sampler import EpochSampler
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
 EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation gives the same figure twice
@@ -369,7 +369,7 @@ class PrismTrainer(RunFolderTrainer):
 
     def _log_state(self) -> dict[str, Any]:
         """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
-        loss = self.accelerator.reduce(self._tr_loss.detach().double(), reduction="mean").item()
+        loss = self.accelerator.reduce(to_float64(self._tr_loss.detach()), reduction="mean").item()
         return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
 
     def _restore_log_state(self) -> None:

@@ -9,10 +9,17 @@ from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES
 
 import prism_plugin as prism
-from prism_plugin.backbones import get_backbone_spec, get_spec_by_model_type, load_backbone, load_tokenizer, pairwise_mask
+from prism_plugin.backbones import (
+    dropout_off,
+    get_backbone_spec,
+    get_spec_by_model_type,
+    load_backbone,
+    load_tokenizer,
+    pairwise_mask,
+)
 from prism_plugin.errors import BackboneError, ConfigurationError
-from prism_plugin.modeling import dropout_off
 from prism_plugin.modeling.persistence import load_weights
+from prism_plugin.training.checks import as_prepared
 
 IDS = torch.arange(2, 16).view(2, 7)
 
@@ -197,13 +204,16 @@ def test_dreams_logits_are_about_the_next_token(tmp_path):
 
 
 def test_a_vocabulary_that_is_padded_may_be_drawn_from(tmp_path):
-    """LLaDA's `embedding_size` may be above `vocab_size`; what was drawn can be given back to the sampler."""
+    """LLaDA's `embedding_size` may be above `vocab_size`; what was drawn can be sampled from, rated and trained on."""
     STANDIN_FAMILIES["llada"].save(tmp_path, embedding_size=64)
     model = prism.attach_quality_head(load_backbone(tmp_path, trust_remote_code=True))
     sampler = prism.RemaskingSampler.from_preset("prism", model, num_steps=2)
     drawn = sampler.sample(IDS, max_new_tokens=8, generator=torch.Generator().manual_seed(0)).sequences
     assert drawn.max() >= 32
     assert sampler.sample(drawn, max_new_tokens=2).sequences.shape == (2, 17)
+    assert model.score(drawn).shape == drawn.shape
+    rows = [{"example_id": 0, "input_ids": drawn[0].tolist(), "maskable": [True] * 15}]
+    assert as_prepared(rows, model, "rows")
 
 
 @pytest.mark.parametrize("name", ["llada", "mdlm"])

@@ -8,7 +8,6 @@ from pages import data_of
 from prism_plugin.cli import demo
 from prism_plugin.cli import main as cli
 from prism_plugin.errors import StoredStateError
-from prism_plugin.evaluation.tasks import sudoku_eval
 
 
 def test_the_quick_demo_trains_saves_loads_and_solves(tmp_path, capsys):
@@ -16,13 +15,13 @@ def test_the_quick_demo_trains_saves_loads_and_solves(tmp_path, capsys):
     assert cli.main(["demo", "--quick", "--json", "--output", str(tmp_path / "adapter"), "--report", str(page)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {"task", "puzzles", "num_steps", "rows", "training", "page"}
-    assert [row["preset"] for row in report["rows"]] == list(sudoku_eval.PRESETS)
+    assert [row["preset"] for row in report["rows"]] == list(demo.PRESETS)
     assert all(0 < row["num_forward_passes"] <= report["num_steps"] for row in report["rows"])
     assert set(report["training"]) == {"steps", "seconds", "quality_auroc", "quality_ece"}
     assert report["training"]["steps"] == demo.QUICK.train_steps
     assert report["page"] == str(page)
     generations = data_of(page)
-    assert {one["name"].split(":")[0] for one in generations} == set(sudoku_eval.PRESETS)
+    assert {one["name"].split(":")[0] for one in generations} == set(demo.PRESETS)
     assert {one["columns"] for one in generations} == {9}
     assert all(0 < one["figures"]["num_forward_passes"] <= report["num_steps"] for one in generations)
     stored = {file.name for file in (tmp_path / "adapter").iterdir()}

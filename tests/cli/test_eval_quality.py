@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
 from prism_plugin.data import PrismCollator, prepare_rows
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.modeling.persistence import save_scaling
 from prism_plugin.sampling import RemaskingSampler
@@ -58,7 +58,7 @@ def writer(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.quality_head.parameters(), lr=3e-2)
     for epoch in range(50):
         optimizer.zero_grad()
-        objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).losses.loss.backward()
+        objective.step(model, batch, epoch=epoch, seed=0, unwrapped=model).loss.backward()
         optimizer.step()
     return saved(folder, model)
 
@@ -74,7 +74,7 @@ def texts(count, seed):
 def player(tmp_path_factory):
     """An adapter of a Sudoku model, without a tokenizer."""
     torch.manual_seed(0)
-    backbone = tiny_backbone(vocab_size=sudoku.VOCAB_SIZE, max_position_embeddings=sudoku.NUM_CELLS)
+    backbone = tiny_backbone(vocab_size=sudoku.VOCAB_SIZE, max_position_embeddings=sudoku_grids.NUM_CELLS)
     folder = tmp_path_factory.mktemp("sudoku")
     return saved(folder, attached(folder, backbone, mask_token_id=sudoku.MASK_TOKEN_ID))
 
@@ -216,7 +216,7 @@ def test_an_adapter_of_recorded_drafts_needs_them_or_other_ones(writer, rows, ca
 def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
     (tmp_path / "puzzles.txt").write_text(f"{PUZZLE}\n")
     puzzles = report_of(capsys, player, tmp_path / "puzzles.txt", "--on", "states")
-    solution = sudoku.solve([0 if cell == "." else int(cell) for cell in PUZZLE])[0]
+    solution = sudoku_grids.solve([0 if cell == "." else int(cell) for cell in PUZZLE])[0]
     labels = [-100 if cell != "." else digit for cell, digit in zip(PUZZLE, solution, strict=True)]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": solution, "labels": labels}) + "\n")
     assert report_of(capsys, player, tmp_path / "rows.jsonl", "--on", "states")["states"] == puzzles["states"]

@@ -32,8 +32,7 @@ def everything(folder):
         ("data", "data holds the data"),
     ],
 )
-@pytest.mark.parametrize("options", [["--fresh"], ["--dry-run"]])
-def test_nothing_that_a_run_reads_is_written_to(recipe, tmp_path, capsys, output_dir, words, options):
+def test_nothing_that_a_run_reads_is_written_to(recipe, tmp_path, capsys, output_dir, words):
     place = tmp_path / "run_that_reads"
     (place / "data").mkdir(parents=True)
     (tmp_path / "backbone").rename(place / "backbone")
@@ -43,22 +42,23 @@ def test_nothing_that_a_run_reads_is_written_to(recipe, tmp_path, capsys, output
     (place / "rows.txt").symlink_to("data/rows.txt")
     recipe = recipe.rename(place / "recipe.yaml")
     before = everything(place)
-    assert run(recipe, *options, "--output_dir", place / output_dir) == 2
-    told = capsys.readouterr().err
-    assert "recipe.yaml: `output_dir` must be apart from all that is read, but " in told
-    assert words in told
-    assert everything(place) == before
+    for option in ("--fresh", "--dry-run"):
+        assert run(recipe, option, "--output_dir", place / output_dir) == 2
+        told = capsys.readouterr().err
+        assert "recipe.yaml: `output_dir` must be apart from all that is read, but " in told
+        assert words in told
+        assert everything(place) == before
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.safetensors", "run.json", "checkpoint-4"])
-@pytest.mark.parametrize("options", [[], ["--fresh"], ["--dry-run"]])
-def test_files_of_others_are_not_written_over(recipe, tmp_path, capsys, monkeypatch, name, options):
+def test_files_of_others_are_not_written_over(recipe, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(train, "load_backbone", lambda *_, **__: pytest.fail("it loaded"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("{}")
-    assert run(recipe, *options) == 2
-    assert f"run holds {name}, which " in capsys.readouterr().err
-    assert everything(tmp_path / "run") == {name: b"{}"}
+    for options in ([], ["--fresh"], ["--dry-run"]):
+        assert run(recipe, *options) == 2
+        assert f"run holds {name}, which " in capsys.readouterr().err
+        assert everything(tmp_path / "run") == {name: b"{}"}
 
 
 def test_fresh_takes_away_what_a_run_wrote_and_nothing_else(recipe, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prism_plugin.errors import DataFormatError
-from prism_plugin.evaluation.tasks import sudoku
+from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 
 BLANK = torch.zeros(1, 81, dtype=torch.long)
 SHIFTS = [0, 3, 6, 1, 4, 7, 2, 5, 8]
@@ -36,27 +36,27 @@ def test_a_solved_grid_that_changes_a_clue_does_not_count():
 
 
 def test_generated_grids_are_complete_depend_on_the_seed_and_not_on_the_count():
-    grids = sudoku.complete_grids(5, seed=3)
+    grids = sudoku_grids.complete_grids(5, seed=3)
     assert sudoku.is_solved(grids, BLANK.expand(5, -1)).all()
-    assert torch.equal(grids[:2], sudoku.complete_grids(2, seed=3))
-    assert len({tuple(grid.tolist()) for grid in torch.cat((grids, sudoku.complete_grids(5, seed=4)))}) == 10
+    assert torch.equal(grids[:2], sudoku_grids.complete_grids(2, seed=3))
+    assert len({tuple(grid.tolist()) for grid in torch.cat((grids, sudoku_grids.complete_grids(5, seed=4)))}) == 10
 
 
 def test_symmetries_keep_grids_complete_and_puzzles_blank_where_they_were():
     grids = GRID.repeat(200, 1)
-    moved = sudoku.augment(grids, torch.Generator().manual_seed(0))
+    moved = sudoku_grids.augment(grids, torch.Generator().manual_seed(0))
     assert sudoku.is_solved(moved, BLANK.expand(200, -1)).all()
     assert len({tuple(grid.tolist()) for grid in moved}) == 200
-    puzzles, _ = sudoku.make_puzzles(3, seed=0)
-    assert ((sudoku.augment(puzzles) == 0).sum(-1) == 51).all()
+    puzzles, _ = sudoku_grids.make_puzzles(3, seed=0)
+    assert ((sudoku_grids.augment(puzzles) == 0).sum(-1) == 51).all()
     foreign = torch.where(puzzles == 0, 10, puzzles)  # a language model may write a token that is no digit
-    assert ((sudoku.augment(foreign) == 10).sum(-1) == 51).all()
+    assert ((sudoku_grids.augment(foreign) == 10).sum(-1) == 51).all()
 
 
 def test_puzzles_have_51_blanks_one_solution_and_keep_it():
-    puzzles, solutions = sudoku.make_puzzles(4, seed=0)
+    puzzles, solutions = sudoku_grids.make_puzzles(4, seed=0)
     assert ((puzzles == 0).sum(-1) == 51).all()
-    assert [sudoku.solve(puzzle.tolist()) for puzzle in puzzles] == [[solution.tolist()] for solution in solutions]
+    assert [sudoku_grids.solve(puzzle.tolist()) for puzzle in puzzles] == [[solution.tolist()] for solution in solutions]
     assert sudoku.is_solved(solutions, puzzles).all()
 
 
@@ -64,16 +64,16 @@ def test_the_solver_counts_solutions():
     two_ways = GRID[0].tolist()
     for cell, digit in enumerate(two_ways):  # swapping two digits everywhere gives a second solution
         two_ways[cell] = 0 if digit in (1, 2) else digit
-    assert len(sudoku.solve(two_ways, limit=5)) == 2
+    assert len(sudoku_grids.solve(two_ways, limit=5)) == 2
     clash = [0] * 81
     clash[0] = clash[1] = 5
-    assert sudoku.solve(clash) == []
+    assert sudoku_grids.solve(clash) == []
 
 
 def test_a_puzzle_without_a_solution_is_soon_known():
     """By the fewest candidates of a cell alone this one, which norvig.com/sudoku.html found, takes longer than anyone waits."""
     impossible = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
-    search = sudoku._Search([0 if cell == "." else int(cell) for cell in impossible])
+    search = sudoku_grids._Search([0 if cell == "." else int(cell) for cell in impossible])
     visited, choices = [], search._choices
 
     def counted(rng):
@@ -104,7 +104,7 @@ def test_bad_puzzle_files_are_refused_with_the_line(tmp_path, text, message):
 
 def test_puzzle_files_are_read_with_either_blank(tmp_path):
     file = tmp_path / "puzzles.txt"
-    puzzles, _ = sudoku.make_puzzles(2, seed=0)
+    puzzles, _ = sudoku_grids.make_puzzles(2, seed=0)
     lines = [sudoku.format_grid(puzzle) for puzzle in puzzles]
     file.write_text(f"\ufeff{lines[0]}\n\n{lines[1].replace('.', '0')}\n")
     assert torch.equal(sudoku.read_puzzles(file), puzzles)

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from prism_plugin.backbones import BackboneSpec, register_backbone
+from prism_plugin.backbones import BackboneSpec, dropout_off, register_backbone
 from prism_plugin.errors import BackboneError, ConfigurationError
-from prism_plugin.modeling import PrismConfig, attach_quality_head, dropout_off
+from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 

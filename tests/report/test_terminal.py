@@ -15,7 +15,7 @@ from prism_plugin.sampling import StepRecord
 
 def canvas_of(model, ids=IDS, mask=ATTENTION_MASK, columns=(None, None), doubt_below=0.5):
     return TerminalCanvas(
-        ids, mask, columns=columns, titles=["text 1", "text 2"][: len(ids)], tokenizer=model.tokenizer,
+        ids, mask, columns=columns, titles=["text 1", "text 2"] if len(ids) > 1 else [""], tokenizer=model.tokenizer,
         mask_token_id=MASK, num_steps=6, doubt_below=doubt_below,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from small_samplers import MASK, build_model, generators, prompts
-from transformers import BertForMaskedLM, LlamaForCausalLM
+from transformers import BertForMaskedLM, GenerationMixin, LlamaForCausalLM
 
 from prism_plugin.core import REMASKING, EvenSchedule, QualityRemasking, select_top
 from prism_plugin.core.joint import DECIDERS
@@ -215,6 +216,19 @@ def test_a_model_that_is_loaded_with_its_code_generates_by_itself(tmp_path):
 def test_the_folder_is_found_where_the_model_came_from(sampler, folder, loaded):
     tokens = generate(loaded, prompts(2, 3), max_new_tokens=4, generator=generators(1, 2))
     assert torch.equal(tokens, sampler.sample(prompts(2, 3), max_new_tokens=4, generator=generators(1, 2)).sequences)
+
+
+def test_the_code_comes_from_the_hub_module_by_module(sampler, folder, loaded, tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "models--me--sampler"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    from_hub = GenerationMixin.load_custom_generate(loaded, "me/sampler", trust_remote_code=True, cache_dir=tmp_path)
+    request = {"max_new_tokens": 4, "generator": generators(1, 2)}
+    tokens = from_hub(loaded, prompts(2, 3), sampler_path=repository / "snapshots" / commit, **request)
+    request["generator"] = generators(1, 2)
+    assert torch.equal(tokens, sampler.sample(prompts(2, 3), **request).sequences)
 
 
 def test_everything_is_returned_on_request(sampler, folder, loaded):

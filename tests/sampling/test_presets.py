@@ -1,9 +1,11 @@
 import pytest
 
 from prism_plugin.core import (
+    CommitConfidenceRemasking,
     ConfidenceUnmasking,
     EvenSchedule,
     LoopSchedule,
+    MarginUnmasking,
     NeverRemasking,
     QualityRemasking,
     QualityThresholdRemasking,
@@ -16,7 +18,7 @@ from prism_plugin.core import (
     ThresholdUnmasking,
 )
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
-from prism_plugin.sampling import PRESETS, RemaskingSampler, get_preset
+from prism_plugin.sampling import PRESETS, Preset, RemaskingSampler, get_preset
 
 NO_CAP = 2**31 - 1
 
@@ -99,6 +101,13 @@ def test_drafts_that_would_repeat_are_not_made(model, name):
 def test_settings_that_a_preset_cannot_take_are_refused(model, name, settings, error, words):
     with pytest.raises(error, match=words):
         RemaskingSampler.from_preset(name, model, num_steps=8, **settings)
+
+
+def test_a_preset_is_the_rules_that_it_names(model, monkeypatch):
+    mine = Preset("mine", MarginUnmasking(), CommitConfidenceRemasking(), EvenSchedule(1))
+    monkeypatch.setattr("prism_plugin.sampling.presets.PRESETS", {**PRESETS, "mine": mine})
+    sampler = RemaskingSampler.from_preset("mine", model, num_steps=8)
+    assert (sampler.unmasking, sampler.remasking) == (MarginUnmasking(), CommitConfidenceRemasking())
 
 
 def test_presets_cannot_be_changed():

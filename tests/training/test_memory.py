@@ -20,7 +20,8 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import get_objective
-from prism_plugin.training.memory import StepShape, _LiveBytes, estimate_memory
+from prism_plugin.training.live_bytes import LiveBytes
+from prism_plugin.training.memory import StepShape, estimate_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = StepShape(4, 32)
@@ -159,12 +160,12 @@ def experts(monkeypatch):
 def test_tokens_are_spread_evenly_over_experts():
     with FakeTensorMode():
         states, mine = torch.empty(8, 3), torch.empty(8, dtype=torch.bool)
-        with _LiveBytes(nn.Linear(1, 1), Qwen3MoeConfig(num_experts=4)):
+        with LiveBytes(nn.Linear(1, 1), Qwen3MoeConfig(num_experts=4), 32):
             assert states[mine].shape == (2, 3)
             assert states.T[:, mine].shape == (3, 2)
             assert torch.where(mine)[0].shape == (2,)
             assert states[..., [1]].shape == (8, 1), "only masks pick tokens"
-        with _LiveBytes(nn.Linear(1, 1), LlamaConfig()), pytest.raises(DynamicOutputShapeException):
+        with LiveBytes(nn.Linear(1, 1), LlamaConfig(), 32), pytest.raises(DynamicOutputShapeException):
             states[mine]
 
 

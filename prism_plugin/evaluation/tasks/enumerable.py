@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prism_plugin.backbones import dropout_off, vocab_size_of
 from prism_plugin.core.corruption import draw_times
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.dropout import dropout_off
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import TokenIds
 
@@ -136,7 +136,7 @@ class DraftStates:
 
     def quality(self, model: PrismModel) -> PerState:
         """Give the model's quality of each judged token."""
-        return model.score(self.draft_ids).gather(1, self.position.unsqueeze(1)).squeeze(1)
+        return model.score(self.draft_ids).cpu().gather(1, self.position.unsqueeze(1)).squeeze(1)
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def proposal_of(model: PrismModel, table: JointTable) -> Proposal:
     Raises:
         ConfigurationError: If the model's tokens are not the table's letters and its mask.
     """
-    vocab_size = model.get_output_embeddings().weight.shape[0]
+    vocab_size = vocab_size_of(model.get_output_embeddings())
     if (vocab_size, model.mask_token_id) != (table.num_letters + 1, table.num_letters):
         raise ConfigurationError(
             f"The model needs {table.num_letters + 1} tokens, the last of them the mask, to speak of this table, found "
@@ -154,8 +154,9 @@ def proposal_of(model: PrismModel, table: JointTable) -> Proposal:
         )
     canvases = table.canvases
     with dropout_off(model):  # as where drafts are made
-        logits = model(canvases, logits_at=torch.arange(canvases.numel()), with_quality=False).logits
-    return logits[:, : table.num_letters].double().softmax(-1).view(*canvases.shape, -1)
+        everywhere = torch.arange(canvases.numel(), device=model.device)
+        logits = model(canvases.to(model.device), logits_at=everywhere, with_quality=False).logits
+    return logits[:, : table.num_letters].cpu().double().softmax(-1).view(*canvases.shape, -1)
 
 
 def draft_states(

@@ -1,190 +1,116 @@
-"""Sudoku, 9x9: grids from a seeded solver, the symmetry group, puzzles with one solution, and a strict checker.
+"""Sudoku, 9x9: PRISM's own first benchmark (arXiv 2510.01384, section 5.1).
 
-PRISM's own first benchmark (arXiv 2510.01384, section 5.1). A grid is 81 tokens in row-major order; token id `d` is the
-digit `d` and id 0, the mask, is a blank cell, so a puzzle file needs no tokenizer to be read.
+A grid is 81 tokens in row-major order; token id `d` is the digit `d` and id 0, the mask, is a blank cell, so a puzzle file
+needs no tokenizer to be read.
 """
 
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+from prism_plugin.backbones import vocab_size_of
 from prism_plugin.data import read_lines
-from prism_plugin.errors import DataFormatError
+from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.evaluation.tasks.sudoku_grids import CELLS_OF_UNIT, NUM_CELLS, SIDE, is_consistent, solve
+from prism_plugin.evaluation.tasks.task import TASKS, Figure
+from prism_plugin.modeling import PrismModel
 from prism_plugin.types import TokenIds, TokenMask
 
-SIDE = 9
-NUM_CELLS = SIDE * SIDE
 MASK_TOKEN_ID = 0
 PAD_TOKEN_ID = 10
 VOCAB_SIZE = 11
 
-_ALL_DIGITS = (1 << SIDE) - 1
-_UNITS_OF_CELL = [(cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3) for cell in range(NUM_CELLS)]
-_CELLS_OF_UNIT = torch.tensor(
-    [[cell for cell in range(NUM_CELLS) if _UNITS_OF_CELL[cell][kind] == unit] for kind in range(3) for unit in range(9)]
-)
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A row of the task: clues and blanks, [81]; a solution, [81]; and whether it is the only one."""
+
+    cells: TokenIds
+    solution: TokenIds
+    unique: bool
+
+    @classmethod
+    def solve(cls, cells: TokenIds) -> "Puzzle":
+        """Solve a puzzle by search.
+
+        Raises:
+            DataFormatError: If it has no solution.
+        """
+        found = solve(cells.tolist())
+        if not found:
+            raise DataFormatError(f"a puzzle must have a solution, found none for {format_grid(cells)}.")
+        return cls(cells, torch.tensor(found[0]), unique=len(found) == 1)
 
 
-class _Search:
-    """Depth-first search that always fills the blank with the fewest candidates; used digits are bit masks per unit.
+@TASKS.register("sudoku")
+@dataclass(frozen=True)
+class Sudoku:
+    """Fill the blanks of puzzles so that every row, column and box holds each digit once."""
 
-    Without `rng` it also places the digit with the fewest places in a unit, where that is fewer: by candidates alone, a puzzle
-    without a solution can take hours to be known as one. With `rng` it does not, so that grids of a seed stay what they are.
-    """
+    rows_are: ClassVar[str] = "puzzles"
+    data_is: ClassVar[str] = "puzzles, one a line, 81 characters, 0 or . for blank"
+    figures: ClassVar[Mapping[str, str]] = {"success": "solved", "cell_accuracy": "cells right"}
+    presets: ClassVar[tuple[str, ...]] = (
+        "random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence", "prism-redraft",
+    )  # fmt: skip
 
-    def __init__(self, cells: Sequence[int]) -> None:
-        self.cells = list(cells)
-        self.rows, self.columns, self.boxes = [0] * 9, [0] * 9, [0] * 9
-        self.consistent = True
-        for cell, digit in enumerate(self.cells):
-            if digit:
-                self.consistent &= self._used(cell) >> (digit - 1) & 1 == 0
-                self._flip(cell, 1 << (digit - 1))
-        self.blanks = [cell for cell, digit in enumerate(self.cells) if not digit]
+    def speaks(self, model: PrismModel) -> bool:
+        """Whether a model's vocabulary and mask token are Sudoku's."""
+        return (vocab_size_of(model.get_output_embeddings()), model.mask_token_id) == (VOCAB_SIZE, MASK_TOKEN_ID)
 
-    def _used(self, cell: int) -> int:
-        row, column, box = _UNITS_OF_CELL[cell]
-        return self.rows[row] | self.columns[column] | self.boxes[box]
+    def require_model(self, model: PrismModel) -> None:
+        """Check that a model speaks Sudoku's tokens.
 
-    def _flip(self, cell: int, bit: int) -> None:
-        row, column, box = _UNITS_OF_CELL[cell]
-        self.rows[row] ^= bit
-        self.columns[column] ^= bit
-        self.boxes[box] ^= bit
+        Raises:
+            ConfigurationError: If its vocabulary or its mask token is another.
+        """
+        if not self.speaks(model):
+            raise ConfigurationError(
+                f"The adapter must be of a Sudoku model, with {VOCAB_SIZE} tokens and mask token {MASK_TOKEN_ID}, found "
+                f"{vocab_size_of(model.get_output_embeddings())} tokens and mask token {model.mask_token_id}; use one such as "
+                "adapters/sudoku-9x9/weights."
+            )
 
-    def run(self, limit: int, rng: random.Random | None = None) -> list[list[int]]:
-        found: list[list[int]] = []
-        if self.consistent:
-            self._fill(found, limit, rng)
-        return found
+    def rows(self, path: str | Path, limit: int | None = None) -> list[Puzzle]:
+        """Read a file's puzzles and solve them.
 
-    def _fill(self, found: list[list[int]], limit: int, rng: random.Random | None) -> None:
-        if not self.blanks:
-            found.append(list(self.cells))
-            return
-        for cell, bit in self._choices(rng):
-            index = self.blanks.index(cell)
-            del self.blanks[index]
-            self.cells[cell] = bit.bit_length()
-            self._flip(cell, bit)
-            self._fill(found, limit, rng)
-            self._flip(cell, bit)
-            self.cells[cell] = 0
-            self.blanks.insert(index, cell)
-            if len(found) >= limit:
-                break
+        Raises:
+            DataFormatError: If the file cannot be read, or holds something else; or a puzzle has no solution.
+        """
+        return [Puzzle.solve(cells) for cells in read_puzzles(path)[:limit]]
 
-    def _choices(self, rng: random.Random | None) -> list[tuple[int, int]]:
-        """The ways to go on, one of which holds in every solution: a cell and the bit of its digit."""
-        best, fewest, options = 0, 10, 0
-        for cell in self.blanks:
-            free = _ALL_DIGITS & ~self._used(cell)
-            count = free.bit_count()
-            if count < fewest:
-                best, fewest, options = cell, count, free
-                if count <= 1:
-                    break
-        if fewest > 1 and rng is None:
-            places = self._places(fewest)
-            if places is not None:
-                return places
-        bits = [1 << digit for digit in range(9) if options >> digit & 1]
-        if rng is not None:
-            rng.shuffle(bits)
-        return [(best, bit) for bit in bits]
+    def canvas(self, rows: Sequence[Puzzle], model: PrismModel) -> tuple[TokenIds, None]:
+        """The puzzles, blanks as masks; all of one length."""
+        return torch.stack([row.cells for row in rows]), None
 
-    def _places(self, fewest: int) -> list[tuple[int, int]] | None:
-        """The places of a digit that has fewer than `fewest` in a unit, and at most two; None if there is none such."""
-        one, two, three = ([0] * 27 for _ in range(3))  # digits with at least so many places, per unit
-        for cell in self.blanks:
-            free = _ALL_DIGITS & ~self._used(cell)
-            for unit in _numbered(cell):
-                three[unit] |= two[unit] & free
-                two[unit] |= one[unit] & free
-                one[unit] |= free
-        missing = [_ALL_DIGITS & ~used for used in (*self.rows, *self.columns, *self.boxes)]
-        for more in (one, two, three)[:fewest]:  # no place at all first, then one, then two
-            for unit in range(27):
-                scarce = missing[unit] & ~more[unit]
-                if scarce:
-                    bit = scarce & -scarce
-                    return [(cell, bit) for cell in self.blanks if unit in _numbered(cell) and not self._used(cell) & bit]
-        return None
+    def judge(self, rows: Sequence[Puzzle], sequences: TokenIds, model: PrismModel) -> dict[str, Figure]:
+        """Say which puzzles are solved, and which blanks hold the solution's digit, where there is one solution only."""
+        puzzles, solutions = (torch.stack(grids) for grids in zip(*((row.cells, row.solution) for row in rows), strict=True))
+        judged = ~clue_mask(puzzles) & torch.tensor([row.unique for row in rows]).unsqueeze(-1)
+        return {
+            "success": Figure.of_rows(is_solved(sequences, puzzles)),
+            "cell_accuracy": Figure(((sequences == solutions) & judged).sum(-1), judged.sum(-1)),
+        }
 
+    def known(self, rows: Sequence[Puzzle]) -> list[dict[str, Any]]:
+        """Write puzzles as raw rows of their solutions, in which the clues may not be masked.
 
-def _numbered(cell: int) -> tuple[int, int, int]:
-    row, column, box = _UNITS_OF_CELL[cell]
-    return row, SIDE + column, 2 * SIDE + box
+        Raises:
+            DataFormatError: If one has several, so that a right cell could count as wrong; names it.
+        """
+        for row in rows:
+            if not row.unique:
+                raise DataFormatError(
+                    f"a puzzle must have one solution for its cells to be judged, found several for {format_grid(row.cells)}."
+                )
+        return [{"input_ids": row.solution.tolist(), "maskable": (~clue_mask(row.cells)).tolist()} for row in rows]
 
-
-def solve(cells: Sequence[int], limit: int = 2) -> list[list[int]]:
-    """Find up to `limit` solutions of a puzzle (81 digits, 0 for blank); none when it contradicts itself."""
-    return _Search(cells).run(limit)
-
-
-def complete_grids(count: int, seed: int) -> TokenIds:
-    """Make `count` complete grids, [count, 81], by randomised search. Grid `i` depends on (`seed`, `i`) alone."""
-    grids = [_Search([0] * NUM_CELLS).run(1, random.Random(f"{seed}/{index}"))[0] for index in range(count)]
-    return torch.tensor(grids, dtype=torch.long).reshape(count, NUM_CELLS)
-
-
-def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenIds:
-    """Move each grid by a random element of the Sudoku symmetry group.
-
-    Independently per grid: relabelling of the digits, order of the bands and of the rows within a band, the same for
-    columns, and transposition. Blanks (0) stay blank, so puzzles can be moved as well as complete grids; an id that is no
-    digit, which a language model may have written, is moved as it is.
-
-    Args:
-        grids: Cells, ids >= 0, [count, 81].
-        generator: Source of randomness on the CPU; the global one when None.
-    """
-    count = grids.shape[0]
-
-    def orders(*shape: int) -> torch.Tensor:
-        return torch.rand(count, *shape, generator=generator).argsort(-1)
-
-    def lines() -> torch.Tensor:  # [count, 9]: bands permuted, then the three lines inside each
-        return (orders(3).unsqueeze(-1) * 3 + orders(3, 3)).reshape(count, SIDE)
-
-    digits = orders(SIDE) + 1
-    cells = (lines().unsqueeze(2) * SIDE + lines().unsqueeze(1)).reshape(count, NUM_CELLS)
-    transposed = (cells % SIDE) * SIDE + cells // SIDE
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    moved = grids.gather(1, torch.where(flip, transposed, cells))
-    return torch.where((moved > 0) & (moved <= SIDE), digits.gather(1, (moved - 1).clamp(0, SIDE - 1)), moved)
-
-
-def make_puzzles(count: int, seed: int, num_blanks: int = 51) -> tuple[TokenIds, TokenIds]:
-    """Make puzzles with exactly one solution.
-
-    Cells are blanked in random order, each only if the solution stays unique, until `num_blanks` are blank; a grid on
-    which that gets stuck is dropped.
-
-    Returns:
-        Puzzles and their solutions, both [count, 81]; puzzle `i` depends on (`seed`, `i`) alone.
-    """
-    pairs = [_make_puzzle(random.Random(f"puzzle/{seed}/{index}"), num_blanks) for index in range(count)]
-    both = torch.tensor(pairs, dtype=torch.long).reshape(count, 2, NUM_CELLS)
-    return both[:, 0], both[:, 1]
-
-
-def _make_puzzle(rng: random.Random, num_blanks: int) -> tuple[list[int], list[int]]:
-    while True:
-        solution = _Search([0] * NUM_CELLS).run(1, rng)[0]
-        puzzle, blanks = list(solution), 0
-        for cell in rng.sample(range(NUM_CELLS), NUM_CELLS):
-            if blanks == num_blanks:
-                return puzzle, solution
-            digit, puzzle[cell] = puzzle[cell], 0
-            if len(solve(puzzle)) == 1:
-                blanks += 1
-            else:
-                puzzle[cell] = digit
-        if blanks == num_blanks:
-            return puzzle, solution
+    def layout(self, length: int) -> int | None:
+        """Nine cells a line."""
+        return SIDE if length == NUM_CELLS else None
 
 
 def is_solved(grids: TokenIds, puzzles: TokenIds) -> torch.Tensor:
@@ -198,7 +124,7 @@ def is_solved(grids: TokenIds, puzzles: TokenIds) -> torch.Tensor:
         Bool, [count].
     """
     keeps_clues = ((puzzles == MASK_TOKEN_ID) | (grids == puzzles)).all(-1)
-    complete = grids[:, _CELLS_OF_UNIT].sort(-1).values == torch.arange(1, 10)
+    complete = grids[:, CELLS_OF_UNIT].sort(-1).values == torch.arange(1, 10)
     return keeps_clues & complete.flatten(1).all(-1)
 
 
@@ -229,7 +155,7 @@ def read_puzzles(path: str | Path) -> TokenIds:
                 f"{path}, line {number}: a puzzle is 81 characters of 1-9 and 0 or . for blank, found {text[:90]!r}."
             )
         cells = [0 if character == "." else int(character) for character in text]
-        if not _Search(cells).consistent:
+        if not is_consistent(cells):
             raise DataFormatError(f"{path}, line {number}: the clues contradict each other; two equal digits meet in a unit.")
         if 0 not in cells:
             raise DataFormatError(

@@ -1,0 +1,80 @@
+"""The texts of `sample`, a batch at a time. A text's tokens depend on its number and the seed, not on its neighbours."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_plugin.cli.progress import counting_progress
+from prism_plugin.cli.show import Show
+from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.types import PerRow, TokenIds, TokenMask
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What all texts gave, on the CPU, in their order; as in `SamplerOutput`."""
+
+    sequences: TokenIds
+    num_forward_passes: PerRow
+    num_remasked: PerRow
+
+
+def fill_in_batches(
+    sampler: RemaskingSampler, input_ids: TokenIds, attention_mask: TokenMask, *, batch_size: int, seed: int, show: Show
+) -> Filled:
+    """Fill the masks of all rows. A row without masks stays as it is, and takes part in no batch.
+
+    Args:
+        sampler: Fills them.
+        input_ids: Rows padded on the right, at least one with a mask.
+        attention_mask: The rows' own tokens.
+        batch_size: Rows with masks in a batch; fewer where the family takes no padding and the next row is of another length.
+        seed: Of the draws, which row number `i` gets from a generator of its own.
+        show: Shows the looks of each batch.
+
+    Raises:
+        SamplingError: If one of the batches cannot be filled, before any is.
+    """
+    batches = _batches(sampler, input_ids, attention_mask, batch_size)
+    for rows in batches:
+        sampler.lay_infill(*_cut(input_ids, attention_mask, rows))
+    nothing = torch.zeros(len(input_ids), dtype=torch.int64)
+    filled = Filled(input_ids.clone(), nothing, nothing.clone())
+    with ExitStack() as stack:
+        note = None
+        if len(batches) > 1 and not show.is_watched:
+            note = stack.enter_context(counting_progress("sampling", len(batches), "batches"))
+        for rows in batches:
+            ids, mask = _cut(input_ids, attention_mask, rows)
+            generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in rows]
+            with show.watching(rows, ids, mask) as on_step:
+                output = sampler.infill(ids, mask, generator=generators, on_step=on_step, return_trace=show.is_reported)
+            show.keep(rows, mask, output)
+            filled.sequences[rows, : ids.shape[1]] = output.sequences.cpu()
+            filled.num_forward_passes[rows] = output.num_forward_passes.cpu()
+            filled.num_remasked[rows] = output.num_remasked.cpu()
+            if note is not None:
+                note()
+    return filled
+
+
+def _batches(sampler: RemaskingSampler, input_ids: TokenIds, attention_mask: TokenMask, batch_size: int) -> list[list[int]]:
+    """Numbers of the rows that hold masks, in order."""
+    asked = (input_ids == sampler.model.mask_token_id).any(-1).tolist()
+    lengths, of_one_length = attention_mask.sum(-1).tolist(), sampler.model.spec.attention_mask == "none"
+    batches: list[list[int]] = []
+    for row in (row for row, holds_mask in enumerate(asked) if holds_mask):
+        last = batches[-1] if batches else []
+        if not last or len(last) == batch_size or (of_one_length and lengths[row] != lengths[last[0]]):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def _cut(input_ids: TokenIds, attention_mask: TokenMask, rows: list[int]) -> Iterator[Tensor]:
+    """Some rows, as wide as the longest of them."""
+    width = int(attention_mask[rows].sum(-1).max())
+    return (tensor[rows, :width] for tensor in (input_ids, attention_mask))

@@ -1,0 +1,99 @@
+"""A task: rows to fill, and what counts as right. What compares, judges and shows knows this protocol and no task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prism_plugin.modeling import PrismModel
+from prism_plugin.registry import Registry
+from prism_plugin.types import TokenIds, TokenMask
+
+PerAnswer = Float[Tensor, " answers"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of answers, kept by row, so that any rows can be put together or compared in pairs: a sum over a count.
+
+    Attributes:
+        total: What each row adds to the sum, [rows].
+        count: What each row adds to the count, [rows]: 1 where rows count alike, 0 where a row says nothing.
+    """
+
+    total: PerAnswer
+    count: PerAnswer
+
+    @classmethod
+    def of_rows(cls, values: Tensor) -> "Figure":
+        """A mean over rows, all alike."""
+        return cls(values, torch.ones_like(values))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Figure"]) -> "Figure":
+        """The figure of all rows of some parts."""
+        return cls(torch.cat([one.total for one in parts]), torch.cat([one.count for one in parts]))
+
+    @property
+    def value(self) -> float | None:
+        """The sum over the count; None where nothing was counted."""
+        count = self.count.double().sum().item()
+        return self.total.double().sum().item() / count if count else None
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of `value` over rows; for shares of rows it is the binomial one. None where nothing was counted."""
+        if self.value is None:
+            return None
+        off = self.total.double() - self.value * self.count.double()
+        return (off.square().sum().sqrt() / self.count.double().sum()).item()
+
+
+class Task(Protocol):
+    """What is measured of a model that fills canvases. A frozen dataclass, whose fields are what can be set.
+
+    Attributes:
+        rows_are: What its rows are called, in the plural.
+        data_is: What a file of rows holds, for a person who has to give one.
+        figures: Figures of answers and their headings in a table; the first is the one that counts.
+        presets: Samplers that are compared unless others are named.
+    """
+
+    rows_are: ClassVar[str]
+    data_is: ClassVar[str]
+    figures: ClassVar[Mapping[str, str]]
+    presets: ClassVar[tuple[str, ...]]
+
+    def speaks(self, model: PrismModel) -> bool:
+        """Whether the model's tokens are this task's alone, so that its canvases and its files of text can be nothing else."""
+
+    def require_model(self, model: PrismModel) -> None:
+        """Refuse, in one sentence, a model that cannot be asked."""
+
+    def rows(self, path: str | Path, limit: int | None = None) -> Sequence[Any]:
+        """Read rows from a file, the first `limit` of them; what is wrong with one is found here, before any work."""
+
+    def canvas(self, rows: Sequence[Any], model: PrismModel) -> tuple[TokenIds, TokenMask | None]:
+        """Tokens with masks where an answer belongs, and the attention mask: what `RemaskingSampler.infill` takes."""
+
+    def judge(self, rows: Sequence[Any], sequences: TokenIds, model: PrismModel) -> dict[str, Figure]:
+        """The figures of some rows' answers, which are their filled canvases, on the CPU."""
+
+    def known(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """Raw rows that say the right answer, for tokens to be judged and for training. Rows that have several are refused."""
+
+    def layout(self, length: int) -> int | None:
+        """Tokens in a line when a canvas of this length is shown; None: it reads as a text."""
+
+
+TASKS: Registry[Task] = Registry("task")
+
+
+def task_of(model: PrismModel) -> Task | None:
+    """The task whose own tokens a model speaks; None for one of texts."""
+    tasks = (TASKS.from_dict({"name": name}) for name in TASKS.names())
+    return next((task for task in tasks if task.speaks(model)), None)

@@ -1,0 +1,55 @@
+"""What a backbone says of itself, written into the config of its quality head."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prism_plugin.backbones import BackboneSpec, check_backbone, hidden_size_of, resolve_mask_token_id
+from prism_plugin.errors import BackboneError
+from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.heads import has_inner_size
+from prism_plugin.modeling.lm_head import has_row_gathering
+
+
+def filled_in(
+    config: PrismConfig, backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None
+) -> PrismConfig:
+    """Check a backbone, and write what is known about it into the config.
+
+    Raises:
+        BackboneError: If it carries an adapter or a head, cannot be used, or is another than the config says.
+        MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
+    """
+    if isinstance(backbone, PeftModel) or "peft_config" in vars(backbone):
+        raise BackboneError(
+            "The backbone must be a plain model, but it carries a PEFT adapter; merge it with `merge_and_unload()` first, "
+            "or pass the model without it and give `lora=`."
+        )
+    check_backbone(backbone, spec, tokenizer)
+    if has_row_gathering(backbone.get_submodule(spec.final_hidden_at)):
+        raise BackboneError("This backbone already carries a quality head; call `detach()` on its PrismModel first.")
+    hidden_size = hidden_size_of(backbone.config, spec)
+    facts = {
+        "backbone_model_type": backbone.config.model_type,
+        "backbone_hidden_size": hidden_size,
+        "backbone_vocab_size": backbone.config.get_text_config().vocab_size,
+    }
+    for name, found in facts.items():
+        expected = getattr(config, name)
+        if expected not in (None, found):
+            raise BackboneError(f"`{name}` of the PrismConfig is {expected!r}, but this backbone has {found!r}.")
+    mask_token_id, _ = resolve_mask_token_id(config.mask_token_id, backbone.config, tokenizer, spec)
+    name = config.backbone_name or backbone.config.name_or_path or None
+    if name is not None and Path(name).is_dir():
+        name = str(Path(name).resolve())
+    revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
+    head_hidden_size = config.head_hidden_size or (hidden_size if has_inner_size(config.head) else None)
+    facts |= {
+        "mask_token_id": mask_token_id,
+        "head_hidden_size": head_hidden_size,
+        "objective": copy.deepcopy(config.objective),
+    }
+    return replace(config, backbone_name=name, backbone_revision=revision, **facts)
