@@ -8,6 +8,7 @@ import sys
 from dataclasses import MISSING, fields
 
 import pytest
+from fresh import run_file
 from pages import PAGES, ROOT, blocks, tables, text_of
 
 from prism_plugin.cli.main import VERBS
@@ -100,7 +101,8 @@ def test_readme_runs_and_logs_what_it_says(readme_log):
 
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=lambda page: page.name)
 def test_blocks_run(page, tmp_path):
-    done = run("\n\n".join(blocks(page, "python")), tmp_path)
+    (tmp_path / "page.py").write_text("\n\n".join(blocks(page, "python")), encoding="utf-8")
+    done = run_file(tmp_path / "page.py", tmp_path)
     assert done.returncode == 0, done.stderr
 
 
