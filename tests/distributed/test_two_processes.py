@@ -1,12 +1,45 @@
+"""Two processes that accumulate train as one does: over all objectives in one start, and through the command line."""
+
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from distributed.objectives_run import OBJECTIVES, train, train_as
+from fresh import run_together
 from safetensors.torch import load_file
 
 LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate", "learning_rate", "head_learning_rate")
+NOT_LEARNT = {"epoch", "step"}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run_together(train_as, [(rank, port, folder) for rank in (0, 1)])
+    assert [one.returncode for one in done] == [0, 0], "\n".join(one.stderr for one in done)
+    return folder
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_every_objective_as_one_does(two, tmp_path, name):
+    train(tmp_path, name, batch_size=4, accumulation=1)
+    one_log, two_log = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, two))
+    assert len(one_log) == 3
+    for here, there in zip(one_log, two_log, strict=True):
+        assert here.keys() == there.keys()
+        keys = sorted(here.keys() - NOT_LEARNT)
+        assert [here[key] for key in keys] == pytest.approx([there[key] for key in keys], rel=1e-4)
+    one_weights, two_weights = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path, two))
+    assert one_weights.keys() == two_weights.keys()
+    for key, weight in one_weights.items():
+        torch.testing.assert_close(two_weights[key], weight, atol=1e-5, rtol=0)
 
 
 def launch_two(bench, recipe, *options):
@@ -23,8 +56,9 @@ def result_of(directory):
     return logs, load_file(directory / "adapter_model.safetensors") | load_file(directory / "quality_head.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_that_accumulate_equal_one(bench):
+def test_the_command_line_trains_with_two_processes_as_with_one(bench):
     # With Adam's own 1e-8, a gradient next to zero moves its weight by the learning rate, to the side that rounding chooses.
     recipe = bench.write_recipe(bench.directory, logging_steps=1, adam_epsilon=1e-2)
     backbone_config = bench.directory / "backbone" / "config.json"
