@@ -76,9 +76,7 @@ def test_a_rule_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
 def test_every_kind_of_rule_is_asked_where_it_is_from(sampler, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(DECIDERS)["_by_name"], "foreign", Foreign)
     by_itself = RemaskingSampler(sampler.model, num_steps=5, decider=Foreign())
-    with pytest.raises(
-        ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"
-    ):
+    with pytest.raises(ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"):
         export_sampler(by_itself, tmp_path / "out")
 
 
