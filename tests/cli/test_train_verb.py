@@ -10,6 +10,7 @@ from train_verb import run
 
 from prism_plugin.cli import train
 from prism_plugin.modeling import PrismModel
+from prism_plugin.training import get_objective
 
 
 def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path, capsys):
