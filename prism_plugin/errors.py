@@ -3,6 +3,11 @@
 A message is one sentence: what must hold, what was found, what to do.
 """
 
+from collections.abc import Callable
+
+# Makes the error of a sentence about what was found: the caller knows which row it is, and what class of error fits.
+Refuse = Callable[[str], Exception]
+
 
 class PrismError(Exception):
     """Root of all errors that prism_plugin raises on purpose."""

@@ -1,12 +1,11 @@
 """Texts and chats, through a tokenizer, to token ids: one way for the rows of training and the prompts of sampling."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-# Makes the error of a sentence about what was found: the caller knows which row it is, and what class of error fits.
-Refuse = Callable[[str], Exception]
+from prism_plugin.errors import Refuse
 
 
 def require_text(text: Any, name: str, refuse: Refuse) -> str:

@@ -1,4 +1,4 @@
-"""Shapes used everywhere, in the words of the glossary."""
+"""Shapes used everywhere, in the words of the glossary. Of what an export copies, no other module imports jaxtyping."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,7 +7,21 @@ TokenIds = Int[Tensor, "batch length"]
 TokenMask = Bool[Tensor, "batch length"]
 FlatIndex = Int[Tensor, " rows"]
 Rows = Float[Tensor, "rows vocab"]
+RowUnits = Int[Tensor, "rows vocab"]
+RowTokens = Int[Tensor, " rows"]
+RowValues = Float[Tensor, " rows"]
 HiddenStates = Float[Tensor, "batch length hidden"]
 PerToken = Float[Tensor, "batch length"]
 PerRow = Int[Tensor, " batch"]
 Times = Float[Tensor, " batch"]
+Scalar = Float[Tensor, ""]
+Count = Int[Tensor, ""]
+# Any number of dimensions in front, or of all.
+StatesAnywhere = Float[Tensor, "*positions hidden"]
+ValuesAnywhere = Float[Tensor, "*positions"]
+AnyMask = Bool[Tensor, "..."]
+# A list of judged tokens, and the bins of a reliability diagram.
+Scores = Float[Tensor, " count"]
+Correct = Bool[Tensor, " count"]
+Groups = Int[Tensor, " count"]
+PerBin = Float[Tensor, " bins"]

@@ -11,7 +11,7 @@ from prism_plugin.cli.recipe import load_recipe
 from prism_plugin.evaluation.compare import evaluate_presets, make_samplers, read_settings
 from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.modeling import PrismModel
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.training import get_objective

@@ -4,11 +4,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import MISSING, fields
 
 import pytest
-from fresh import run_file
 from pages import PAGES, ROOT, blocks, tables, text_of
 
 from prism_plugin.cli.main import VERBS
@@ -16,6 +14,7 @@ from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection,
 from prism_plugin.core import REMASKING, SCHEDULES, UNMASKING, DiffusionTerm, DraftRule
 from prism_plugin.core.remasking import RemdmConfRemasking
 from prism_plugin.core.schedules import EvenSchedule
+from prism_plugin.decoding import FEATURES
 from prism_plugin.modeling import PrismConfig
 from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
 from prism_plugin.training import Fill, PrismTrainingArguments, get_objective, objective_to_dict
@@ -39,16 +38,21 @@ Path("log.json").write_text(json.dumps(trainer.state.log_history + [trainer.eval
 """
 
 
-def run(code, folder):
-    (folder / "page.py").write_text(code, encoding="utf-8")
-    # torch warns of a Trainer default where there is no accelerator; a first page need not turn it off.
-    warnings = "error,ignore:'pin_memory' argument is set as true but no accelerator is found"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": warnings, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "page.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def run(scripts):
+    """Runs the code of a page in a folder."""
+
+    def run(code, folder):
+        (folder / "page.py").write_text(code, encoding="utf-8")
+        # torch warns of a Trainer default where there is no accelerator; a first page need not turn it off.
+        ignored = "'pin_memory' argument is set as true but no accelerator is found"
+        return scripts.run(folder / "page.py", folder, output=folder, ignored=ignored)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def readme_log(tmp_path_factory):
+def readme_log(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (recipe,) = blocks(README, "yaml")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -100,9 +104,8 @@ def test_readme_runs_and_logs_what_it_says(readme_log):
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=lambda page: page.name)
-def test_blocks_run(page, tmp_path):
-    (tmp_path / "page.py").write_text("\n\n".join(blocks(page, "python")), encoding="utf-8")
-    done = run_file(tmp_path / "page.py", tmp_path)
+def test_blocks_run(page, run, tmp_path):
+    done = run("\n\n".join(blocks(page, "python")), tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -178,6 +181,12 @@ def test_recipe_keys_are_those_of_the_code():
         if key not in ("objective.name", "training.output_dir"):
             assert [default] == found, key
         assert meaning
+
+
+def test_features_are_those_of_the_code():
+    (table,) = tables(text_of(ROOT / "docs" / "sampling.md", "What a look costs"))
+    ours = [name for name in FEATURES.names() if FEATURES.get(name).__module__.startswith("prism_plugin")]
+    assert sorted(row[0] for row in table) == ours
 
 
 def test_sampler_settings_are_those_of_the_code():

@@ -14,13 +14,14 @@ def whole_state(backbone):
         before = f"{path}." if path else ""
         state[f"{before}class"] = (id(module), type(module))
         for name, value in vars(module).items():
-            if name.endswith("_hooks"):
+            if name.endswith("_hooks") and isinstance(value, dict):
                 state[before + name] = list(value.items())
             elif name not in ("_parameters", "_buffers", "_modules"):
                 state[before + name] = _kept(value)
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             state[before + name] = _kept(tensor)
-            state[f"{before}{name}.is"] = (tensor.device, tensor.dtype)
+            kept = isinstance(tensor, torch.nn.Parameter)  # a buffer may be made anew
+            state[f"{before}{name}.is"] = (id(tensor) if kept else None, tensor.device, tensor.dtype)
             state[f"{before}{name}.requires_grad"] = tensor.requires_grad
     return state
 
@@ -48,5 +49,5 @@ def _is_plain(value):
 
 def _same(one, other):
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
+        return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
     return type(one) is type(other) and one == other

@@ -28,8 +28,8 @@ from prism_plugin.backbones import (
 from prism_plugin.backbones.probe import not_run
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.attached_settings import changed_settings
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.wrapping import changed_settings
 from prism_plugin.report.tables import checks_table, memory_table
 from prism_plugin.training import get_objective
 from prism_plugin.training.memory import StepShape, estimate_memory

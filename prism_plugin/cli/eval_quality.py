@@ -29,8 +29,9 @@ from prism_plugin.evaluation.calibration import (
 from prism_plugin.evaluation.quality import JudgedTokens, judge_drafts, judge_states
 from prism_plugin.evaluation.tasks import task_of
 from prism_plugin.modeling import PrismModel
-from prism_plugin.modeling.persistence import CONFIG_FILE, save_scaling
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.modeling.config_file import CONFIG_FILE
+from prism_plugin.modeling.persistence import save_scaling
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler

@@ -12,7 +12,7 @@ from prism_plugin.backbones import looks_like_path
 from prism_plugin.core.validation import require_number
 from prism_plugin.data import DataSettings, is_data_file
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.registry import did_you_mean
 from prism_plugin.training import PrismTrainingArguments
 from prism_plugin.training.presets import PRESETS, settings_of

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.errors import ConfigurationError, SavingError
-from prism_plugin.modeling.persistence import CONFIG_FILE
+from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
 from prism_plugin.parsing import parse_json
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names

@@ -6,7 +6,7 @@ from typing import Any
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler
 from prism_plugin.sampling.presets import preset_settings
 

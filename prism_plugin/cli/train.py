@@ -26,6 +26,7 @@ from prism_plugin.cli.from_recipe import (
     training_arguments,
     where_of,
 )
+from prism_plugin.cli.plug_ins import import_modules
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
 from prism_plugin.cli.run_record import FORMAT_VERSION, begin, refuse_other_run, require_usable
 from prism_plugin.data import fingerprint, prepare_rows
@@ -149,22 +150,24 @@ def _train(
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     seconds = time.perf_counter() - began
     figures = {} if eval_rows is None else trainer.evaluate()
-    model.card_facts = _card_facts(recipe.data, len(train_rows), figures)
+    model.card_facts = _card_facts(recipe.data, len(train_rows), figures, objective)
     trainer.save_model()
     return _summary(trainer, figures, seconds), trainer.is_world_process_zero()
 
 
-def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float]) -> CardFacts:
-    """What the model card tells: the figures of the evaluation rows, and the data, without paths of this machine."""
+def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float], objective: Objective) -> CardFacts:
+    """What the model card tells: the terms' figures on the evaluation rows, and the data, without paths of this machine."""
     name = Path(data.path).name if Path(data.path).exists() else data.path
-    measured = {key: value for key, value in figures.items() if key.startswith("eval_quality") or key == "eval_diffusion_loss"}
+    of_terms = tuple(f"eval_{term.name}_" for term in objective.terms)
+    measured = {key: value for key, value in figures.items() if key.startswith(of_terms)}
     numbers = {key: value for key, value in measured.items() if not math.isnan(value)}
     return CardFacts(figures=numbers, data=f"{name}, {num_rows} rows")
 
 
 def _summary(trainer: PrismTrainer, figures: dict[str, float], seconds: float) -> dict[str, Any]:
-    logged = next((log for log in reversed(trainer.state.log_history) if "quality_loss" in log), {})
-    last = {name: logged[name] for name in ("loss", "quality_loss", "diffusion_loss", "base_rate") if name in logged}
+    names = ("loss", *trainer.meters.names)
+    logged = next((log for log in reversed(trainer.state.log_history) if names[1] in log), {})
+    last = {name: logged[name] for name in names if name in logged}
     measured = {**last, **{name: value for name, value in figures.items() if name.startswith("eval_")}}
     return {
         "output_dir": str(trainer.args.output_dir),
@@ -185,8 +188,13 @@ def _table(summary: dict[str, Any]) -> str:
 def main() -> int:
     """Entry point of `python -m prism_plugin.cli.train`."""
     parser = argparse.ArgumentParser(prog="prism-plugin train", description=__doc__.split("\n")[0])
+    try:
+        arguments = import_modules(sys.argv[1:])  # before the recipe's keys are listed
+    except PrismError as error:
+        print(f"prism-plugin train: {error}", file=sys.stderr)
+        return 2
     add_arguments(parser)
-    return run(parser.parse_args())
+    return run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

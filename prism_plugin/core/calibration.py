@@ -6,17 +6,14 @@ Ranking is measured by AUROC, calibration by ECE, both at once by the Brier scor
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from prism_plugin.errors import ConfigurationError
-
-Scores = Float[Tensor, " count"]
-Correct = Bool[Tensor, " count"]
+from prism_plugin.types import Correct, Groups, PerBin, Scores
 
 
-def auroc(scores: Scores, correct: Correct, groups: Int[Tensor, " count"] | None = None) -> float:
+def auroc(scores: Scores, correct: Correct, groups: Groups | None = None) -> float:
     """Probability that a right token scores above a wrong one, ties counted half (Mann-Whitney's U over its largest value).
 
     Args:
@@ -69,9 +66,9 @@ def ece(probabilities: Scores, correct: Correct, num_bins: int = 15) -> float:
 class Reliability:
     """A reliability diagram in numbers, [bins] each, float64: tokens, right tokens, and the sum of what was predicted."""
 
-    tokens: Float[Tensor, " bins"]
-    right: Float[Tensor, " bins"]
-    predicted: Float[Tensor, " bins"]
+    tokens: PerBin
+    right: PerBin
+    predicted: PerBin
 
 
 def reliability(probabilities: Scores, correct: Correct, num_bins: int = 15) -> Reliability:

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import FlatIndex, Rows
+from prism_plugin.types import FlatIndex, Rows, RowTokens, RowUnits, RowValues
 
 # Entries of a chunk. On the CPU a chunk, 1 MB in float32, stays in the cache; an accelerator wants few and large kernels. What
 # a draw keeps of a chunk, up to five times its size in 8 bytes each, stays under 400 MB whatever the vocabulary.
@@ -27,10 +26,10 @@ _UNITS = 2**52
 class RowStats:
     """What was drawn from each row: [rows] each; `entropy` and `margin` are None unless asked for."""
 
-    candidates: Int[Tensor, " rows"]
-    confidence: Float[Tensor, " rows"]
-    entropy: Float[Tensor, " rows"] | None
-    margin: Float[Tensor, " rows"] | None
+    candidates: RowTokens
+    confidence: RowValues
+    entropy: RowValues | None
+    margin: RowValues | None
 
 
 def draw_rows(
@@ -40,7 +39,7 @@ def draw_rows(
     temperature: float = 0.0,
     top_p: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
-    uniforms: Float[Tensor, " rows"] | None = None,
+    uniforms: RowValues | None = None,
     want_entropy: bool = False,
     want_margin: bool = False,
     chunk_rows: int = 4096,
@@ -97,12 +96,12 @@ def draw_rows(
 
 def token_confidence(
     rows: Rows,
-    token_ids: Int[Tensor, " rows"],
+    token_ids: RowTokens,
     *,
     at: FlatIndex | None = None,
     forbidden_ids: tuple[int, ...] = (),
     chunk_rows: int = 4096,
-) -> Float[Tensor, " rows"]:
+) -> RowValues:
     """Give the probability of one given token per row, under the same softmax as the confidence of `draw_rows`.
 
     Args:
@@ -124,7 +123,7 @@ def token_confidence(
     return torch.cat(parts)
 
 
-def log_sum_exp(rows: Rows) -> Float[Tensor, " rows"]:
+def log_sum_exp(rows: Rows) -> RowValues:
     """Logarithm of the sum of exponentials of each row, float32; nothing of the size of `rows` is made."""
     parts = []
     for here in chunk_slices(rows):
@@ -162,7 +161,7 @@ def _forbid(chunk: Rows, forbidden_ids: tuple[int, ...]) -> Rows:
     return chunk
 
 
-def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[RowValues, RowTokens]:
     """The largest entry of each row that is not forbidden, and the lowest id that has it. Copies only blocks with such ids."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
     rest = _forbid(chunk[:, whole:].clone(), tuple(one - whole for one in forbidden_ids if one >= whole))
@@ -187,16 +186,14 @@ def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[Float[Tenso
     return largest, argmax
 
 
-def _sum(chunk: Rows) -> Float[Tensor, " rows"]:
+def _sum(chunk: Rows) -> RowValues:
     """The sum of each row, in an order that does not depend on the number of rows."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
     in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
     return in_blocks.sum(-1).sum(-1) + chunk[:, whole:].sum(-1)
 
 
-def _inverse_cdf(
-    probabilities: Float[Tensor, "rows vocab"], top_p: float, uniforms: Float[Tensor, " rows"]
-) -> Int[Tensor, " rows"]:
+def _inverse_cdf(probabilities: Rows, top_p: float, uniforms: RowValues) -> RowTokens:
     weights = probabilities.mul_(_UNITS).long()
     if top_p < 1:
         weights = _keep_nucleus(weights, top_p)
@@ -208,7 +205,7 @@ def _inverse_cdf(
     return found.clamp(max=weights.shape[-1] - 1)  # NaN has no order, and whoever checks for it needs an id that exists
 
 
-def _keep_nucleus(weights: Int[Tensor, "rows vocab"], top_p: float) -> Int[Tensor, "rows vocab"]:
+def _keep_nucleus(weights: RowUnits, top_p: float) -> RowUnits:
     """Set to 0 all but the largest weights that together reach the share `top_p`; equal weights stay by lowest id."""
     largest, order = weights.sort(dim=-1, descending=True, stable=True)
     mass_before = largest.cumsum(-1) - largest
@@ -224,7 +221,7 @@ def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> None:
         raise ConfigurationError(f"`chunk_rows` must be at least 1, found {chunk_rows}.")
 
 
-def _check_drawing(temperature: float, top_p: float, uniforms: Float[Tensor, " rows"] | None) -> None:
+def _check_drawing(temperature: float, top_p: float, uniforms: RowValues | None) -> None:
     if not 0 <= temperature < math.inf:
         raise ConfigurationError(f"`temperature` must be 0 (argmax) or a finite number above, found {temperature}.")
     if not 0 < top_p <= 1:

@@ -1,24 +1,18 @@
 """The corruptor's second half: which masked positions the model fills to make the draft that is judged."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 import torch
 
 from prism_plugin.core.selection import select_top
-from prism_plugin.core.unmasking import (
-    ConfidenceUnmasking,
-    EntropyUnmasking,
-    MarginUnmasking,
-    RandomUnmasking,
-    UnmaskingRule,
-)
-from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.core.unmasking import UNMASKING, UnmaskingRule
+from prism_plugin.core.validation import require_choice, require_int, require_number
 from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerRow, Times, TokenMask
 
-Positions = Literal["random", "confidence", "margin", "entropy", "semi_autoregressive"]
+_WINDOW = "semi_autoregressive"
 Tokens = Literal["sample", "nucleus", "argmax"]
 
 
@@ -39,12 +33,13 @@ class WithinWindow:
         return select_top(view.confidence, view.masked & (position < leftmost + self.window), budget)
 
 
-_BY_POSITIONS = {
-    "random": RandomUnmasking,
-    "confidence": ConfidenceUnmasking,
-    "margin": MarginUnmasking,
-    "entropy": EntropyUnmasking,
-}
+def _choices() -> tuple[str, ...]:
+    """Names of the rules that need no settings, and of ours."""
+    plain = [
+        name for name in UNMASKING.names()
+        if all(one.default is not MISSING or one.default_factory is not MISSING for one in fields(UNMASKING.get(name)))
+    ]  # fmt: skip
+    return (*plain, _WINDOW)
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,8 @@ class DraftRule:
             least one position; 0 <= lowest <= highest <= 1.
         num_looks: Forward passes over which the positions are filled, evenly. 1 is PRISM's draft; more roll the model's own
             sampler out, so that wrong tokens agree with each other as they do when sampling.
-        positions: Chosen at random, by highest confidence, margin, or lowest entropy, or by highest confidence within a window.
+        positions: Name of the unmasking rule that chooses them, any that is registered and has no settings, such as "random",
+            "confidence", "margin" or "entropy"; or "semi_autoregressive", by highest confidence within a window.
         window: Positions, >= 1: the window starts at the row's leftmost masked position. Only and always for
             `semi_autoregressive`; where it holds fewer masked positions than are to be filled, fewer are filled.
         tokens: Drawn from the model's distribution, from its nucleus, or the most probable.
@@ -73,7 +69,7 @@ class DraftRule:
     num_drafted: int | None = 8
     share: tuple[float, float] | None = None
     num_looks: int = 1
-    positions: Positions = "random"
+    positions: str = "random"
     window: int | None = None
     tokens: Tokens = "sample"
     top_p: float = 1.0
@@ -81,11 +77,8 @@ class DraftRule:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in (("positions", get_args(Positions)), ("tokens", get_args(Tokens))):
-            if getattr(self, name) not in known:
-                raise ConfigurationError(
-                    f"`{name}` of DraftRule must be one of {', '.join(known)}, found {getattr(self, name)!r}."
-                )
+        require_choice(self, "positions", _choices())
+        require_choice(self, "tokens", get_args(Tokens))
         require_int(self, "num_looks", minimum=1)
         require_number(self, "temperature", "a number above 0", low=0, open_low=True)
         require_number(self, "top_p", "a mass in (0, 1]", low=0, high=1, open_low=True)
@@ -96,9 +89,9 @@ class DraftRule:
     @property
     def unmasking(self) -> UnmaskingRule:
         """The rule that chooses the positions."""
-        if self.positions == "semi_autoregressive":
+        if self.positions == _WINDOW:
             return WithinWindow(self.window)
-        return _BY_POSITIONS[self.positions]()
+        return UNMASKING.get(self.positions)()
 
     def _check_count(self) -> None:
         if (self.num_drafted is None) == (self.share is None):
@@ -122,7 +115,7 @@ class DraftRule:
         object.__setattr__(self, "share", pair)  # files hold lists; a frozen rule holds a tuple
 
     def _check_choices(self) -> None:
-        if (self.positions == "semi_autoregressive") != (self.window is not None):
+        if (self.positions == _WINDOW) != (self.window is not None):
             raise ConfigurationError(
                 f"`window` of DraftRule belongs to semi_autoregressive positions and they need it, found window={self.window} "
                 f"with positions={self.positions!r}."

@@ -3,15 +3,13 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prism_plugin.core.categorical import chunk_slices, log_sum_exp
-from prism_plugin.types import Rows
+from prism_plugin.types import Rows, RowTokens, RowValues
 
 
-def cross_entropy(rows: Rows, targets: Int[Tensor, " rows"], *, overwrite_rows: bool = False) -> Float[Tensor, " rows"]:
+def cross_entropy(rows: Rows, targets: RowTokens, *, overwrite_rows: bool = False) -> RowValues:
     """Cross-entropy of each row of logits in nats, float32; forward and backward go through the rows a chunk at a time.
 
     The one tensor of the size of `rows` that is made is their gradient, in their dtype; with `overwrite_rows` not even that.
@@ -28,7 +26,7 @@ def cross_entropy(rows: Rows, targets: Int[Tensor, " rows"], *, overwrite_rows: 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Rows, targets: Int[Tensor, " rows"], overwrite: bool) -> Float[Tensor, " rows"]:
+    def forward(ctx: Any, rows: Rows, targets: RowTokens, overwrite: bool) -> RowValues:
         of_target = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
         log_total = log_sum_exp(rows)
         ctx.save_for_backward(rows, targets, log_total)
@@ -37,7 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Float[Tensor, " rows"]) -> tuple[Rows, None, None]:
+    def backward(ctx: Any, of_loss: RowValues) -> tuple[Rows, None, None]:
         rows, targets, log_total = ctx.saved_tensors
         gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
         of_loss, log_total, targets = (one.unsqueeze(-1) for one in (of_loss, log_total, targets))

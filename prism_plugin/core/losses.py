@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from prism_plugin.core.float64 import to_float64
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds, TokenMask
+from prism_plugin.types import Count, FlatIndex, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
 
 
 def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
@@ -36,7 +34,7 @@ def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
     return (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
 
 
-def quality_loss(quality_logits: PerToken, labels: Labels) -> Float[Tensor, ""]:
+def quality_loss(quality_logits: PerToken, labels: Labels) -> Scalar:
     """The mean of `quality_loss_per_row`."""
     return mean_over_rows(quality_loss_per_row(quality_logits, labels))
 
@@ -71,7 +69,7 @@ def diffusion_loss_per_row(
     return laid.sum(-1) / (t.float() * maskable.sum(-1).clamp(min=1))
 
 
-def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Float[Tensor, ""]:
+def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskable: TokenMask, t: Times) -> Scalar:
     """The mean of `diffusion_loss_per_row`."""
     return mean_over_rows(diffusion_loss_per_row(rows, row_index, clean_ids, maskable, t))
 
@@ -116,7 +114,7 @@ def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:
     return select_top(noise, masked, chosen) * weight.unsqueeze(-1)
 
 
-def mean_over_rows(per_row: Times) -> Float[Tensor, ""]:
+def mean_over_rows(per_row: Times) -> Scalar:
     """The mean over rows, 0 without any."""
     return per_row.sum() / max(per_row.shape[0], 1)
 
@@ -125,11 +123,11 @@ def mean_over_rows(per_row: Times) -> Float[Tensor, ""]:
 class PrismLossOutput:
     """The PRISM loss, its two terms before weighting (nats), and counts from which a base rate is made."""
 
-    loss: Float[Tensor, ""]
-    quality_loss: Float[Tensor, ""]
-    diffusion_loss: Float[Tensor, ""]
-    num_correct: Float[Tensor, ""]  # judged tokens equal to the data
-    num_judged: Int[Tensor, ""]
+    loss: Scalar
+    quality_loss: Scalar
+    diffusion_loss: Scalar
+    num_correct: Scalar  # judged tokens equal to the data
+    num_judged: Count
 
 
 def prism_loss(

@@ -8,8 +8,9 @@ SplitMix64's output function (Steele, Lea and Flood 2014, "Fast splittable pseud
 import hashlib
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+from prism_plugin.types import PerRow, PerToken
 
 _INCREMENT = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, 2**64 over the golden ratio, as a signed 64-bit integer
 _FIRST_FACTOR = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -28,9 +29,7 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def uniforms(
-    seed: int, epoch: int | Int[Tensor, " batch"], example_ids: Int[Tensor, " batch"], name: str, length: int
-) -> Float[Tensor, "batch length"]:
+def uniforms(seed: int, epoch: int | PerRow, example_ids: PerRow, name: str, length: int) -> PerToken:
     """Draw uniform numbers in [0, 1), `length` for each example.
 
     Value `j` of a row does not depend on `length` nor on the other rows. Nothing waits for the device.

@@ -1,10 +1,8 @@
 """Scores and a budget per row -> a boolean mask. Every rule that ranks positions ranks them here."""
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from prism_plugin.types import FlatIndex, PerRow, PerToken, TokenMask
+from prism_plugin.types import AnyMask, FlatIndex, PerRow, PerToken, TokenMask
 
 
 def select_top(scores: PerToken, eligible: TokenMask, budget: PerRow) -> TokenMask:
@@ -38,7 +36,7 @@ def at_most(mask: TokenMask, scores: PerToken, budget: PerRow) -> TokenMask:
     return select_top(scores, mask, budget)
 
 
-def true_places(mask: Bool[Tensor, "..."], count: int) -> FlatIndex:
+def true_places(mask: AnyMask, count: int) -> FlatIndex:
     """Where a mask is true, as flat positions in order; unlike `nonzero`, it does not wait for the device.
 
     Args:

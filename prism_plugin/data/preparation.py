@@ -29,8 +29,8 @@ from prism_plugin.data.columns import (
 )
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.data.settings import DataSettings
-from prism_plugin.errors import ConfigurationError, DataFormatError
-from prism_plugin.tokenizing import Refuse, encode, encode_apart, require_chat, require_text, special_ids, write_chat
+from prism_plugin.errors import ConfigurationError, DataFormatError, Refuse
+from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_text, special_ids, write_chat
 
 _IGNORED_LABEL = -100
 

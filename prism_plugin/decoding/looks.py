@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding.state import Memory, State
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenMask
 
 
@@ -74,14 +74,14 @@ class Seen:
 class Look(Protocol):
     """One call of the network over the rows of a state. What it remembers lies under "look" in `State.memory`."""
 
-    def __call__(self, model: PrismModel, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]: ...
+    def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]: ...
 
 
 @dataclass(frozen=True)
 class PlainLook:
     """One forward over the whole canvas, with a row of the LM head at each position that is wanted and nowhere else."""
 
-    def __call__(self, model: PrismModel, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
+    def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         masked = true_places(want.masked, want.num_masked)
         visible = None if want.visible is None else true_places(want.visible, want.num_visible)
         output = model(
@@ -113,7 +113,7 @@ class Recalled:
     row_index: FlatIndex
     batch_rows: Tensor
 
-    def __call__(self, model: PrismModel, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
+    def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         length = state.tokens.shape[1]
         wanted = true_places(want.masked, want.num_masked)
         in_batch = self.batch_rows[wanted // length] * length + wanted % length

@@ -5,7 +5,7 @@ the batch, so one forward serves rows that are at different places. Nothing here
 padding after an EOS. Whoever wraps the loop steps it from outside: `begin`, `advance`, `finish`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from prism_plugin.decoding.looks import Look, PlainLook, Seen, Want
 from prism_plugin.decoding.pace import Pace
 from prism_plugin.decoding.state import Canvas, State, begin_state
 from prism_plugin.errors import SamplingError
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 
 
@@ -70,7 +70,7 @@ class Loop:
         whole_batch: Look at every row at every step, finished ones too: so each process makes as many looks as the others.
     """
 
-    model: PrismModel | None
+    model: HeadedBackbone | None
     decider: Decider
     schedule: Schedule
     num_steps: int
@@ -186,15 +186,6 @@ class Loop:
                 f"at least its budget; {name_of(self.schedule)} or {names['unmasking']} does not."
             )
 
-    def run(self, state: State, on_step: Callable[[Step], None] | None = None) -> State:
-        """Advance until no row has anything left to do, and finish."""
-        while (step := self.advance(state)) is not None:
-            if on_step is not None:
-                on_step(step)
-            state = step.state
-        self.finish(state)
-        return state
-
     def _names(self) -> dict[str, str]:
         decider = self.decider
         if isinstance(decider, Separate):
@@ -308,8 +299,8 @@ class Loop:
     def _write(self, at: State, looked: "_Looked", given: TokenIds | None) -> State:
         view, decision = looked.view, looked.decision
         if given is not None:
-            tokens = view.candidates if decision.tokens is None else decision.tokens
-            decision = replace(decision, tokens=torch.where(given >= 0, given, tokens))
+            wanted = view.candidates if decision.tokens is None else decision.tokens
+            decision = replace(decision, tokens=torch.where(given >= 0, given, wanted))
         changed, quality = decision.write | decision.remask, at.quality
         if looked.seen.quality is not None:
             judged = at.canvas.editable & (at.tokens != self.mask_token_id)
@@ -327,7 +318,7 @@ class Loop:
             num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
             num_positions=at.num_positions + looked.seen.num_positions,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
-            fault=fault_of(view, decision, looked.budget, tokens, self.mask_token_id),
+            fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id),
             memory=looked.memory,
         )
 

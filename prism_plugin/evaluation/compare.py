@@ -11,7 +11,7 @@ import torch
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import TASKS, Figure, Task
 from prism_plugin.modeling import PrismModel
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, get_preset
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import PerRow

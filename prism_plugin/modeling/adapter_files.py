@@ -14,7 +14,6 @@ from torch import Tensor
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.strict_files import read_json, require_keys
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 

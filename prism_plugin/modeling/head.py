@@ -4,12 +4,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.heads import HEADS, has_inner_size
+from prism_plugin.types import StatesAnywhere, ValuesAnywhere
 
 
 class QualityHead(nn.Module):
@@ -66,7 +66,7 @@ class QualityHead(nn.Module):
             bias=config.quality_bias,
         )
 
-    def forward(self, hidden_states: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions"]:
+    def forward(self, hidden_states: StatesAnywhere) -> ValuesAnywhere:
         """Return one logit per position, float32, scaled, on the head's device."""
         device = next(self.layers.parameters()).device
         # a device without autocast has none to turn off, and torch refuses to try

@@ -4,17 +4,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import HfApi
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_metadata
 from prism_plugin.modeling.persistence import save_model
-
-if TYPE_CHECKING:
-    from prism_plugin.modeling.model import PrismModel
 
 
 def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str) -> str:
@@ -87,9 +85,10 @@ def facts_to_share(
 
 
 def push_model(
-    model: "PrismModel",
+    model: HeadedBackbone,
     repo_id: str,
     *,
+    known: CardFacts | None,
     figures: Mapping[str, Figure] | None,
     private: bool | None,
     token: str | None,
@@ -102,6 +101,7 @@ def push_model(
     Args:
         model: The model.
         repo_id: As for `upload`.
+        known: What is known for the model card.
         figures: Measured figures for the model card; None: those that are known.
         private: As for `upload`.
         token: As for `upload`.
@@ -115,7 +115,7 @@ def push_model(
     """
     if not model.holds_own_backbone:
         require_shareable(model.prism_config)
-    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=True, token=token)
+    facts = facts_to_share(known, model.prism_config, figures, ask_hub=True, token=token)
 
     def write(folder: Path) -> None:
         save_model(model, folder, facts=replace(facts, sampler=sampler))

@@ -1,4 +1,4 @@
-"""PrismModel: a backbone and a quality head behind one forward, and the only code that changes a user's model."""
+"""PrismModel: what is done with a backbone and its head, and the only code that changes a user's model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,56 +6,44 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import (
     BackboneSpec,
     DeviceMap,
-    call_arguments,
     device_of,
     evaluation_mode,
     get_backbone_spec,
     lm_head_of,
     require_ok,
     require_placement,
-    require_visible_token,
 )
-from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.core.finite import require_numbers
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.filling import filled_in
 from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
-from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
+from prism_plugin.modeling.lm_head import install_row_gathering
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
-from prism_plugin.modeling.output import PrismModelOutput
-from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import rows_to_score
-from prism_plugin.modeling.wrapping import BackboneSnapshot, apply_settings, require_trainable_weights, wrap_with_adapter
-from prism_plugin.types import FlatIndex, PerToken, TokenIds, TokenMask
+from prism_plugin.modeling.wrapping import BackboneSnapshot, require_trainable_weights, wrap_with_adapter
+from prism_plugin.types import PerToken, TokenIds, TokenMask
 
 
-class PrismModel(BackbonePassthrough):
-    """A masked diffusion backbone with a per-token quality head (PRISM, arXiv 2510.01384).
+class PrismModel(HeadedBackbone):
+    """A masked diffusion backbone with a per-token quality head: rated, saved, shared, and given back as it was.
 
-    Made by `attach_quality_head` or `PrismModel.from_pretrained`.
+    Made by `attach_quality_head` or `PrismModel.from_pretrained`. What it holds besides is told at `HeadedBackbone`.
 
     Attributes:
-        backbone: The user's model, inside a PeftModel when there is an adapter.
-        quality_head: Final hidden state -> logit that the token is right.
-        spec: What is known about the backbone's family.
-        prism_config: Settings of the head, with everything filled in.
-        mask_token_id: Id of the mask token, in [0, vocabulary).
-        tokenizer: The tokenizer given, or None.
-        has_merged_weights: The adapter was added to the backbone's weights.
         card_facts: What was measured, for the model card; None: nothing.
-        loaded_from: Folder that the head was loaded from, if it was.
-        call_changes: What the backbone changed about itself when it was called.
     """
 
     def __init__(
@@ -65,80 +53,12 @@ class PrismModel(BackbonePassthrough):
         *,
         spec: BackboneSpec,
         prism_config: PrismConfig,
-        snapshot: BackboneSnapshot | None = None,
+        snapshot: BackboneSnapshot,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.quality_head = quality_head
-        self.spec = spec
-        self.prism_config = prism_config
-        self.tokenizer = tokenizer
-        self.has_merged_weights = False
+        super().__init__(backbone, quality_head, spec=spec, prism_config=prism_config, tokenizer=tokenizer)
         self.card_facts: CardFacts | None = None
-        self.loaded_from: Path | None = None
-        self.call_changes = CallChanges(self.plain_backbone)
         self._snapshot = snapshot
-        self._row_gathering = install_row_gathering(self._final_hidden_module)
-        self.train(self.plain_backbone.training)
-
-    @property
-    def mask_token_id(self) -> int:
-        """Id of the mask token."""
-        return self.prism_config.mask_token_id
-
-    @property
-    def holds_own_backbone(self) -> bool:
-        """The backbone's weights are not those that it was loaded with, so they are saved with the head."""
-        return self.prism_config.train_backbone or self.has_merged_weights
-
-    @property
-    def _final_hidden_module(self) -> nn.Module:
-        return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
-
-    def forward(
-        self,
-        input_ids: TokenIds,
-        attention_mask: TokenMask | None = None,
-        *,
-        logits_at: TokenMask | FlatIndex | None = None,
-        with_quality: bool = True,
-        output_hidden_states: bool = False,
-    ) -> PrismModelOutput:
-        """Look at a canvas once. No vocabulary row is computed that was not asked for.
-
-        Args:
-            input_ids: Tokens; the mask token where nothing is revealed.
-            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding. A family that takes
-                no mask is called without it.
-            logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
-                the flattened canvas (an index spares the device a synchronisation); None: none.
-            with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
-            output_hidden_states: Return the final hidden states too.
-
-        Raises:
-            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
-                row is all masks and the family has no logits for that.
-            BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
-        """
-        if not isinstance(input_ids, Tensor):
-            raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
-        row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
-        require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
-        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
-        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
-            logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
-        if request.hidden_states is None or logits is None:
-            raise BackboneError(
-                f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
-                f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
-            )
-        return PrismModelOutput(
-            logits=None if logits_at is None else logits.squeeze(0),
-            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
-            quality_logits=self.quality_head(request.hidden_states).to(input_ids.device) if with_quality else None,
-            hidden_states=request.hidden_states if output_hidden_states else None,
-        )
 
     @torch.no_grad()
     def score(
@@ -195,11 +115,6 @@ class PrismModel(BackbonePassthrough):
             self.has_merged_weights = True
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
-
-    def release_backbone(self) -> None:
-        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
-        self._row_gathering.remove()
-        self.call_changes.put_back()
 
     def detach(self) -> PreTrainedModel:
         """Give the user's backbone back as it was before attaching: no adapter, no hook, old flags, modes and settings.
@@ -280,7 +195,7 @@ class PrismModel(BackbonePassthrough):
         Raises:
             SavingError: If the folder is that of the backbone, holds files of others, or cannot be written.
         """
-        save_into(self, directory, state_dict=state_dict, figures=figures)
+        save_into(self, directory, known=self.card_facts, state_dict=state_dict, figures=figures)
 
     def push_to_hub(
         self,
@@ -297,7 +212,7 @@ class PrismModel(BackbonePassthrough):
             ConfigurationError: If the backbone is known only as a local folder.
         """
         options = {"private": private, "token": token, "commit_message": commit_message}
-        return push_model(self, repo_id, figures=figures, **options)
+        return push_model(self, repo_id, known=self.card_facts, figures=figures, **options)
 
 
 def attach_quality_head(

@@ -96,20 +96,18 @@ read both, then allow them with `trust_remote_code=True`.
 {%- endif %}
 
 ```python
-{% if export.with_loader -%}
-import sys
-
-{% endif -%}
 {% if not export.has_tokenizer -%}
 import torch
 {% endif -%}
 from transformers import {{ imported }}
+{% if export.with_loader -%}
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+{% else %}
+{% endif -%}
 folder = "path {{ "" if export.with_loader else "or id " }}of this folder"
 {% if export.with_loader -%}
-sys.path.insert(0, f"{folder}/custom_generate")
-from load_backbone import load
-
+load = get_class_from_dynamic_module("custom_generate/load_backbone.load", folder)
 model = load(folder, trust_remote_code=True)
 {% if has_adapter and not export.merged -%}
 model.load_adapter(folder)

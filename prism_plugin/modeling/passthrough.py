@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from prism_plugin.backbones import BackboneSpec, device_of, input_embeddings_of, lm_head_of
+from prism_plugin.backbones.spec import BackboneSpec, device_of, input_embeddings_of, lm_head_of
 from prism_plugin.errors import BackboneError
 
 
@@ -30,7 +29,7 @@ class _OfBackbone:
 class BackbonePassthrough(nn.Module):
     """A module with a `backbone` that passes for a transformers model where libraries ask."""
 
-    backbone: PreTrainedModel | PeftModel
+    backbone: nn.Module  # a PreTrainedModel, or a PeftModel around one
     spec: BackboneSpec
 
     accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
@@ -72,7 +71,7 @@ class BackbonePassthrough(nn.Module):
     @property
     def _hf_peft_config_loaded(self) -> bool:
         # transformers refuses to train a quantised model unless this says that there is an adapter.
-        return isinstance(self.backbone, PeftModel)
+        return self.backbone is not self.plain_backbone
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's input embeddings."""

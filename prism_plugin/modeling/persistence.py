@@ -1,8 +1,7 @@
 """Reads and writes the folder of a quality head. The only file of the model that touches the disk.
 
     adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
-    prism_config.json                                 `format_version`, `has_adapter` and the fields of PrismConfig; those
-                                                      that scale the quality and `base_model` only where they are set
+    prism_config.json                                 see `config_file`
     quality_head.safetensors                          the head, float32
     config.json, model*.safetensors                   the backbone, when it was trained or merged
     tokenizer files, README.md
@@ -10,12 +9,10 @@
 A folder is whole exactly when prism_config.json is in it: that file leaves first and comes last.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,19 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.backbones import (
-    BackboneSpec,
-    DeviceMap,
-    get_backbone_spec,
-    hidden_size_of,
-    load_backbone,
-    load_tokenizer,
-    looks_like_path,
-    read_weights,
-)
-from prism_plugin.errors import ConfigurationError, PrismError, StoredStateError
+from prism_plugin.backbones import DeviceMap, get_backbone_spec, load_backbone, load_tokenizer, looks_like_path, read_weights
+from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.adapter_files import (
-    ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     adapter_tensors,
     put_adapter,
@@ -44,21 +31,21 @@ from prism_plugin.modeling.adapter_files import (
     write_adapter,
 )
 from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.config_file import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    HEAD_FILE,
+    IN_THIS_FOLDER,
+    SCALING,
+    read_config,
+    require_same_backbone,
+    write_config,
+)
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
-from prism_plugin.modeling.strict_files import read_json, read_tensors, require_finite, require_keys
+from prism_plugin.modeling.strict_files import read_tensors, require_finite
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
 from prism_plugin.writing import staged_files
-
-if TYPE_CHECKING:
-    from prism_plugin.modeling.model import PrismModel
-
-FORMAT_VERSION = 1
-CONFIG_FILE = "prism_config.json"
-HEAD_FILE = "quality_head.safetensors"
-IN_THIS_FOLDER = "."
-# Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
-_SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
-_OPTIONAL = {**_SCALING, "base_model": None}
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ class StoredModel:
 
 
 def save_model(
-    model: "PrismModel",
+    model: HeadedBackbone,
     directory: str | Path,
     *,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -114,7 +101,7 @@ def save_model(
 
 
 def write_files(
-    model: "PrismModel",
+    model: HeadedBackbone,
     stage: Path,
     directory: Path,
     *,
@@ -157,7 +144,7 @@ def write_files(
     save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
     if model.tokenizer is not None:
         _write_tokenizer(model.tokenizer, stage)
-    _write_config(config, stage, has_adapter=has_adapter)
+    write_config(config, stage, has_adapter=has_adapter)
     return config
 
 
@@ -169,12 +156,6 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         if type(error) is not Exception:
             raise
         raise OSError(str(error)) from error
-
-
-def _write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
-    values = {key: value for key, value in config.to_dict().items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
-    content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **values}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_scaling(directory: str | Path, *, temperature: float, bias: float) -> None:
@@ -193,7 +174,7 @@ def save_scaling(directory: str | Path, *, temperature: float, bias: float) -> N
     stored = read_stored(Path(directory))
     config = replace(stored.config, quality_temperature=temperature, quality_bias=bias)
     with staged_files(stored.folder, marker=CONFIG_FILE) as stage:
-        _write_config(config, stage, has_adapter=stored.adapter is not None)
+        write_config(config, stage, has_adapter=stored.adapter is not None)
 
 
 def _hub_id(name: str | None) -> str | None:
@@ -220,30 +201,6 @@ def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> Store
     folder = locate(path_or_id, revision=revision)
     config, has_adapter = read_config(folder)
     return StoredModel(folder, config, read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
-
-
-def read_config(folder: Path) -> tuple[PrismConfig, bool]:
-    """Read the prism_config.json of a folder: the settings, and whether an adapter lies beside.
-
-    Raises:
-        StoredStateError: If it is missing, or not what we write.
-    """
-    values = read_json(folder / CONFIG_FILE)
-    version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise StoredStateError(
-            f"{folder / CONFIG_FILE}: `format_version` must be {FORMAT_VERSION}, found {version!r}; "
-            "load it with the version of prism_plugin that wrote it."
-        )
-    has_adapter = values.pop("has_adapter", None)
-    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_OPTIONAL))
-    if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
-        expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
-        raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
-    try:
-        return PrismConfig.from_dict(values), has_adapter
-    except (PrismError, TypeError) as error:
-        raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def locate(path_or_id: str | Path, *, revision: str | None = None) -> Path:
@@ -304,33 +261,7 @@ def load_parts(
     return backbone, tokenizer
 
 
-def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTrainedModel, spec: BackboneSpec) -> None:
-    """Check that a backbone is of the kind that the head in a folder was trained on.
-
-    Raises:
-        StoredStateError: If it is not, or the recorded mask token is outside its vocabulary.
-    """
-    path = folder / CONFIG_FILE
-    text_config = backbone.config.get_text_config()
-    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
-        raise StoredStateError(
-            f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
-            f"found {config.mask_token_id!r}."
-        )
-    for key, expected in (
-        ("backbone_model_type", backbone.config.model_type),
-        ("backbone_hidden_size", hidden_size_of(backbone.config, spec)),
-        ("backbone_vocab_size", text_config.vocab_size),
-    ):
-        found = getattr(config, key)
-        if found != expected:
-            raise StoredStateError(
-                f"{path}: `{key}` must be {expected!r} to fit this backbone, found {found!r}; "
-                "load it with the backbone that it was trained on."
-            )
-
-
-def load_weights(model: "PrismModel", directory: str | Path) -> None:
+def load_weights(model: HeadedBackbone, directory: str | Path) -> None:
     """Put the weights of a folder into a model that was attached with the same settings. All of them, or none.
 
     Raises:
@@ -346,7 +277,7 @@ def load_weights(model: "PrismModel", directory: str | Path) -> None:
         *((key, getattr(model.prism_config, key), getattr(stored.config, key)) for key in ("mask_token_id", "head")),
         *(
             (key, getattr(model.prism_config, key), getattr(stored.config, key))
-            for key in ("head_hidden_size", "train_backbone", *_SCALING)
+            for key in ("head_hidden_size", "train_backbone", *SCALING)
         ),
     ):
         if expected != found:

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.modeling.adapter_files import ADAPTER_FILE
+from prism_plugin.modeling.config_file import ADAPTER_CONFIG_FILE, CONFIG_FILE, HEAD_FILE
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import facts_to_share
-from prism_plugin.modeling.model_card import CARD_FILE, Figure
-from prism_plugin.modeling.persistence import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CONFIG_FILE, HEAD_FILE, save_model
-
-if TYPE_CHECKING:
-    from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, Figure
+from prism_plugin.modeling.persistence import save_model
 
 # What saving a model writes, tokenizer files apart: nobody's work is in those alone.
 SAVED_FILES = (
@@ -60,7 +59,7 @@ def _lies_in(inner: Path, outer: Path) -> bool:
     return outer.is_dir() and any(_is_same(one, outer) for one in (*inner.resolve().parents, *inner.absolute().parents))
 
 
-def read_by(model: "PrismModel") -> dict[str, str | Path | None]:
+def read_by(model: HeadedBackbone) -> dict[str, str | Path | None]:
     """What a model was read from, by what it is called in errors."""
     return {
         "the folder of the backbone": model.prism_config.backbone_name,
@@ -91,9 +90,10 @@ def require_nothing_foreign(folder: Path, what: str) -> None:
 
 
 def save_into(
-    model: "PrismModel",
+    model: HeadedBackbone,
     directory: str | Path,
     *,
+    known: CardFacts | None,
     state_dict: Mapping[str, Tensor] | None = None,
     figures: Mapping[str, Figure] | None = None,
     checked: bool = False,
@@ -103,8 +103,9 @@ def save_into(
     Args:
         model: The model. One that was loaded from the folder may go back into it, with its backbone if that lies there.
         directory: The folder, there or not.
+        known: What is known for the card.
         state_dict: Weights of the whole model where they were gathered from shards; None: the model's own.
-        figures: Measured figures for the card; None: those of `card_facts`.
+        figures: Measured figures for the card; None: those that are known.
         checked: The folder was looked at before, when a run began in it: what came there since must not cost the result.
 
     Raises:
@@ -112,11 +113,11 @@ def save_into(
     """
     if not checked:
         _require_own_folder(model, Path(directory))
-    facts = facts_to_share(model.card_facts, model.prism_config, figures, ask_hub=False)
+    facts = facts_to_share(known, model.prism_config, figures, ask_hub=False)
     save_model(model, directory, state_dict=state_dict, facts=facts)
 
 
-def _require_own_folder(model: "PrismModel", folder: Path) -> None:
+def _require_own_folder(model: HeadedBackbone, folder: Path) -> None:
     backbone = model.prism_config.backbone_name
     replaced_whole = model.holds_own_backbone and (folder / CONFIG_FILE).exists()  # as one that was loaded from there
     if backbone is not None and _is_same(folder, Path(backbone)) and not replaced_whole:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from prism_plugin.backbones import (
-    BackboneSpec,
     device_of,
     evaluation_mode,
     input_embeddings_of,
@@ -17,7 +15,6 @@ from prism_plugin.backbones import (
     lm_head_of,
     max_row_length,
 )
-from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
@@ -32,7 +29,7 @@ from prism_plugin.backbones.probe import (
 )
 from prism_plugin.backbones.rotary import check_rotary_tables
 from prism_plugin.errors import BackboneError, PrismError
-from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.lm_head import to_row_index
 
 FORWARD_CHECKS = ("finite", "bidirectional", "padding", "alignment", "gathered_logits")
@@ -42,26 +39,14 @@ _PATTERNS = ((3, 10), (2, 9), (4, 10))
 _MOST_IN_PATTERN = max(period for period, _ in _PATTERNS)
 
 
-class Probed(Protocol):
-    """What the probes need of a `PrismModel`."""
-
-    spec: BackboneSpec
-    quality_head: QualityHead
-    mask_token_id: int
-    plain_backbone: PreTrainedModel
-    call_changes: CallChanges
-
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object: ...
-
-
-def probe_model(model: Probed) -> list[Check]:
+def probe_model(model: HeadedBackbone) -> list[Check]:
     """Check what can only be seen by looking: attention to both sides, padding, alignment, gathered rows, rotary tables.
 
     The model is left as it was: modes, random state, gradients. Where it has no weights or they are sharded, the checks say
     that they were not run. Nothing touches the network.
 
     Args:
-        model: A `PrismModel`.
+        model: The model.
 
     Raises:
         BackboneError: If the model cannot be called at all.
@@ -82,7 +67,7 @@ def probe_model(model: Probed) -> list[Check]:
     return [*looked, rotary, _head_dtype(model)]
 
 
-def _look(model: Probed, device: torch.device) -> list[Check]:
+def _look(model: HeadedBackbone, device: torch.device) -> list[Check]:
     name = type(model.plain_backbone).__name__
     length = min(_LENGTH, max_row_length(model.plain_backbone) or _LENGTH)
     plain = plain_tokens(model.plain_backbone.config, (model.mask_token_id,))[:_LENGTH]
@@ -104,7 +89,7 @@ def _look(model: Probed, device: torch.device) -> list[Check]:
         ) from error
 
 
-def _without_padding(model: Probed, name: str, tokens: Tensor) -> tuple[list[Check], float]:
+def _without_padding(model: HeadedBackbone, name: str, tokens: Tensor) -> tuple[list[Check], float]:
     """The checks that need no mask, from one gathered and one full forward; and what equal rows differ by."""
     spec, length = model.spec, len(tokens)
     changed = tokens.clone()
@@ -128,7 +113,7 @@ def _without_padding(model: Probed, name: str, tokens: Tensor) -> tuple[list[Che
     return checks, difference_of_equal_rows(base, again)
 
 
-def _alignment(model: Probed, name: str, tokens: Tensor, rows: Tensor, patterns: list[tuple[int, int]]) -> Check:
+def _alignment(model: HeadedBackbone, name: str, tokens: Tensor, rows: Tensor, patterns: list[tuple[int, int]]) -> Check:
     if not patterns:
         return not_run("alignment", "too few positions or plain tokens for a pattern that repeats")
     answers = torch.stack([tokens[position % period] for period, position in patterns])
@@ -137,7 +122,7 @@ def _alignment(model: Probed, name: str, tokens: Tensor, rows: Tensor, patterns:
     return judge_alignment(name, model.spec, claimed, other)
 
 
-def _with_padding(model: Probed, name: str, tokens: Tensor, rounding: float) -> Check:
+def _with_padding(model: HeadedBackbone, name: str, tokens: Tensor, rounding: float) -> Check:
     if model.spec.attention_mask == "none":
         return Check("padding", True, None, "the model takes no attention mask: padding is seen as in its pretraining")
     padding_changed, valid_changed = tokens.clone(), tokens.clone()
@@ -167,7 +152,7 @@ def _pattern(tokens: Tensor, period: int, position: int, mask_token_id: int) -> 
     return row
 
 
-def _head_dtype(model: Probed) -> Check:
+def _head_dtype(model: HeadedBackbone) -> Check:
     wrong = sum(parameter.dtype != torch.float32 for parameter in model.quality_head.parameters())
     lm_head = lm_head_of(model.plain_backbone, model.spec).weight.dtype
     detail = f"quality head in float32, LM head in {str(lm_head).removeprefix('torch.')}; parameters of another dtype"

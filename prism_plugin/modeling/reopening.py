@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling.adapter_files import (
-    ADAPTER_CONFIG_FILE,
     active_adapter,
     adapter_tensors,
     prepared_config,
     read_adapter_config,
 )
+from prism_plugin.modeling.config_file import ADAPTER_CONFIG_FILE
 
 
 def without_values(backbone: PreTrainedModel) -> PreTrainedModel | None:

@@ -1,25 +1,20 @@
-"""Texts, or token ids, as callers give them: what they are, and as rows of token ids of one length. Read here alone."""
+"""Texts as callers give them: what they are, and as rows of token ids of one length. Read here alone."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
 from prism_plugin.backbones import max_row_length, pad_rows, vocab_size_of
-from prism_plugin.errors import ConfigurationError
-from prism_plugin.tokenizing import Refuse, encode
+from prism_plugin.errors import ConfigurationError, Refuse
+from prism_plugin.modeling.given_ids import read_ids
+from prism_plugin.modeling.headed import HeadedBackbone
+from prism_plugin.tokenizing import encode
 from prism_plugin.types import TokenIds, TokenMask
 
-if TYPE_CHECKING:
-    from prism_plugin.modeling.model import PrismModel
 
-# What a tokenizer may tell about its tokens besides, and which changes nothing.
-_TOLD_BESIDES = {"special_tokens_mask", "offset_mapping", "length"}
-
-
-def pad_token_id(model: "PrismModel") -> int:
+def pad_token_id(model: HeadedBackbone) -> int:
     """The id for padding: the tokenizer's, else the config's, else 0."""
     for owner in (model.tokenizer, model.config):
         if getattr(owner, "pad_token_id", None) is not None:
@@ -41,58 +36,8 @@ def require_texts(given: Any, name: str, wanted: str, refuse: Refuse) -> None:
         raise refuse(f"`{name}` must be a list with at least one {wanted}, got {found}.")
 
 
-def read_ids(
-    given: TokenIds | BatchEncoding, attention_mask: Tensor | None, refuse: Refuse
-) -> tuple[TokenIds, TokenMask | None]:
-    """Take token ids and their mask out of what a caller gave: two tensors, or what a tokenizer returned.
-
-    Args:
-        given: Token ids, [batch, length]; or a `BatchEncoding` with tensors, which brings its mask.
-        attention_mask: 1 for the rows' own tokens, 0 for padding; None without padding, or where `given` brings it.
-        refuse: Makes the error of a sentence.
-
-    Returns:
-        The ids, and a bool mask on their device; None if none was given.
-    """
-    if isinstance(given, BatchEncoding):
-        if attention_mask is not None:
-            raise refuse("the BatchEncoding brings its own `attention_mask`; leave the other out.")
-        given, attention_mask = _taken_apart(given, refuse)
-    if not isinstance(given, Tensor):
-        raise refuse(
-            "`input_ids` must be a tensor of token ids, [batch, length], or what a tokenizer gives with "
-            f'`return_tensors="pt"`, got {type(given).__name__}; make a tensor of it.'
-        )
-    if given.dim() != 2 or given.shape[0] == 0 or given.is_floating_point() or given.dtype == torch.bool:
-        raise refuse(
-            f"`input_ids` must be integer ids of shape [batch, length] with at least one row, got {_describe(given)}; "
-            "a single row needs a batch dimension (`input_ids.unsqueeze(0)`)."
-        )
-    if attention_mask is None:
-        return given, None
-    if not isinstance(attention_mask, Tensor) or attention_mask.shape != given.shape:
-        found = _describe(attention_mask) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-        raise refuse(f"`attention_mask` must be a tensor with the shape of `input_ids`, {list(given.shape)}, got {found}.")
-    if not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise refuse("`attention_mask` must hold 1 for the row's own tokens and 0 for padding, found other values.")
-    return given, attention_mask.to(device=given.device, dtype=torch.bool)
-
-
-def _taken_apart(encoding: BatchEncoding, refuse: Refuse) -> tuple[Any, Any]:
-    kinds = encoding.get("token_type_ids")
-    unread = sorted(set(encoding) - {"input_ids", "attention_mask", "token_type_ids"} - _TOLD_BESIDES)
-    if unread or "input_ids" not in encoding:
-        found = f"nothing reads its {', '.join(map(repr, unread))}" if unread else "there is none"
-        raise refuse(f"a BatchEncoding must hold `input_ids`, and besides only what goes with them, but {found}.")
-    if not isinstance(encoding["input_ids"], Tensor):
-        raise refuse('a BatchEncoding must hold tensors; call the tokenizer with `padding=True, return_tensors="pt"`.')
-    if kinds is not None and kinds.any():
-        raise refuse("`token_type_ids` must be zeros, which is how the model is called; tokenise each text by itself.")
-    return encoding["input_ids"], encoding.get("attention_mask")
-
-
 def rows_to_score(
-    model: "PrismModel", given: Sequence[str] | TokenIds | BatchEncoding, attention_mask: Tensor | None
+    model: HeadedBackbone, given: Sequence[str] | TokenIds | BatchEncoding, attention_mask: Tensor | None
 ) -> tuple[TokenIds, TokenMask | None]:
     """Read texts or token ids, and refuse what the model's tables of tokens and positions have no row for.
 
@@ -113,7 +58,7 @@ def rows_to_score(
     return input_ids, mask
 
 
-def _encode_texts(model: "PrismModel", texts: Sequence[Any]) -> tuple[TokenIds, TokenMask]:
+def _encode_texts(model: HeadedBackbone, texts: Sequence[Any]) -> tuple[TokenIds, TokenMask]:
     """Tokenise texts and pad them on the tokenizer's side, whether or not it has a padding token."""
     if model.tokenizer is None:
         raise ConfigurationError(
@@ -131,7 +76,7 @@ def _encode_texts(model: "PrismModel", texts: Sequence[Any]) -> tuple[TokenIds, 
     return pad_rows(rows, pad_token_id(model), side=model.tokenizer.padding_side)
 
 
-def _check_ids(model: "PrismModel", input_ids: TokenIds) -> None:
+def _check_ids(model: HeadedBackbone, input_ids: TokenIds) -> None:
     vocabulary = vocab_size_of(model.get_output_embeddings())
     outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
     if len(outside):
@@ -145,7 +90,3 @@ def _check_ids(model: "PrismModel", input_ids: TokenIds) -> None:
             f"A row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
             f"{input_ids.shape[1]}; score a shorter text."
         )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"

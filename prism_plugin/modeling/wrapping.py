@@ -3,9 +3,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.attached_settings import owner_of
 from prism_plugin.modeling.reopening import require_reopening, without_values
+
+_NOT_PLAIN = object()
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class BackboneSnapshot:
 
     embeddings: nn.Module
     children: list[tuple[nn.Module, str, nn.Module | None]]
-    training: list[tuple[nn.Module, bool]]
+    attributes: list[tuple[object, dict[str, Any]]]
     requires_grad: dict[str, bool]
     settings: list[tuple[object, str, Any]]
     embedding_hooks: frozenset[int]
@@ -41,11 +43,11 @@ class BackboneSnapshot:
             BackboneError: If the spec names a setting that the backbone lacks.
         """
         modules, embeddings = list(backbone.modules()), input_embeddings_of(backbone, spec)
-        owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
+        owners = [owner_of(backbone, path) for path, _ in spec.settings_while_attached]
         return cls(
             embeddings=embeddings,
             children=[(module, name, child) for module in modules for name, child in module._modules.items()],
-            training=[(module, module.training) for module in modules],
+            attributes=[(owner, _plain_attributes(owner)) for owner in (*modules, backbone.config)],
             requires_grad={name: parameter.requires_grad for name, parameter in backbone.named_parameters()},
             settings=[(owner, name, getattr(owner, name)) for owner, name in owners],
             embedding_hooks=frozenset(embeddings._forward_hooks),
@@ -53,7 +55,7 @@ class BackboneSnapshot:
         )
 
     def restore(self, backbone: PreTrainedModel) -> None:
-        """Undo everything but training: adapters off, flags, modes, settings and hooks as they were."""
+        """Undo everything but training: adapters off; flags, modes, settings and hooks as they were, and what Trainer set."""
         for module, name, child in self.children:
             module._modules[name] = child
         vars(backbone).pop("peft_config", None)  # PEFT would otherwise warn of a second adapter
@@ -67,10 +69,27 @@ class BackboneSnapshot:
             parameter.requires_grad_(self.requires_grad[name])
             if name in self.kept:
                 parameter.data.copy_(self.kept[name])
-        for module, training in self.training:
-            module.training = training
         for owner, name, value in self.settings:
             setattr(owner, name, value)
+        for owner, had in self.attributes:
+            vars(owner).update({name: value for name, value in had.items() if value is not _NOT_PLAIN})
+            for name in vars(owner).keys() - had.keys():
+                if owner is backbone.config or _is_of_checkpointing(name):
+                    del vars(owner)[name]
+
+
+def _plain_attributes(owner: object) -> dict[str, Any]:
+    """The attributes of a module or a config: their names, and the values of flags and settings."""
+    plain = (bool, int, float, str, NoneType, torch.dtype)
+    return {
+        name: value if isinstance(value, plain) or _is_of_checkpointing(name) else _NOT_PLAIN
+        for name, value in vars(owner).items()
+    }
+
+
+def _is_of_checkpointing(name: str) -> bool:
+    # transformers leaves these on modules when checkpointing is disabled again, and PEFT replaces the handles of its hooks.
+    return name.lstrip("_").startswith(("gradient_checkpointing", "require_grads_hook"))
 
 
 def offloaded_weights(backbone: nn.Module) -> list[str]:
@@ -98,45 +117,6 @@ def require_trainable_weights(backbone: PreTrainedModel) -> None:
             f"{offloaded[0]} for one; load the backbone without offloading, for `lora` in 4 bits if need be "
             '(`load_backbone(..., quantization="nf4")`), or attach the head alone.'
         )
-
-
-def changed_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> dict[str, tuple[Any, Any]]:
-    """What `apply_settings` would change: dotted path of an attribute -> its value now, and the value while attached."""
-    found = {path: getattr(*_owner_of(backbone, path)) for path, _ in spec.settings_while_attached}
-    return {path: (found[path], value) for path, value in spec.settings_while_attached if found[path] != value}
-
-
-def apply_settings(backbone: PreTrainedModel, spec: BackboneSpec) -> None:
-    """Set what the spec wants set while a quality head is attached."""
-    for path, value in spec.settings_while_attached:
-        owner, name = _owner_of(backbone, path)
-        setattr(owner, name, value)
-
-
-@contextmanager
-def settings_while_attached(backbone: PreTrainedModel, spec: BackboneSpec) -> Iterator[None]:
-    """While open, a backbone has the settings of `apply_settings`; afterwards those that it had."""
-    owners = [_owner_of(backbone, path) for path, _ in spec.settings_while_attached]
-    before = [(owner, name, getattr(owner, name)) for owner, name in owners]
-    try:
-        apply_settings(backbone, spec)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-
-
-def _owner_of(root: object, path: str) -> tuple[object, str]:
-    *owners, name = path.split(".")
-    backbone = root
-    for owner in owners:
-        root = getattr(root, owner, None)
-    if not hasattr(root, name):
-        raise BackboneError(
-            f"`settings_while_attached` of a BackboneSpec must name attributes of the model, but {type(backbone).__name__} has "
-            f"no `{path}`; correct the spec."
-        )
-    return root, name
 
 
 def wrap_with_adapter(

@@ -1,9 +1,10 @@
 """Sampling: lay the canvas, look, take back, reveal, until nothing is masked."""
 
 from prism_plugin.sampling.export import export_sampler, push_export_to_hub
+from prism_plugin.sampling.filling import SamplerOutput
 from prism_plugin.sampling.presets import PRESETS, Preset, get_preset
 from prism_plugin.sampling.records import StepRecord
-from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
+from prism_plugin.sampling.sampler import RemaskingSampler
 from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, SamplerSettings
 
 __all__ = [

@@ -12,7 +12,7 @@ from transformers import BatchEncoding
 
 from prism_plugin.decoding.state import Canvas
 from prism_plugin.errors import SamplingError
-from prism_plugin.modeling.texts import read_ids
+from prism_plugin.modeling.given_ids import read_ids
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
 
@@ -95,3 +95,13 @@ def read_request(
             "use the tokenizer that belongs to the model."
         )
     return input_ids, present
+
+
+def require_new_tokens(max_new_tokens: int) -> None:
+    """Check a number of tokens to generate.
+
+    Raises:
+        SamplingError: If it is not an integer of at least 1.
+    """
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")

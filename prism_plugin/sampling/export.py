@@ -4,53 +4,40 @@
     adapter_config.json, adapter_model.safetensors    PEFT's own; the backbone is then loaded by its id
     quality_head.safetensors, prism_config.json       the head, as `PrismModel.save_pretrained` writes it
     sampler_config.json                               rules and schedule by name
-    custom_generate/generate.py                       the code, flattened out of this package
-    custom_generate/backbone.json                     what the code has to know about the backbone's family
+    custom_generate/generate.py                       `prism_plugin/sampling/exported.py`
     custom_generate/load_backbone.py                  where the backbone's own code is for transformers 4: what makes it run
+    custom_generate/*.py                              the modules that these two import, whole
+    custom_generate/backbone.json                     what the code has to know about the backbone's family
     tokenizer files, README.md
 
 The folder can be loaded by `PrismModel.from_pretrained` and `RemaskingSampler.from_pretrained` as well.
 """
 
 import copy
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from peft import PeftModel
 
-from prism_plugin.core.remasking import REMASKING
-from prism_plugin.core.schedules import SCHEDULES
-from prism_plugin.core.unmasking import UNMASKING
 from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.modeling.config_file import CONFIG_FILE
+from prism_plugin.modeling.heads import HEADS
 from prism_plugin.modeling.hub import facts_to_share, require_shareable, upload
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
-from prism_plugin.modeling.persistence import CONFIG_FILE, write_files
+from prism_plugin.modeling.persistence import write_files
 from prism_plugin.modeling.places import read_by, require_apart
-from prism_plugin.sampling.exported import BACKBONE_FILE, generate
-from prism_plugin.sampling.exported_loading import load
-from prism_plugin.sampling.flattening import Flattening
+from prism_plugin.sampling.about_backbone import BACKBONE_FILE, about_backbone
 from prism_plugin.sampling.sampler import RemaskingSampler
-from prism_plugin.sampling.settings import write_settings
+from prism_plugin.sampling.settings import PLUG_INS, write_settings
+from prism_plugin.sampling.whole_modules import PACKAGE, flat_folder
 from prism_plugin.writing import require_place, staged_files
 
-PACKAGE = __name__.split(".")[0]
-GENERATE_FILE = "custom_generate/generate.py"
-LOADER_FILE = "custom_generate/load_backbone.py"
-
-_HEADER = '''\
-# ruff: noqa
-"""{what}, in one file that needs torch and transformers only.
-
-`{name}` stands at the end. Written by `prism_plugin.export_sampler` out of the package's own source, where changes belong.
-
-SPDX-License-Identifier: Apache-2.0
-"""
-
-'''
+CODE_FOLDER = "custom_generate"
+_GENERATE = {f"{PACKAGE}.sampling.exported": "generate"}
+_WITH_LOADER = {**_GENERATE, f"{PACKAGE}.sampling.exported_loading": "load_backbone"}
 
 
 def export_sampler(
@@ -131,27 +118,18 @@ def push_export_to_hub(
     return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
 
 
-def generate_source() -> str:
-    """The text of `custom_generate/generate.py`: the same for every export of this version of the package."""
-    registered = [registry.get(name) for registry in (UNMASKING, REMASKING, SCHEDULES) for name in registry.names()]
-    header = _HEADER.format(what="A remasking sampler for masked diffusion language models", name="generate")
-    return header + Flattening([generate, *(rule for rule in registered if _is_ours(rule))]).text()
+@cache
+def exported_code(*, with_loader: bool) -> Mapping[str, str]:
+    """The files of `custom_generate/`, by name: the same for every export of this version of the package.
 
-
-def loader_source() -> str:
-    """The text of `custom_generate/load_backbone.py`."""
-    return (
-        _HEADER.format(what="Loads a model whose own code was written for transformers 4", name="load")
-        + Flattening([load]).text()
-    )
+    Args:
+        with_loader: `load_backbone.py` too, with what it imports.
+    """
+    return flat_folder(_WITH_LOADER if with_loader else _GENERATE)
 
 
 def _has_remote_code(model: PrismModel) -> bool:
     return type(model.plain_backbone).__module__.startswith("transformers_modules.")
-
-
-def _is_ours(rule: type) -> bool:
-    return rule.__module__.split(".")[0] == PACKAGE
 
 
 def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
@@ -161,13 +139,16 @@ def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
             "`RemaskingSampler.from_preset(...)`."
         )
     sampler.to_dict()  # a rule without a name is refused here
-    for rule in (sampler.unmasking, sampler.remasking, sampler.schedule):
-        if not _is_ours(type(rule)):
-            raise ConfigurationError(
-                f"An export holds the rules of {PACKAGE} only, since it runs where other modules are not there, but "
-                f"{type(rule).__name__} is of {type(rule).__module__}; choose a rule of {PACKAGE}."
-            )
     model = sampler.model
+    for what, one in (
+        *(("rules", type(rule)) for rule in (getattr(sampler, name) for name in PLUG_INS) if rule is not None),
+        ("kinds of heads", HEADS[model.prism_config.head]),
+    ):
+        if one.__module__.split(".")[0] != PACKAGE:
+            raise ConfigurationError(
+                f"An export holds the {what} of {PACKAGE} only, since it runs where other modules are not there, but "
+                f"{one.__name__} is of {one.__module__}; choose one of {PACKAGE}."
+            )
     backbone_class = type(model.plain_backbone)
     if not (_has_remote_code(model) or backbone_class.__module__.startswith("transformers.")):
         raise ConfigurationError(
@@ -200,12 +181,11 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
             written = model
         config = write_files(written, stage, directory, with_backbone=merge)
         write_settings(sampler, stage)
-        texts = {GENERATE_FILE: generate_source(), BACKBONE_FILE: _about_backbone(model)}
-        if _has_remote_code(model):
-            texts[LOADER_FILE] = loader_source()
-        for name, text in texts.items():
-            (stage / name).parent.mkdir(exist_ok=True)
-            (stage / name).write_text(text, encoding="utf-8")
+        with_loader = _has_remote_code(model)
+        (stage / CODE_FOLDER).mkdir()
+        for name, text in exported_code(with_loader=with_loader).items():
+            (stage / CODE_FOLDER / name).write_text(text, encoding="utf-8")
+        (stage / BACKBONE_FILE).write_text(about_backbone(model.spec, model.tokenizer), encoding="utf-8")
         card = render_model_card(
             config,
             has_adapter=has_adapter or model.has_merged_weights,
@@ -213,14 +193,8 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
             export=ExportFacts(
                 model.spec.auto_class,
                 merged=merge,
-                with_loader=LOADER_FILE in texts,
+                with_loader=with_loader,
                 has_tokenizer=model.tokenizer is not None,
             ),
         )
         (stage / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def _about_backbone(model: PrismModel) -> str:
-    tokenizer = model.tokenizer
-    ids = None if tokenizer is None else {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
-    return json.dumps({"spec": asdict(model.spec), "tokenizer": ids}, indent=2) + "\n"

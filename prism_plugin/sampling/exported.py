@@ -1,11 +1,11 @@
 """What an exported sampler runs: transformers' `custom_generate`, on the same rules as `RemaskingSampler`.
 
-`prism_plugin.sampling.export` flattens `generate` with all that it reaches into the folder's `custom_generate/generate.py`.
+`prism_plugin.sampling.export` copies this module to the folder's `custom_generate/generate.py`, and beside it all that it
+imports.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,18 @@ from transformers.utils import cached_file
 
 from prism_plugin.backbones.modes import evaluation_mode
 from prism_plugin.backbones.probe import check_backbone
-from prism_plugin.backbones.spec import BackboneSpec, device_of, lm_head_of
+from prism_plugin.backbones.spec import device_of, lm_head_of
 from prism_plugin.decoding.chance import Generators
 from prism_plugin.errors import ConfigurationError, StoredStateError
+from prism_plugin.modeling.attached_settings import settings_while_attached
+from prism_plugin.modeling.config_file import CONFIG_FILE, HEAD_FILE, read_config, require_same_backbone
 from prism_plugin.modeling.head import QualityHead
-from prism_plugin.modeling.model import PrismModel
-from prism_plugin.modeling.persistence import CONFIG_FILE, HEAD_FILE, read_config, require_same_backbone
-from prism_plugin.modeling.strict_files import read_json, read_tensors, require_keys
-from prism_plugin.modeling.wrapping import settings_while_attached
-from prism_plugin.sampling.sampler import RemaskingSampler, SamplerOutput
+from prism_plugin.modeling.headed import HeadedBackbone
+from prism_plugin.modeling.strict_files import read_tensors
+from prism_plugin.sampling.about_backbone import BACKBONE_FILE, read_about_backbone
+from prism_plugin.sampling.filling import MaskFiller, SamplerOutput
 from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, read_settings
 from prism_plugin.types import TokenIds
-
-# Lies beside generate.py: what has to be known about the family of the backbone, and two token ids.
-BACKBONE_FILE = "custom_generate/backbone.json"
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """What the sampler asks of a tokenizer."""
-
-    pad_token_id: int | None
-    eos_token_id: int | None
 
 
 def generate(
@@ -129,7 +119,7 @@ def _folder(sampler_path: str | Path, revision: str | None) -> Path:
 
 
 @contextmanager
-def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSampler]:
+def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[MaskFiller]:
     """Give the sampler of a folder on a model; afterwards the model is as it was.
 
     Raises:
@@ -150,32 +140,10 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[RemaskingSamp
     head.load_state_dict(read_tensors(folder / HEAD_FILE, head.state_dict()))
     head.to(device_of(lm_head_of(plain, spec)))
     settings = read_settings(folder)
-    # The modes too: making a PrismModel puts every module into the one of the whole.
+    # The modes too: making a HeadedBackbone puts every module into the one of the whole.
     with evaluation_mode(model), settings_while_attached(plain, spec):
-        attached = PrismModel(model, head, spec=spec, prism_config=config, snapshot=None, tokenizer=tokenizer)
+        attached = HeadedBackbone(model, head, spec=spec, prism_config=config, tokenizer=tokenizer)
         try:
-            yield RemaskingSampler(attached, **vars(settings))
+            yield MaskFiller(attached, **vars(settings))
         finally:
             attached.release_backbone()
-
-
-def read_about_backbone(folder: Path) -> tuple[BackboneSpec, SpecialTokens | None]:
-    """Read what has to be known about a folder's backbone: its family, and what the sampler asks of its tokenizer, if any.
-
-    Raises:
-        StoredStateError: If the file is missing, damaged, or of another version of this code.
-    """
-    path = folder / BACKBONE_FILE
-    values = read_json(path)
-    require_keys(path, values, {"spec", "tokenizer"})
-    spec, ids = values["spec"], values["tokenizer"]
-    require_keys(path, spec, {one.name for one in fields(BackboneSpec)})
-    if ids is not None:
-        require_keys(path, ids, {one.name for one in fields(SpecialTokens)})
-    tokenizer = None if ids is None else SpecialTokens(**ids)
-    return BackboneSpec(**{name: _as_tuples(value) for name, value in spec.items()}), tokenizer
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON has lists only; a spec holds tuples."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """What loads the backbone of an exported sampler where its own code was written for transformers 4.
 
-`prism_plugin.sampling.export` flattens `load` with all that it reaches into the folder's `custom_generate/load_backbone.py`.
+`prism_plugin.sampling.export` copies this module to the folder's `custom_generate/load_backbone.py`, and beside it all that it
+imports.
 """
 
 from pathlib import Path
@@ -11,8 +12,8 @@ from transformers import PreTrainedModel
 from prism_plugin.backbones.devices import DeviceMap
 from prism_plugin.backbones.loading import load_backbone
 from prism_plugin.backbones.spec import register_backbone
-from prism_plugin.modeling.persistence import IN_THIS_FOLDER, read_config
-from prism_plugin.sampling.exported import read_about_backbone
+from prism_plugin.modeling.config_file import IN_THIS_FOLDER, read_config
+from prism_plugin.sampling.about_backbone import read_about_backbone
 
 
 def load(

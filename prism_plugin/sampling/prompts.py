@@ -7,6 +7,7 @@ from typing import Any
 from prism_plugin.backbones import pad_rows
 from prism_plugin.errors import SamplingError
 from prism_plugin.modeling.texts import require_texts
+from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.tokenizing import encode_apart, require_chat, write_chat
 from prism_plugin.types import TokenIds, TokenMask
 
@@ -54,16 +55,6 @@ def lay_prompts(
     rows = [before + [mask_token_id] * max_new_tokens + after for before, after in encoded]
     input_ids, attention_mask = pad_rows(rows, pad_token_id)
     return LaidPrompts(input_ids, attention_mask, starts=[len(before) for before, _ in encoded])
-
-
-def require_new_tokens(max_new_tokens: int) -> None:
-    """Check a number of tokens to generate.
-
-    Raises:
-        SamplingError: If it is not an integer of at least 1.
-    """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
 
 
 def _encode_prompt(tokenizer: Any, prompt: str | Chat, number: int) -> tuple[list[int], list[int]]:

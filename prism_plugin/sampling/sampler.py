@@ -1,58 +1,27 @@
-"""`RemaskingSampler`: settings and a model, and the three ways to ask for tokens."""
+"""`RemaskingSampler`: a `MaskFiller` that reads texts, has presets, and is saved and shared."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import BatchEncoding
 
-from prism_plugin.backbones import DeviceMap, evaluation_mode, max_row_length, require_placement, vocab_size_of
-from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
-from prism_plugin.decoding.decide import name_of, needs_of
-from prism_plugin.decoding.features import get_features
-from prism_plugin.decoding.loop import Loop
-from prism_plugin.decoding.state import State
-from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
+from prism_plugin.backbones import DeviceMap, require_placement
+from prism_plugin.decoding.chance import Generators
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.persistence import locate
-from prism_plugin.sampling.canvas import LaidCanvas, lay_canvas, read_request
+from prism_plugin.sampling.filling import MaskFiller
 from prism_plugin.sampling.presets import preset_settings
-from prism_plugin.sampling.prompts import Chat, lay_prompts, require_new_tokens
-from prism_plugin.sampling.records import StepRecord, record_of
-from prism_plugin.sampling.settings import SamplerSettings, read_settings, write_settings
-from prism_plugin.sampling.streaming import TokenStream
-from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
-
-
-@dataclass(frozen=True)
-class SamplerOutput:
-    """What a request gave, on the model's device.
-
-    Attributes:
-        sequences: The prompt as it was passed, padding included, then `max_new_tokens` tokens; for `infill`, the input with
-            its masks filled.
-        num_forward_passes: Looks that each returned sequence took part in, [batch].
-        num_remasked: Times that a position of the row was masked again, [batch].
-        quality: The last quality, in [0, 1], that the model gave to each generated token while it stood there. NaN where
-            none was seen: the prompt, padding, and tokens filled at the row's last look. None when no rule needs quality.
-        trace: One `StepRecord` per forward of the batch; None unless asked for.
-    """
-
-    sequences: TokenIds
-    num_forward_passes: PerRow
-    num_remasked: PerRow
-    quality: PerToken | None
-    trace: tuple[StepRecord, ...] | None
+from prism_plugin.sampling.prompts import Chat, lay_prompts
+from prism_plugin.sampling.settings import read_settings, write_settings
 
 
 @dataclass(frozen=True, eq=False)
-class RemaskingSampler(SamplerSettings):
+class RemaskingSampler(MaskFiller):
     """Fills masks with a masked diffusion model, and takes back what looks wrong.
 
     A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
@@ -70,114 +39,6 @@ class RemaskingSampler(SamplerSettings):
     """
 
     model: PrismModel = field(kw_only=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.model, PrismModel):
-            raise ConfigurationError(
-                f"`model` must be a PrismModel, got {type(self.model).__name__}; wrap it with `attach_quality_head(...)`."
-            )
-        for rule in self.plug_ins:
-            reads = [feature.reads for feature in get_features(needs_of(rule), name_of(rule)).values()]
-            if any("quality" in one for one in reads) and self.model.quality_head is None:
-                raise MissingQualityError(
-                    f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
-                    "`attach_quality_head(...)`, or choose rules without it."
-                )
-        if self.eos_token_id is not None and self.eos_token_id >= self._vocab_size:
-            raise ConfigurationError(
-                f"`eos_token_id` must be in the model's vocabulary of {self._vocab_size} tokens, got {self.eos_token_id}."
-            )
-        if self.eos_token_id == self.model.mask_token_id:
-            raise ConfigurationError(f"`eos_token_id` must not be the mask token, got {self.eos_token_id} for both.")
-
-    def sample(
-        self,
-        input_ids: TokenIds | BatchEncoding,
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int,
-        generator: Generators = None,
-        on_step: Callable[[StepRecord], None] | None = None,
-        return_trace: bool = False,
-        streamer: Any = None,
-    ) -> SamplerOutput:
-        """Continue prompts.
-
-        Args:
-            input_ids: Prompts, padded on the left or on the right; a row may be all padding. Or what a tokenizer gives with
-                `return_tensors="pt"`, which brings its mask.
-            attention_mask: 1 for the prompts' tokens, 0 for padding; None when there is no padding.
-            max_new_tokens: Tokens to generate after each prompt, >= 1.
-            generator: One for the batch; one per row, so that a row's tokens do not depend on the others; or None.
-            on_step: Called with the record of each look.
-            return_trace: Keep the records in the output.
-            streamer: Follows one row as it is filled, such as transformers' `TextDiffusionStreamer`; see `TokenStream`.
-
-        Raises:
-            SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
-        """
-        require_new_tokens(max_new_tokens)
-        input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
-        if (input_ids == self.model.mask_token_id).any():
-            raise SamplingError(
-                f"a prompt must not contain the mask token (id {self.model.mask_token_id}), found it in `input_ids`; "
-                "use `infill` to fill masks in place."
-            )
-        new = torch.full((input_ids.shape[0], max_new_tokens), self.model.mask_token_id, device=input_ids.device)
-        request = torch.cat((input_ids, new), dim=1)
-        editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
-        present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
-        return self._fill(self._lay(request, present, editable), generator, on_step, return_trace, streamer)
-
-    def infill(
-        self,
-        input_ids: TokenIds | BatchEncoding,
-        attention_mask: Tensor | None = None,
-        *,
-        generator: Generators = None,
-        on_step: Callable[[StepRecord], None] | None = None,
-        return_trace: bool = False,
-        streamer: Any = None,
-    ) -> SamplerOutput:
-        """Fill the mask tokens that are in place; all other tokens stay.
-
-        With `block_length`, blocks are counted from a row's first mask to its last. A row without masks is returned as it
-        is and takes part in no forward.
-
-        Args:
-            input_ids: Rows with mask tokens anywhere but in padding; or what a tokenizer gives, as for `sample`.
-            attention_mask: As for `sample`.
-            generator: As for `sample`.
-            on_step: As for `sample`.
-            return_trace: As for `sample`.
-            streamer: As for `sample`.
-
-        Raises:
-            SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
-        """
-        canvas = self.lay_infill(input_ids, attention_mask)
-        return self._fill(canvas, generator, on_step, return_trace, streamer)
-
-    def lay_infill(self, input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None = None) -> LaidCanvas:
-        """Lay out what `infill` would fill, and check that it can be filled. No forward is made.
-
-        Raises:
-            SamplingError: If the request cannot be met.
-        """
-        input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
-        editable = input_ids == self.model.mask_token_id
-        if not editable.any():
-            raise SamplingError(
-                f"`input_ids` must hold the mask token (id {self.model.mask_token_id}) where something is to be filled, found "
-                "none in any row; use `sample` to continue prompts."
-            )
-        if (editable & ~present).any():
-            raise SamplingError(
-                "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
-                "include these positions."
-            )
-        return self._lay(input_ids, present, editable)
 
     def generate(
         self,
@@ -252,7 +113,7 @@ class RemaskingSampler(SamplerSettings):
         """
         beside = {"sampler": self.to_dict(), "also": partial(write_settings, self)}
         options = {"private": private, "token": token, "commit_message": commit_message}
-        return push_model(self.model, repo_id, figures=figures, **beside, **options)
+        return push_model(self.model, repo_id, known=self.model.card_facts, figures=figures, **beside, **options)
 
     @classmethod
     def from_pretrained(
@@ -281,119 +142,3 @@ class RemaskingSampler(SamplerSettings):
         settings = read_settings(directory if Path(directory).exists() else locate(directory))
         model = PrismModel.from_pretrained(directory, dtype=dtype, device_map=device_map) if model is None else model
         return cls(model, **vars(settings))
-
-    def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
-        """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
-
-        Args:
-            canvas: What is to be filled.
-            generator: As for `sample`.
-            watched: Draw a token at every masked position, not only where one is written.
-        """
-        decider = self.decide
-        lengths, needs = canvas.lengths.tolist(), needs_of(decider)
-        return Loop(
-            model=self.model,
-            decider=decider,
-            schedule=self.schedule,
-            num_steps=self.num_steps,
-            mask_token_id=self.model.mask_token_id,
-            vocab_size=self._vocab_size,
-            forbidden_ids=self._forbidden_ids,
-            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in needs),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            eos_token_id=self.eos_token_id,
-            fill_id=self.fill_id,
-            max_remasks_per_position=self.max_remasks_per_position,
-            padded=min(lengths) < canvas.tokens.shape[1],
-            draws_all=watched,
-        )
-
-    @property
-    def _vocab_size(self) -> int:
-        return vocab_size_of(self.model.get_output_embeddings())
-
-    @property
-    def _forbidden_ids(self) -> tuple[int, ...]:
-        tokenizer = self.model.tokenizer
-        pad = None if tokenizer is None else tokenizer.pad_token_id
-        ends = {self.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id}
-        forbidden = {self.model.mask_token_id} | ({pad} if pad is not None and pad not in ends else set())
-        return tuple(sorted(forbidden))
-
-    @property
-    def fill_id(self) -> int:
-        """What stands after an EOS and in our own padding: the padding token where there is one, else the EOS token."""
-        sources = (self.model.tokenizer, self.model.config)
-        known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
-        return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
-
-    def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask) -> LaidCanvas:
-        device = self.model.device
-        request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
-        if self.model.spec.attention_mask == "none" and not present.all():
-            raise SamplingError(
-                f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
-                "padding; sample rows of one length together."
-            )
-        canvas = lay_canvas(request, present, editable, self.block_length)
-        _check_length(self.model, canvas.tokens.shape[1])
-        most_blocks = int(canvas.num_blocks.max())
-        if self.num_steps < most_blocks:
-            raise SamplingError(
-                f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
-                f"got {self.num_steps}; raise `num_steps` or `block_length`."
-            )
-        return canvas
-
-    def _fill(
-        self,
-        canvas: LaidCanvas,
-        generator: Generators,
-        on_step: Callable[[StepRecord], None] | None,
-        return_trace: bool,
-        streamer: Any,
-    ) -> SamplerOutput:
-        require_generators(generator, canvas.request.shape[0])
-        stream = None if streamer is None else TokenStream(streamer, canvas)
-        trace: list[StepRecord] = []
-        listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
-        listeners += [] if stream is None else [stream.on_record]
-
-        def on_record(record: StepRecord) -> None:
-            for listener in listeners:
-                listener(record)
-
-        loop = self.loop(canvas, generator, watched=bool(listeners))
-        with evaluation_mode(self.model):
-            done = _run(loop, canvas, on_record if listeners else None)
-        sequences = canvas.restore(done.tokens, canvas.request)
-        if stream is not None:
-            stream.close(sequences[0])
-        return SamplerOutput(
-            sequences=sequences,
-            num_forward_passes=done.num_forward_passes,
-            num_remasked=done.num_remasked,
-            quality=canvas.restore(done.quality, float("nan")) if "quality" in loop.reads else None,
-            trace=tuple(trace) if return_trace else None,
-        )
-
-
-def _run(loop: Loop, canvas: LaidCanvas, on_record: Callable[[StepRecord], None] | None) -> State:
-    state, number = loop.begin(canvas), 0
-    while (step := loop.advance(state)) is not None:
-        if on_record is not None:
-            on_record(record_of(number, canvas, state, step))
-        state, number = step.state, number + 1
-    loop.finish(state)
-    return state
-
-
-def _check_length(model: PrismModel, length: int) -> None:
-    limit = max_row_length(model.plain_backbone)
-    if limit is not None and length > limit:
-        raise SamplingError(
-            f"a row must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
-            f"{length} with those to generate; shorten the text or `max_new_tokens`."
-        )

@@ -22,7 +22,8 @@ from prism_plugin.writing import write_text
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
 
-_PLUG_INS = {
+# Settings that are rules, each by the registry that names them in files.
+PLUG_INS = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
 }  # fmt: skip
 _OPTIONAL = ("editing", "decider")  # written only where they are set
@@ -86,7 +87,7 @@ class SamplerSettings:
         return tuple(rule for rule in rules if rule is not None)
 
     def _check_plug_ins(self) -> None:
-        for name in _PLUG_INS:
+        for name in PLUG_INS:
             if getattr(self, name) is None and name in _OPTIONAL:
                 continue
             if not callable(getattr(self, name)) or isinstance(getattr(self, name), type):
@@ -137,7 +138,7 @@ class SamplerSettings:
             value = getattr(self, setting.name)
             if value is None and setting.name in _OPTIONAL:
                 continue
-            values[setting.name] = _PLUG_INS[setting.name].to_dict(value) if setting.name in _PLUG_INS else value
+            values[setting.name] = PLUG_INS[setting.name].to_dict(value) if setting.name in PLUG_INS else value
         return values
 
 
@@ -160,7 +161,7 @@ def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler sett
             "save the sampler again with this version of prism_plugin."
         )
     values = {name: value for name, value in values.items() if name != "format_version"}
-    for name, registry in _PLUG_INS.items():
+    for name, registry in PLUG_INS.items():
         if values.get(name) is not None:
             values[name] = registry.from_dict(values[name], source=f"{source}, `{name}`")
     return from_mapping(SamplerSettings, values, source=source)

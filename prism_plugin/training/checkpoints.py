@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers.trainer_callback import TrainerState
 
 from prism_plugin.errors import PrismError, SavingError, StoredStateError
-from prism_plugin.modeling.persistence import CONFIG_FILE, HEAD_FILE
+from prism_plugin.modeling.config_file import CONFIG_FILE, HEAD_FILE
 from prism_plugin.writing import flush
 
 STATE_FILE = "trainer_state.json"

@@ -13,7 +13,7 @@ from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
-from prism_plugin.training.drafts import Ask, DraftMaker
+from prism_plugin.training.drafts import Ask, DraftMaker, require_draftable
 from prism_plugin.types import FlatIndex, Rows, Times, TokenMask
 
 
@@ -106,6 +106,8 @@ class Fill:
         if not self.drafts:
             raise ConfigurationError("`drafts` needs at least one DraftRule, found none.")
         object.__setattr__(self, "drafts", tuple(self.drafts))
+        for rule in self.drafts:
+            require_draftable(rule)
         require_int(self, "num_drafts", minimum=1)
         for name in ("t_min", "t_max"):
             require_number(self, name, "a finite number", low=-math.inf)

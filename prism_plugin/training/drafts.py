@@ -10,7 +10,10 @@ from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import DraftRule, num_to_draft
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
+from prism_plugin.decoding.decide import name_of, needs_of
+from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.looks import Logits
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
@@ -74,6 +77,22 @@ class _Group:
         loop = replace(self.loop, chance=replace(self.loop.chance, look=look))
         step = loop.advance(self.state, rows=self.state.step == look, look=how)
         return replace(self, state=step.state)
+
+
+def require_draftable(rule: DraftRule) -> None:
+    """Refuse positions that a draft's looks cannot choose: they give logits of masks, and no more.
+
+    Raises:
+        ConfigurationError: If the unmasking rule reads something else.
+        UnknownNameError: If it needs a feature that is not registered.
+    """
+    unmasking = rule.unmasking
+    reads = {one for feature in get_features(needs_of(unmasking), name_of(unmasking)).values() for one in feature.reads}
+    if reads & {"quality", "visible"}:
+        raise ConfigurationError(
+            f"Drafts are made from the logits of masks alone, but {name_of(unmasking)} reads "
+            f"{' and '.join(sorted(reads & {'quality', 'visible'}))}; choose other `positions`."
+        )
 
 
 class DraftMaker:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from prism_plugin.backbones import dropout_off
@@ -22,7 +21,7 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.lm_head import may_overwrite
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.corruptors import Corruptor, Plan
-from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenIds
+from prism_plugin.types import FlatIndex, PerToken, Rows, Scalar, Times, TokenIds
 
 # Opens a part of a step that stands alone, and gives the backward for a weighted loss whose graph ends there.
 Apart = Callable[[], AbstractContextManager[Callable[[Tensor], None]]]
@@ -36,7 +35,7 @@ class TermOutput:
     labels: Labels | None = None
 
     @property
-    def loss(self) -> Float[Tensor, ""]:
+    def loss(self) -> Scalar:
         """The mean over rows, nats, before weighting."""
         return mean_over_rows(self.per_row)
 
@@ -52,7 +51,7 @@ class StepOutput:
         quality_logits: The head's output on `draft`; None where no term reads it.
     """
 
-    loss: Float[Tensor, ""]
+    loss: Scalar
     terms: Mapping[str, TermOutput]
     draft: Corrupted | None
     quality_logits: PerToken | None

@@ -287,7 +287,8 @@ class PrismTrainer(RunFolderTrainer):
             directory = Path(output_dir or self.args.output_dir)
             of_run = directory.resolve().is_relative_to(Path(self.args.output_dir).resolve())
             began = self.state.global_step > 0  # and looked at its folder then
-            save_into(self.prism_model, directory, state_dict=state_dict, checked=of_run and began)
+            known = self.prism_model.card_facts
+            save_into(self.prism_model, directory, known=known, state_dict=state_dict, checked=of_run and began)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Build a checkpoint beside, and give it its name when it is whole. Collective."""

@@ -30,8 +30,8 @@ from prism_plugin.backbones import (
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.core import ConfidenceUnmasking, EvenSchedule, QualityRemasking
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, SamplingError
+from prism_plugin.modeling.attached_settings import changed_settings
 from prism_plugin.modeling.probing import probe_model
-from prism_plugin.modeling.wrapping import changed_settings
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 REMOTE = {**STANDIN_FAMILIES, **checked_out_families()}
@@ -50,9 +50,9 @@ class Family:
     def backbone(self):
         return load_backbone(self.folder, trust_remote_code=self.name in REMOTE)
 
-    def attached(self, lora=LORA):
+    def attached(self, lora=LORA, backbone=None):
         torch.manual_seed(0)
-        model = prism.attach_quality_head(self.backbone(), prism.PrismConfig(mask_token_id=MASK), lora=lora)
+        model = prism.attach_quality_head(backbone or self.backbone(), prism.PrismConfig(mask_token_id=MASK), lora=lora)
         torch.nn.init.normal_(model.quality_head.layers[-1].weight)
         return model
 
@@ -233,7 +233,9 @@ def test_activation_checkpointing_changes_no_gradient(family):
 
 
 def test_training_moves_the_head_and_lora_and_nothing_else(family, tmp_path):
-    model = family.attached(LoraConfig(r=2))
+    backbone = family.backbone()
+    state = whole_state(backbone)
+    model = family.attached(LoraConfig(r=2), backbone)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     rows = [
         {"input_ids": IDS[i % 4, : 7 if model.spec.attention_mask == "none" else LENGTHS[i % 4]].tolist()} for i in range(8)
@@ -253,6 +255,7 @@ def test_training_moves_the_head_and_lora_and_nothing_else(family, tmp_path):
     assert moved == trainable
     assert all("lora_" in name or name.startswith("quality_head.") for name in moved)
     assert any("lora_" in name for name in moved)
+    assert differences(state, whole_state(model.detach())) == []
 
 
 def test_rows_of_different_length_are_refused_without_a_mask(family, tmp_path):

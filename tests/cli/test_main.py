@@ -19,6 +19,8 @@ from prism_plugin.evaluation.tasks import sudoku, sudoku_grids
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import SAMPLER_CONFIG_NAME
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.training import get_objective
+from prism_plugin.training.presets import PRESETS
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 PRESET = ["--preset", "prism", "--num-steps", "3"]
@@ -236,3 +238,19 @@ def test_an_unknown_verb_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["trian"])
     assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_a_module_of_the_user_is_imported_before_names_are_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    (tmp_path / "my_parts.py").write_text(
+        "from prism_plugin.core import QualityTerm\n"
+        "from prism_plugin.training import Fill, Objective, register_objective\n"
+        "register_objective('of_this_test', Objective(Fill(), (QualityTerm(where='visible'),)))\n"
+    )
+    monkeypatch.setattr("prism_plugin.training.presets.PRESETS", dict(PRESETS))
+    assert cli.main(["train", "--import", "my_parts", "--recipe", "recipe.yaml", "--quality_where", "drafted"]) == 2
+    assert "The recipe recipe.yaml cannot be read" in capsys.readouterr().err
+    assert get_objective("of_this_test", quality_where="drafted").terms[0].where == "drafted"
+    assert cli.main(["train", "--import", "no_such_parts", "--recipe", "recipe.yaml"]) == 2
+    assert_one_sentence(capsys.readouterr(), "train", "`--import` takes a module that Python can import from here")

@@ -5,7 +5,7 @@ import yaml
 
 from prism_plugin.cli.recipe import load_recipe, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.parsing import parse_yaml
+from prism_plugin.parsing_yaml import parse_yaml
 
 RECIPE = """
 backbone: {path: ./backbone}

@@ -80,7 +80,7 @@ def test_a_list_from_a_file_makes_the_same_rule():
         ({"num_looks": 9}, "fills at least one position per look, found num_drafted=8 in num_looks=9; lower num_looks"),
         (
             {"positions": "left"},
-            "`positions` of DraftRule must be one of random, confidence, margin, entropy, semi_autoregressive",
+            "`positions` of DraftRule must be one of confidence, entropy, margin, random, semi_autoregressive",
         ),
         ({"positions": ["random"]}, "`positions` of DraftRule must be one of"),
         ({"tokens": "greedy"}, "`tokens` of DraftRule must be one of sample, nucleus, argmax, found 'greedy'"),

@@ -23,7 +23,6 @@ from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.canvas import lay_canvas
 
 
-@REMASKING.register("test_history_mean")
 @dataclass(frozen=True)
 class HistoryMean:
     """Take back the lowest mean quality since the token was written (FreeCorrection's idea, arXiv 2602.02927)."""
@@ -35,7 +34,6 @@ class HistoryMean:
         return select_top(-view.require("mean_quality", self), view.revealed, budget)
 
 
-@REMASKING.register("test_logit_diff")
 @dataclass(frozen=True)
 class LogitDiff:
     """Take back tokens whose probability fell by more than a threshold since the look before (T2M, arXiv 2604.18738)."""
@@ -49,7 +47,6 @@ class LogitDiff:
         return at_most(view.revealed & (fall > self.threshold), fall, budget)
 
 
-@UNMASKING.register("test_klass")
 @dataclass(frozen=True)
 class Klass:
     """Reveal what is confident and has settled over two looks, and at least the grant (KLASS, arXiv 2511.05664)."""
@@ -78,6 +75,14 @@ METHODS = {
 @pytest.fixture(scope="module")
 def model():
     return build_model()
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    """Names in files for this file's rules, and for no other test: what `register` does."""
+    monkeypatch.setattr(UNMASKING, "_by_name", {**UNMASKING._by_name, "klass": Klass})
+    mine = {"history_mean": HistoryMean, "logit_diff": LogitDiff}
+    monkeypatch.setattr(REMASKING, "_by_name", {**REMASKING._by_name, **mine})
 
 
 @pytest.mark.parametrize("name", METHODS)

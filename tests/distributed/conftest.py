@@ -1,3 +1,4 @@
+import argparse
 import os
 import random
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from prism_plugin.cli import train
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,13 @@ def write_recipe(directory, **training):
     return directory / "recipe.yaml"
 
 
+def run_verb(recipe, *options):
+    """`prism-plugin train` in this process."""
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.run(parser.parse_args(["--recipe", str(recipe), *map(str, options)]))
+
+
 @pytest.fixture
 def bench(tmp_path):
     """A recipe, the environment for a process that trains by it, and what tells two runs apart."""
@@ -51,4 +60,4 @@ def bench(tmp_path):
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "default",
     }
-    return SimpleNamespace(write_recipe=write_recipe, environment=environment, directory=tmp_path)
+    return SimpleNamespace(write_recipe=write_recipe, run_verb=run_verb, environment=environment, directory=tmp_path)

@@ -1,4 +1,3 @@
-import argparse
 import json
 import signal
 import subprocess
@@ -7,8 +6,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from prism_plugin.cli import train
 
 # Runs the verb in a process that kills itself, without any chance to clean up, at the given call of a function.
 DRIVER = """
@@ -32,12 +29,6 @@ sys.exit(train.main())
 """
 
 
-def run_verb(recipe, *options):
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    return train.run(parser.parse_args(["--recipe", str(recipe), *options]))
-
-
 def result_of(directory):
     """Weights and log of a finished run; how long things took is left out."""
     state = json.loads((directory / "checkpoint-10" / "trainer_state.json").read_text())
@@ -48,7 +39,7 @@ def result_of(directory):
 @pytest.mark.multiprocess
 def test_killed_twice_and_resumed_equals_uninterrupted(bench):
     recipe = bench.write_recipe(bench.directory)
-    assert run_verb(recipe, "--output_dir", str(bench.directory / "whole")) == 0
+    assert bench.run_verb(recipe, "--output_dir", str(bench.directory / "whole")) == 0
 
     def killed(*where):
         done = subprocess.run(
@@ -65,7 +56,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(bench):
     # Resumed at 4, between the second backward and its optimizer step.
     killed("prism_plugin.training.trainer", "PrismTrainer.training_step", "2", "after")
     assert not (output_dir / "checkpoint-8").exists()
-    assert run_verb(recipe) == 0
+    assert bench.run_verb(recipe) == 0
 
     (weights, log), (expected_weights, expected_log) = result_of(output_dir), result_of(bench.directory / "whole")
     assert log == expected_log

@@ -4,24 +4,37 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from distributed.objectives_run import OBJECTIVES, train, train_as
-from fresh import run_together
+from distributed.objectives_run import OBJECTIVES, train
 from safetensors.torch import load_file
 
 LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate", "learning_rate", "head_learning_rate")
 NOT_LEARNT = {"epoch", "step"}
+SCRIPT = f"""
+import sys
+from pathlib import Path
+
+sys.path.append({str(Path(__file__).parents[1])!r})
+from distributed.objectives_run import train_all
+
+train_all(Path.cwd())
+"""
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(scripts, tmp_path_factory):
+    """Where two processes trained by each objective in turn, in one start."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = run_together(train_as, [(rank, port, folder) for rank in (0, 1)])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    done = scripts.run_together(folder / "script.py", folder, output=tmp_path_factory.mktemp("printed"), settings=ranks)
     assert [one.returncode for one in done] == [0, 0], "\n".join(one.stderr for one in done)
     return folder
 
@@ -42,16 +55,18 @@ def test_two_processes_train_every_objective_as_one_does(two, tmp_path, name):
         torch.testing.assert_close(two_weights[key], weight, atol=1e-5, rtol=0)
 
 
-def launch(bench, recipe, output_dir, *options, processes):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher += ["--multi_gpu", "--num_processes", "2"] if processes == 2 else ["--num_processes", "1", "--cpu"]
-    command = [*launcher, "-m", "prism_plugin.cli.train", "--recipe", str(recipe), "--output_dir", str(output_dir), *options]
+def launch_two(bench, recipe, *options):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["-m", "prism_plugin.cli.train", "--recipe", str(recipe), *map(str, options)]
     done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    state = json.loads((output_dir / "checkpoint-10" / "trainer_state.json").read_text())
+    return done.stdout
+
+
+def result_of(directory):
+    state = json.loads((directory / "checkpoint-10" / "trainer_state.json").read_text())
     logs = [log for log in state["log_history"] if "quality_loss" in log]
-    weights = load_file(output_dir / "adapter_model.safetensors") | load_file(output_dir / "quality_head.safetensors")
-    return logs, weights, done.stdout
+    return logs, load_file(directory / "adapter_model.safetensors") | load_file(directory / "quality_head.safetensors")
 
 
 @pytest.mark.slow
@@ -63,11 +78,11 @@ def test_the_command_line_trains_with_two_processes_as_with_one(bench):
     settings = json.loads(backbone_config.read_text())  # dropout draws per process, so it cannot be the same on two
     settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     backbone_config.write_text(json.dumps(settings))
-    one, one_weights, _ = launch(bench, recipe, bench.directory / "one", "--eval_share", "0.2", processes=1)
-    two, two_weights, printed = launch(
-        bench, recipe, bench.directory / "two", "--eval_share", "0.2", "--json",
-        "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", processes=2,
-    )  # fmt: skip
+    folders, options = [bench.directory / name for name in ("one", "two")], ["--eval_share", "0.2"]
+    assert bench.run_verb(recipe, "--output_dir", folders[0], *options) == 0
+    options += ["--json", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
+    printed = launch_two(bench, recipe, "--output_dir", folders[1], *options)
+    (one, one_weights), (two, two_weights) = map(result_of, folders)
     assert len(one) == 10
     for first, second in zip(one, two, strict=True):
         assert [first[key] for key in LEARNT] == pytest.approx([second[key] for key in LEARNT], rel=1e-4)

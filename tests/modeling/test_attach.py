@@ -8,6 +8,7 @@ from accelerate import cpu_offload, disk_offload
 from moved_weights import trained
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from whole_state import differences, whole_state
 
 from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
@@ -31,19 +32,6 @@ ADAPTERS = {
 }
 
 
-def state_of(backbone):
-    """Everything that attaching may touch, in a form that compares."""
-    return {
-        "modules": [(name, id(module), module.training) for name, module in backbone.named_modules()],
-        "flags": [(name, p.requires_grad, id(p)) for name, p in backbone.named_parameters()],
-        "hooks": [(m._forward_hooks.keys(), m._forward_pre_hooks.keys()) for m in backbone.modules()],
-        "config": backbone.config.to_dict(),
-        "peft": "peft_config" in vars(backbone),
-        "checkpointing": backbone.is_activation_checkpointing,
-        "token_dropout": [m.token_dropout for m in backbone.modules() if hasattr(m, "token_dropout")],
-    }
-
-
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2)], ids=["frozen", "lora"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
@@ -51,7 +39,7 @@ def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
     backbone.get_input_embeddings().weight.requires_grad_(False)  # the user's own choice comes back too
     backbone.get_submodule("cls" if family == "bert" else "").train()
     weights = {key: value.clone() for key, value in backbone.state_dict().items()}
-    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+    logits, state = backbone(input_ids=ids).logits, whole_state(backbone)
 
     model = trained(attach_quality_head(backbone, MASK, lora=lora).train())
     model.activation_checkpointing_enable()
@@ -59,7 +47,7 @@ def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
     again = model.detach()
 
     assert again is backbone
-    assert state_of(backbone) == state
+    assert differences(state, whole_state(backbone)) == []
     assert list(backbone.state_dict()) == list(weights)
     assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
     assert torch.equal(backbone(input_ids=ids).logits, logits)
@@ -69,7 +57,7 @@ def test_detach_gives_the_backbone_back_as_it_was(family, lora, ids):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_any_config_that_adapts_weights(name, ids):
     backbone = tiny_backbone()
-    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+    logits, state = backbone(input_ids=ids).logits, whole_state(backbone)
     given = str(ADAPTERS[name])
     model = attach_quality_head(backbone, MASK, lora=ADAPTERS[name])
     assert str(ADAPTERS[name]) == given, "the user's config was written to"
@@ -79,16 +67,16 @@ def test_any_config_that_adapts_weights(name, ids):
     trained_logits = trained(model)(ids, logits_at=torch.ones_like(ids).bool()).logits.view_as(logits)
     assert not torch.allclose(trained_logits, logits, atol=1e-3)
     model.detach()
-    assert state_of(backbone) == state
+    assert differences(state, whole_state(backbone)) == []
     assert torch.equal(backbone(input_ids=ids).logits, logits)
 
 
 def test_with_checkpointing_on_before(ids):
     backbone = tiny_backbone()
     backbone.activation_checkpointing_enable()
-    state = state_of(backbone)
+    state = whole_state(backbone)
     attach_quality_head(backbone, MASK, lora=LoraConfig(r=2)).detach()
-    assert state_of(backbone) == state
+    assert differences(state, whole_state(backbone)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -186,10 +174,10 @@ REFUSED = {
 def test_refusals_leave_the_backbone_as_it_was(name, ids):
     config, lora, message = REFUSED[name]
     backbone = tiny_backbone()
-    logits, state = backbone(input_ids=ids).logits, state_of(backbone)
+    logits, state = backbone(input_ids=ids).logits, whole_state(backbone)
     with pytest.raises(PrismError, match=message):
         attach_quality_head(backbone, config, lora=lora)
-    assert state_of(backbone) == state
+    assert differences(state, whole_state(backbone)) == []
     assert torch.equal(backbone(input_ids=ids).logits, logits)
 
 
@@ -353,11 +341,11 @@ def test_what_would_be_trained_must_not_be_offloaded(ids, place, tmp_path):
     else:
         disk_offload(backbone, tmp_path, cpu)
     words = r"`lora` and `train_backbone` need weights that .* \d+ of them are offloaded, bert.embeddings.word_embeddings.we"
-    before = state_of(backbone)
+    before = whole_state(backbone)
     for settings in ({"lora": LoraConfig(r=2)}, {"config": PrismConfig(mask_token_id=31, train_backbone=True)}):
         with pytest.raises(ConfigurationError, match=words):
             attach_quality_head(backbone, **{"config": MASK} | settings)
-    assert state_of(backbone) == before
+    assert differences(before, whole_state(backbone)) == []
     assert attach_quality_head(backbone, MASK)(ids).quality_logits.isfinite().all()
 
 

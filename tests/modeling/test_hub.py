@@ -14,8 +14,8 @@ from saved_folders import ADAPTER, BACKBONE, OURS, TOKENIZER, names
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.config_file import read_config
 from prism_plugin.modeling.model_card import CardFacts, read_facts
-from prism_plugin.modeling.persistence import read_config
 from prism_plugin.sampling import RemaskingSampler, export_sampler, push_export_to_hub
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 

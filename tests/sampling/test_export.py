@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -231,3 +232,11 @@ def test_our_own_loading_takes_the_folder_too(cases):
     sampler = replace(sampler, **vars(RemaskingSampler.from_pretrained(request["sampler"], sampler.model)))
     again = sampler.sample(**PROMPTS, max_new_tokens=NEW, generator=generators(*request["seeds"]))
     assert again.sequences.tolist() == cases[1][0][0]["sequences"]
+
+
+def test_the_card_of_an_export_with_code_of_its_own_loads_it(cases):
+    folder = cases[0].folder / next(iter(STANDIN_FAMILIES))
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    found = {}
+    exec(code.replace("path of this folder", str(folder)), found)
+    assert type(found["model"]).__module__.startswith("transformers_modules.")

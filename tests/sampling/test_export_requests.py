@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from peft import LoraConfig
 from small_samplers import MASK, build_model, generators, prompts
-from transformers import BertForMaskedLM, LlamaForCausalLM
+from transformers import BertForMaskedLM, GenerationMixin, LlamaForCausalLM
 
-from prism_plugin.core import EvenSchedule, QualityRemasking, select_top
+from prism_plugin.core import REMASKING, EvenSchedule, QualityRemasking, select_top
+from prism_plugin.core.joint import DECIDERS
 from prism_plugin.errors import (
     BackboneError,
     ConfigurationError,
@@ -22,6 +24,7 @@ from prism_plugin.errors import (
     UnknownNameError,
 )
 from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling.heads import HEADS
 from prism_plugin.modeling.lm_head import has_row_gathering
 from prism_plugin.sampling import RemaskingSampler, export_sampler
 from prism_plugin.sampling import export as export_module
@@ -62,12 +65,28 @@ def test_a_rule_without_a_name_is_refused(sampler, tmp_path):
 
 
 def test_a_rule_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(export_module.REMASKING)["_by_name"], "foreign", Foreign)
+    monkeypatch.setitem(vars(REMASKING)["_by_name"], "foreign", Foreign)
     with pytest.raises(
         ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_export_requests"
     ):
         export_sampler(replace(sampler, remasking=Foreign()), tmp_path / "out")
-    assert "class Foreign" not in export_module.generate_source()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_kind_of_rule_is_asked_where_it_is_from(sampler, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(DECIDERS)["_by_name"], "foreign", Foreign)
+    by_itself = RemaskingSampler(sampler.model, num_steps=5, decider=Foreign())
+    with pytest.raises(ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"):
+        export_sampler(by_itself, tmp_path / "out")
+
+
+def test_a_head_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "foreign", lambda hidden_size: torch.nn.Linear(hidden_size, 1))
+    model = attach_quality_head(tiny_backbone(), PrismConfig(mask_token_id=MASK, head="foreign"))
+    with pytest.raises(
+        ConfigurationError, match=r"holds the kinds of heads of prism_plugin only, .* is of test_export_requests"
+    ):
+        export_sampler(replace(sampler, model=model), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,6 +216,19 @@ def test_a_model_that_is_loaded_with_its_code_generates_by_itself(tmp_path):
 def test_the_folder_is_found_where_the_model_came_from(sampler, folder, loaded):
     tokens = generate(loaded, prompts(2, 3), max_new_tokens=4, generator=generators(1, 2))
     assert torch.equal(tokens, sampler.sample(prompts(2, 3), max_new_tokens=4, generator=generators(1, 2)).sequences)
+
+
+def test_the_code_comes_from_the_hub_module_by_module(sampler, folder, loaded, tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "models--me--sampler"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    from_hub = GenerationMixin.load_custom_generate(loaded, "me/sampler", trust_remote_code=True, cache_dir=tmp_path)
+    request = {"max_new_tokens": 4, "generator": generators(1, 2)}
+    tokens = from_hub(loaded, prompts(2, 3), sampler_path=repository / "snapshots" / commit, **request)
+    request["generator"] = generators(1, 2)
+    assert torch.equal(tokens, sampler.sample(prompts(2, 3), **request).sequences)
 
 
 def test_everything_is_returned_on_request(sampler, folder, loaded):

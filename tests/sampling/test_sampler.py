@@ -13,6 +13,7 @@ from prism_plugin.core import (
     QualityRemasking,
     QualityThresholdRemasking,
     RandomRemasking,
+    RandomUnmasking,
     RemdmConfRemasking,
     ThresholdUnmasking,
 )
@@ -291,3 +292,15 @@ def test_a_rule_of_chance_is_asked_again_where_a_sure_one_is_done(model):
     sure = RemaskingSampler(model, num_steps=8, remasking=QualityThresholdRemasking(0.0), schedule=schedule)
     looks = [sampler.sample(prompts(3, PROMPT), max_new_tokens=NEW).num_forward_passes.tolist() for sampler in (chance, sure)]
     assert looks == [[7, 7, 7], [3, 3, 3]]  # the eighth could only refill, and there is nothing to
+
+
+def test_a_blind_rule_computes_only_the_rows_that_it_writes(counted):
+    model, calls = counted
+    sampler = RemaskingSampler(model, num_steps=4, unmasking=RandomUnmasking(), temperature=1.0)
+    outputs = []
+    for watched in (False, True):
+        calls["rows"].clear()
+        output = sampler.sample(prompts(2, PROMPT), max_new_tokens=8, generator=generators(0, 1), return_trace=watched)
+        outputs.append(output.sequences)
+        assert calls["rows"] == ([16, 12, 8, 4] if watched else [4, 4, 4, 4])
+    assert torch.equal(*outputs)

@@ -1,0 +1,82 @@
+"""prism_config.json: how it is written and read, and whether the head that it describes fits a backbone.
+
+It holds `format_version`, `has_adapter` and the fields of PrismConfig; those that scale the quality and `base_model` only where
+they are set. Beside it lie the head, and PEFT's own files where `has_adapter` says so.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from prism_plugin.backbones.spec import BackboneSpec, hidden_size_of
+from prism_plugin.errors import PrismError, StoredStateError
+from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.strict_files import read_json, require_keys
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "prism_config.json"
+HEAD_FILE = "quality_head.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+IN_THIS_FOLDER = "."
+# Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
+SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
+_OPTIONAL = {**SCALING, "base_model": None}
+
+
+def write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
+    """Write the prism_config.json of a folder."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
+    content = {"format_version": FORMAT_VERSION, "has_adapter": has_adapter, **values}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> tuple[PrismConfig, bool]:
+    """Read the prism_config.json of a folder: the settings, and whether an adapter lies beside.
+
+    Raises:
+        StoredStateError: If it is missing, or not what we write.
+    """
+    values = read_json(folder / CONFIG_FILE)
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise StoredStateError(
+            f"{folder / CONFIG_FILE}: `format_version` must be {FORMAT_VERSION}, found {version!r}; "
+            "load it with the version of prism_plugin that wrote it."
+        )
+    has_adapter = values.pop("has_adapter", None)
+    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_OPTIONAL))
+    if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
+        expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
+        raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
+    try:
+        return PrismConfig.from_dict(values), has_adapter
+    except (PrismError, TypeError) as error:
+        raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTrainedModel, spec: BackboneSpec) -> None:
+    """Check that a backbone is of the kind that the head in a folder was trained on.
+
+    Raises:
+        StoredStateError: If it is not, or the recorded mask token is outside its vocabulary.
+    """
+    path = folder / CONFIG_FILE
+    text_config = backbone.config.get_text_config()
+    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
+        raise StoredStateError(
+            f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
+            f"found {config.mask_token_id!r}."
+        )
+    for key, expected in (
+        ("backbone_model_type", backbone.config.model_type),
+        ("backbone_hidden_size", hidden_size_of(backbone.config, spec)),
+        ("backbone_vocab_size", text_config.vocab_size),
+    ):
+        found = getattr(config, key)
+        if found != expected:
+            raise StoredStateError(
+                f"{path}: `{key}` must be {expected!r} to fit this backbone, found {found!r}; "
+                "load it with the backbone that it was trained on."
+            )

@@ -1,0 +1,118 @@
+"""HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from prism_plugin.backbones.call import call_arguments, require_visible_token
+from prism_plugin.backbones.call_changes import CallChanges
+from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.head import QualityHead
+from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
+from prism_plugin.modeling.output import PrismModelOutput
+from prism_plugin.modeling.passthrough import BackbonePassthrough
+from prism_plugin.types import FlatIndex, TokenIds, TokenMask
+
+
+class HeadedBackbone(BackbonePassthrough):
+    """A masked diffusion backbone with a per-token quality head (PRISM, arXiv 2510.01384), without attaching and the disk.
+
+    Attributes:
+        backbone: The transformers model, inside a PeftModel when there is an adapter.
+        quality_head: Final hidden state -> logit that the token is right.
+        spec: What is known about the backbone's family.
+        prism_config: Settings of the head, with everything filled in.
+        mask_token_id: Id of the mask token, in [0, vocabulary).
+        tokenizer: The tokenizer given, or None.
+        has_merged_weights: The adapter was added to the backbone's weights.
+        loaded_from: Folder that the head was loaded from, if it was.
+        call_changes: What the backbone changed about itself when it was called.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        quality_head: QualityHead,
+        *,
+        spec: BackboneSpec,
+        prism_config: PrismConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.quality_head = quality_head
+        self.spec = spec
+        self.prism_config = prism_config
+        self.tokenizer = tokenizer
+        self.has_merged_weights = False
+        self.loaded_from: Path | None = None
+        self.call_changes = CallChanges(self.plain_backbone)
+        self._row_gathering = install_row_gathering(self._final_hidden_module)
+        self.train(self.plain_backbone.training)
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of the mask token."""
+        return self.prism_config.mask_token_id
+
+    @property
+    def holds_own_backbone(self) -> bool:
+        """The backbone's weights are not those that it was loaded with, so they are saved with the head."""
+        return self.prism_config.train_backbone or self.has_merged_weights
+
+    @property
+    def _final_hidden_module(self) -> nn.Module:
+        return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
+
+    def forward(
+        self,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
+        *,
+        logits_at: TokenMask | FlatIndex | None = None,
+        with_quality: bool = True,
+        output_hidden_states: bool = False,
+    ) -> PrismModelOutput:
+        """Look at a canvas once. No vocabulary row is computed that was not asked for.
+
+        Args:
+            input_ids: Tokens; the mask token where nothing is revealed.
+            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding. A family that takes
+                no mask is called without it.
+            logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
+                the flattened canvas (an index spares the device a synchronisation); None: none.
+            with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
+            output_hidden_states: Return the final hidden states too.
+
+        Raises:
+            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
+                row is all masks and the family has no logits for that.
+            BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
+        """
+        if not isinstance(input_ids, Tensor):
+            raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
+        row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
+        require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
+        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
+        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
+            logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
+        if request.hidden_states is None or logits is None:
+            raise BackboneError(
+                f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
+                f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
+            )
+        return PrismModelOutput(
+            logits=None if logits_at is None else logits.squeeze(0),
+            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+            quality_logits=self.quality_head(request.hidden_states).to(input_ids.device) if with_quality else None,
+            hidden_states=request.hidden_states if output_hidden_states else None,
+        )
+
+    def release_backbone(self) -> None:
+        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
+        self._row_gathering.remove()
+        self.call_changes.put_back()
