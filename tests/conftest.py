@@ -13,6 +13,7 @@ if "HF_MODULES_CACHE" not in os.environ:  # where transformers copies the code o
 
 import pytest
 import torch
+from scripts import Scripts
 
 torch.set_num_threads(1)
 
@@ -20,3 +21,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """What runs examples and the code of pages."""
+    with Scripts() as running:
+        yield running

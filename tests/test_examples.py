@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fresh import run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
@@ -31,8 +30,8 @@ def test_there_are_examples():
 @pytest.mark.parametrize(
     "path", [pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW else [], id=path.name) for path in EXAMPLES]
 )
-def test_example_runs_and_says_what_it_promises(path, tmp_path):
-    done = run_file(path, tmp_path, timeout=600)
+def test_example_runs_and_says_what_it_promises(path, tmp_path, tmp_path_factory, scripts):
+    done = scripts.run(path, tmp_path, output=tmp_path_factory.mktemp("printed"), timeout=600)
     assert done.returncode == 0, done.stderr
     if path.name in NEEDS and any(find_spec(name) is None for name in re.findall(r"(\w+)==", NEEDS[path.name])):
         assert done.stdout == f"skipped: this example needs `{NEEDS[path.name]}`\n"

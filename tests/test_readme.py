@@ -7,7 +7,6 @@ import subprocess
 from dataclasses import MISSING, fields
 
 import pytest
-from fresh import run_file
 from pages import PAGES, ROOT, blocks, tables, text_of
 
 from prism_plugin.cli.main import VERBS
@@ -39,18 +38,25 @@ Path("log.json").write_text(json.dumps(trainer.state.log_history + [trainer.eval
 """
 
 
-def run(pieces, folder):
-    """Run the code of a page in a folder."""
-    (folder / "page.py").write_text("\n\n".join(pieces), encoding="utf-8")
-    return run_file(folder / "page.py", folder)
+@pytest.fixture(scope="module")
+def run(scripts):
+    """Runs the code of a page in a folder."""
+
+    def run(code, folder):
+        (folder / "page.py").write_text(code, encoding="utf-8")
+        # torch warns of a Trainer default where there is no accelerator; a first page need not turn it off.
+        ignored = "'pin_memory' argument is set as true but no accelerator is found"
+        return scripts.run(folder / "page.py", folder, output=folder, ignored=ignored)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def readme_log(tmp_path_factory):
+def readme_log(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (recipe,) = blocks(README, "yaml")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    done = run([*blocks(README, "python"), BY_RECIPE], folder)
+    done = run("\n\n".join([*blocks(README, "python"), BY_RECIPE]), folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "log.json").read_text(encoding="utf-8"))
 
@@ -98,8 +104,8 @@ def test_readme_runs_and_logs_what_it_says(readme_log):
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=lambda page: page.name)
-def test_blocks_run(page, tmp_path):
-    done = run(blocks(page, "python"), tmp_path)
+def test_blocks_run(page, run, tmp_path):
+    done = run("\n\n".join(blocks(page, "python")), tmp_path)
     assert done.returncode == 0, done.stderr
 
 

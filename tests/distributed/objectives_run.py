@@ -1,7 +1,6 @@
 """Trains a tiny model a few steps by an objective; in one process, or as one of two."""
 
 import json
-import os
 
 from safetensors.torch import save_file
 from training.conftest import build_model, make_rows, make_trainer, recorded_rows
@@ -37,11 +36,7 @@ def train(folder, name, *, batch_size, accumulation):
         save_file(learnt, folder / f"{name}.safetensors")
 
 
-def train_as(rank, port, folder):
-    """Be one of two processes, for all objectives in turn."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+def train_all(folder):
+    """Train by each objective in turn, as one of two processes."""
     for name in OBJECTIVES:
         train(folder, name, batch_size=1, accumulation=2)

@@ -4,24 +4,37 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from distributed.objectives_run import OBJECTIVES, train, train_as
-from fresh import run_together
+from distributed.objectives_run import OBJECTIVES, train
 from safetensors.torch import load_file
 
 LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate", "learning_rate", "head_learning_rate")
 NOT_LEARNT = {"epoch", "step"}
+SCRIPT = f"""
+import sys
+from pathlib import Path
+
+sys.path.append({str(Path(__file__).parents[1])!r})
+from distributed.objectives_run import train_all
+
+train_all(Path.cwd())
+"""
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(scripts, tmp_path_factory):
+    """Where two processes trained by each objective in turn, in one start."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = run_together(train_as, [(rank, port, folder) for rank in (0, 1)])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    done = scripts.run_together(folder / "script.py", folder, output=tmp_path_factory.mktemp("printed"), settings=ranks)
     assert [one.returncode for one in done] == [0, 0], "\n".join(one.stderr for one in done)
     return folder
 
