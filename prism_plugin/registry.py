@@ -81,7 +81,7 @@ class Registry(Generic[T]):
         """
         for name, cls in self._by_name.items():
             if type(instance) is cls:
-                settings = {field.name: getattr(instance, field.name) for field in fields(cls) if field.init}
+                settings = {field.name: getattr(instance, field.name) for field in fields(cls) if field.init}  # type: ignore[arg-type]  # checked by `register`
                 return {"name": name, **settings}
         raise UnknownNameError(
             f"Only a registered {self.kind} can be saved, found {type(instance).__name__}; "

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -93,7 +94,7 @@ def check_output_dir(recipe: Recipe, source: Path) -> None:
     Raises:
         ConfigurationError: If it is, holds, or lies in the backbone's folder, or holds the data or the recipe.
     """
-    reads = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
+    reads: dict[str, str | Path | None] = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
     reads |= {"the data": recipe.data.path, "the evaluation data": recipe.data.eval_path}
     reads |= {name: recipe.training[name] for name in CONFIG_FILES if isinstance(recipe.training.get(name), str)}
     require_apart(Path(recipe.training["output_dir"]), reads, f"{source}: `output_dir`")
@@ -133,7 +134,7 @@ def check_backbone_section(recipe: Recipe, source: Path) -> None:
         )
 
 
-def where_of(section: BackboneSection) -> dict[str, str | bool | None]:
+def where_of(section: BackboneSection) -> dict[str, Any]:
     """The revision, and whether code may run: what every loader of the backbone's repository is told."""
     return {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
 
@@ -158,4 +159,5 @@ def _lora(attach: AttachSection) -> LoraConfig | None:
     if attach.lora is None:
         return None
     lora = attach.lora
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    scale: Any = lora.alpha  # declared as an integer, and only multiplied by
+    return LoraConfig(r=lora.r, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=lora.targets)

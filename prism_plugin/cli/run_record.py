@@ -93,9 +93,9 @@ def refuse_other_run(output_dir: Path, record: RunRecord) -> None:
         raise ConfigurationError(
             f"{file} must say which recipe made this folder, but cannot be read ({reason}); use --fresh."
         ) from error
-    names = {name for name in ("num_processes", "data", "eval_data") if getattr(before, name) != getattr(record, name)}
-    names |= {name for name, _ in _flat(before.recipe).items() ^ _flat(record.recipe).items()}
-    names = sorted(names - _FREE)
+    different = {name for name in ("num_processes", "data", "eval_data") if getattr(before, name) != getattr(record, name)}
+    different |= {name for name, _ in _flat(before.recipe).items() ^ _flat(record.recipe).items()}
+    names = sorted(different - _FREE)
     if names:
         raise ConfigurationError(
             f"{output_dir} belongs to another run, which differs in {', '.join(names)}; choose another `output_dir`, or start "

@@ -130,7 +130,7 @@ def _train(
     with taken_for_an_id(section.path):
         backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
     model = attached(recipe, backbone)
-    prepare = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
+    prepare: dict[str, Any] = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
     train_rows = prepare_rows(train_rows, **prepare)
     eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
     record = RunRecord(
@@ -146,7 +146,8 @@ def _train(
     trainer.accelerator.wait_for_everyone()
     where_saved(training, partial(begin, output_dir, record, fresh=fresh))
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
+    resumed = last_checkpoint(output_dir)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     seconds = time.perf_counter() - began
     figures = {} if eval_rows is None else trainer.evaluate()
     model.card_facts = _card_facts(recipe.data, len(train_rows), figures, objective)

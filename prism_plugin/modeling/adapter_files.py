@@ -58,7 +58,7 @@ def write_adapter(
     """
     name = active_adapter(backbone)
     prepared_config(backbone.peft_config[name]).base_model_name_or_path = base_model
-    backbone.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False, selected_adapters=[name])
+    backbone.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False, selected_adapters=[name])
     if name != "default":
         for path in (folder / name).iterdir():
             path.replace(folder / path.name)

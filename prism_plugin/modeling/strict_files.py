@@ -78,9 +78,9 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], *, any_float: bool 
         found, wanted = (tuple(tensors[key].shape) if key in tensors else "nothing" for tensors in (stored, expected))
         if found != wanted:
             raise StoredStateError(f"{path}: `{key}` should be {wanted}, found {found}.")
-        found, wanted = stored[key].dtype, expected[key].dtype
-        if found != wanted and not (any_float and found.is_floating_point and wanted.is_floating_point):
-            raise StoredStateError(f"{path}: `{key}` should be of dtype {_in_words(wanted)}, found {_in_words(found)}.")
+        has, needs = stored[key].dtype, expected[key].dtype
+        if has != needs and not (any_float and has.is_floating_point and needs.is_floating_point):
+            raise StoredStateError(f"{path}: `{key}` should be of dtype {_in_words(needs)}, found {_in_words(has)}.")
     require_finite(path, stored)
     return stored
 

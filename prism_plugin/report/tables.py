@@ -23,8 +23,8 @@ def preset_table(task: Task, results: Sequence[PresetResult], *, rows: int, num_
     counts = [next(iter(result.answers.figures.values())) for result in results]
     best = max((one.value for one in counts if one.value is not None), default=None)
     for result, counting in zip(results, counts, strict=True):
-        others = [figure.value for figure in list(result.answers.figures.values())[1:]]
-        shares = ("-" if share is None else f"{share:.1%}" for share in (counting.value, counting.stderr, *others))
+        rest = [figure.value for figure in list(result.answers.figures.values())[1:]]
+        shares = ("-" if share is None else f"{share:.1%}" for share in (counting.value, counting.stderr, *rest))
         style = "bold" if counting.value is not None and counting.value == best else None
         table.add_row(result.preset, *shares, f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style=style)
     return table

@@ -41,7 +41,7 @@ class Change:
 
     part: str
     field: str
-    instead: type | None = None
+    instead: Any = None
 
     def made(self, rule: Any, value: Any) -> Any:
         """The rule with the setting."""

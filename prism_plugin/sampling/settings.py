@@ -17,13 +17,14 @@ from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
+from prism_plugin.registry import Registry
 from prism_plugin.writing import write_text
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
 
 # Settings that are rules, each by the registry that names them in files.
-PLUG_INS = {
+PLUG_INS: dict[str, Registry[Any]] = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
 }  # fmt: skip
 _OPTIONAL = ("editing", "decider")  # written only where they are set

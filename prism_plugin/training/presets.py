@@ -79,9 +79,9 @@ def get_objective(name: str | None = None, *, source: str = "objective", **setti
     if name is None:
         return _from_parts(settings, source)
     if not isinstance(name, str) or name not in PRESETS:
-        known = ", ".join(sorted(PRESETS))
+        listed = ", ".join(sorted(PRESETS))
         near = did_you_mean(str(name), PRESETS)
-        raise UnknownNameError(f"{source}: No objective is called {name!r}{near}; known: {known}.")
+        raise UnknownNameError(f"{source}: No objective is called {name!r}{near}; known: {listed}.")
     preset = PRESETS[name]
     refuse_unknown(settings, settings_of(preset), source=f"{source} {name!r}")
     corruptor = changed(preset.corruptor, _of_corruptor(preset.corruptor, settings, source), source=source)
