@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prism_plugin.cli.recipe import load_recipe, parse_yaml, settings
+from prism_plugin.cli.recipe import load_recipe, settings
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.parsing import parse_yaml
 
