@@ -1,5 +1,7 @@
 """Small real models and a small real tokenizer, built on the spot without the network, for tests and first steps."""
 
+from typing import Any
+
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -38,7 +40,7 @@ def tiny_backbone(
         max_position_embeddings: Longest sequence, tokens.
         dropout: Probability of every dropout that the family has, in [0, 1).
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": num_hidden_layers,
@@ -61,7 +63,7 @@ def tiny_backbone(
         "token_dropout": True,  # as in every released ESM-2
     }
     spec = get_spec_by_model_type(model_type)
-    marks = {"model_type": model_type, **dict(spec.known_by)}
+    marks: dict[str, Any] = {"model_type": model_type, **dict(spec.known_by)}
     config_class = type(AutoConfig.for_model(marks.pop("model_type")))
     known = config_class().to_dict() | dict.fromkeys(config_class.attribute_map)
     settings = {name: value for name, value in sizes.items() if name in known or name == "is_causal"}

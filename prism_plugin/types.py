@@ -10,10 +10,15 @@ Rows = Float[Tensor, "rows vocab"]
 RowUnits = Int[Tensor, "rows vocab"]
 RowTokens = Int[Tensor, " rows"]
 RowValues = Float[Tensor, " rows"]
+# Of the rows that are drawn from or asked about, which need not be all.
+DrawnIndex = Int[Tensor, " drawn"]
+DrawnTokens = Int[Tensor, " drawn"]
+DrawnValues = Float[Tensor, " drawn"]
 HiddenStates = Float[Tensor, "batch length hidden"]
 PerToken = Float[Tensor, "batch length"]
 PerRow = Int[Tensor, " batch"]
 Times = Float[Tensor, " batch"]
+PerDraftToken = Float[Tensor, "drafts length"]  # of all drafts of a batch, draft 0 of each row first
 Scalar = Float[Tensor, ""]
 Count = Int[Tensor, ""]
 # Any number of dimensions in front, or of all.

@@ -11,10 +11,15 @@ if "HF_MODULES_CACHE" not in os.environ:  # where transformers copies the code o
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
+import jaxtyping
 import pytest
 import torch
 from scripts import Scripts
 
+# The shapes in the signatures of `core` can be checked at every call: tests/core/conftest.py says when. Here, since a module is
+# rewritten when it is first imported.
+jaxtyping.install_import_hook("prism_plugin.core", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.config.update("jaxtyping_disable", True)
 torch.set_num_threads(1)
 
 

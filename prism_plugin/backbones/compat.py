@@ -220,7 +220,8 @@ def _untie(backbone: PreTrainedModel) -> None:
         )
     transformer = backbone.model.transformer
     embeddings = transformer["wte"].weight.detach()
-    head = nn.Linear(*reversed(embeddings.shape), bias=False, device="meta")
+    vocab_size, width = embeddings.shape
+    head = nn.Linear(width, vocab_size, bias=False, device="meta")
     head.weight = nn.Parameter(embeddings.clone())
     transformer["ff_out"] = head
     backbone.config.weight_tying = backbone.model.config.weight_tying = False

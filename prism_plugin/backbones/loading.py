@@ -108,7 +108,7 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     auto_class = _auto_class(where, stated, spec, runs_remote_code)
     with _one_sentence(where, model_type):
         if not runs_remote_code:
-            config = _adapted(where, stated, spec) if adapted else AutoConfig.from_pretrained(where, **options)
+            config = _adapted(where, stated, spec) if adapted and spec else AutoConfig.from_pretrained(where, **options)
             return make(where, getattr(transformers, auto_class), config, options)
         layers = None if spec is None else spec.layer_classes
         return _with_remote_code(where, auto_class, auto_map, layers, options, make)
@@ -175,10 +175,9 @@ def _auto_class(where: str, stated: Mapping[str, Any], spec: BackboneSpec | None
     }
     known = {name: table[model_type] for name, table in tables.items() if model_type in table}
     # Models that are in both tables, as BERT is, say which class they were saved from.
-    found = next((name for name, one in known.items() if one in named), next(iter(known), None))
-    if found is None:
+    if not known:
         get_spec_by_model_type(model_type)  # raises, with what is known
-    return found
+    return next((name for name, one in known.items() if one in named), next(iter(known)))
 
 
 def _with_remote_code(

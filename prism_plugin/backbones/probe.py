@@ -7,6 +7,7 @@ sampling; the functions below judge the tensors that came back.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ def plain_tokens(config: PreTrainedConfig, other_than: Iterable[int]) -> list[in
         config: The backbone's config.
         other_than: Tokens to leave out beside padding and the ends of a text.
     """
-    vocab_size, special = config.get_text_config().vocab_size, set(other_than)
+    vocab_size, special = config.get_text_config().vocab_size, set[Any](other_than)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         value = getattr(config, name, None)
         special |= set(value) if isinstance(value, list | tuple) else {value}

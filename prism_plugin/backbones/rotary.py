@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +72,10 @@ def tables_of_config(module: nn.Module, name: str) -> list[Tensor]:
         return []
     config = copy.deepcopy(module.config)  # transformers writes into it
     layer_type = name.removesuffix("inv_freq").removesuffix("original_").removesuffix("_")
-    rope_type = getattr(module, "rope_type", None)
+    rope_type: Any = getattr(module, "rope_type", None)
     rope_type = rope_type.get(layer_type) if isinstance(rope_type, dict) else rope_type
     default = getattr(module, "compute_default_rope_parameters", None)
-    function = getattr(module, "rope_init_fn", None) or ROPE_INIT_FUNCTIONS.get(rope_type, default)
+    function: Any = getattr(module, "rope_init_fn", None) or ROPE_INIT_FUNCTIONS.get(rope_type, default)
     options = {"layer_type": layer_type} if layer_type else {}
     computed = []
     with torch.device("cpu"), suppress(*_CANNOT_COMPUTE):
@@ -98,7 +99,8 @@ def _lengths(module: nn.Module, layer_type: str, rope_type: str | None) -> list[
 def _tables_of_others(config: PreTrainedConfig, table: Tensor) -> list[Tensor]:
     """The tables that a module without a config may have: what the model's own gives, or any plain one, scaled or not."""
     stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    function = ROPE_INIT_FUNCTIONS.get(stated.get("rope_type", stated.get("type")))
+    name: Any = stated.get("rope_type", stated.get("type"))
+    function: Any = ROPE_INIT_FUNCTIONS.get(name)
     exponents = torch.arange(table.numel(), dtype=torch.float64).view_as(table)
     computed = [10_000.0 ** -(exponents / max(1, table.numel()))]
     with torch.device("cpu"), suppress(*_CANNOT_COMPUTE):

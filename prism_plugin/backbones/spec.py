@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.errors import BackboneError, MaskTokenError
-from prism_plugin.registry import did_you_mean
+from prism_plugin.errors import BackboneError, MaskTokenError, did_you_mean
 
 Setting = bool | int | float | str | None
 Settings = tuple[tuple[str, Setting], ...]
@@ -115,14 +114,14 @@ class BackboneSpec:
             raise BackboneError("`mask_token_vocab_size` says which vocabulary `mask_token_id` belongs to, but that is None.")
 
 
-def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> nn.Module | None:
+def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> Any:
     """The output projection of a model, or None when it has none where its family should."""
     if spec.lm_head_at is None:
         return backbone.get_output_embeddings()
     return dict(backbone.named_modules(remove_duplicate=False)).get(spec.lm_head_at)
 
 
-def vocab_size_of(lm_head: nn.Module) -> int:
+def vocab_size_of(lm_head: Any) -> int:
     """How many tokens a model knows, which is what its LM head can write and what may be given to it.
 
     A config's `vocab_size` can be less: LLaDA pads it to `embedding_size`, and what is drawn there must be read again. It says
@@ -258,6 +257,6 @@ def resolve_mask_token_id(
     if from_tokenizer is not None and from_tokenizer != mask_token_id:
         raise MaskTokenError(
             f"{source[0].upper()}{source[1:]} says that the mask token is {mask_token_id}, but the tokenizer's mask token "
-            f"{tokenizer.mask_token!r} is {from_tokenizer}; pass the tokenizer that belongs to this model."
+            f"{getattr(tokenizer, 'mask_token', None)!r} is {from_tokenizer}; pass the tokenizer that belongs to this model."
         )
     return mask_token_id, source

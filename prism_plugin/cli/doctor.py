@@ -130,7 +130,7 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     """
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     load = load_backbone if not args.without_weights and has_weights(args.model) else build_backbone
-    dtype = args.dtype or ("bfloat16" if args.four_bit else None)  # as load_backbone has it
+    dtype: Any = args.dtype or ("bfloat16" if args.four_bit else None)  # as load_backbone has it
     backbone = load(args.model, dtype=_DTYPES.get(dtype), **where)
     tokenizer = load_tokenizer(args.model, **where)
     spec = get_backbone_spec(backbone)
@@ -139,8 +139,9 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     except MaskTokenError as error:
         raise MaskTokenError(f"{str(error).rstrip('.')}, here `--mask-token-id`.") from error
     source = "--mask-token-id" if args.mask_token_id is not None else source
-    known = {"family": spec.model_type, "mask_token_id": mask_token_id, "mask_token_source": source, "spec": spec}
-    known |= {"alignment": spec.logits_alignment, "shape": _shape(args, backbone.dtype), "changed_while_attached": {}}
+    known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": spec.logits_alignment}
+    known |= {"mask_token_id": mask_token_id, "mask_token_source": source}
+    known |= {"shape": _shape(args, backbone.dtype), "changed_while_attached": {}}
     checks = [_check_spec(spec)]
     lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
     began = time.perf_counter()
@@ -194,16 +195,14 @@ def _print(diagnosis: Diagnosis) -> None:
     console.print(f"padding      {_MASKS[diagnosis.spec.attention_mask]}")
     console.print(f"attaching    {_attaching(diagnosis)}")
     console.print(checks_table(diagnosis.checks))
-    model = diagnosis.model
-    if model is None:
+    model, trained = diagnosis.model, diagnosis.trainable_parameters
+    if model is None or trained is None:
         return
     if any(check.name == "bidirectional" and check.ok is not None for check in diagnosis.checks):
         console.print(f"attached and probed in {diagnosis.seconds:.2f} s")
     head = sum(parameter.numel() for parameter in model.quality_head.parameters())
     targets = ", ".join(sorted({name.rpartition(".")[2] for name in _targets(model)})) or "nothing"
-    console.print(
-        f"trained      {diagnosis.trainable_parameters - head:,} parameters of LoRA on {targets}; {head:,} of the head"
-    )
+    console.print(f"trained      {trained - head:,} parameters of LoRA on {targets}; {head:,} of the head")
     console.print(f"\nmemory of a training step: {_in_words(diagnosis.shape)}")
     console.print(memory_table(diagnosis.memory_gb))
 

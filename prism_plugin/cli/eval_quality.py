@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         figures = {names[name]: one for name, one in found.figures.items()}
         plot_quality(figures, args.plot, title=f"{args.adapter}, {len(rows)} rows")
     stored = None if found.fitted is None else _stored_scaling(model, found.fitted)
-    if args.save:
+    if args.save and stored is not None:
         save_scaling(args.adapter, **stored)
     if not args.json:
         _show(args, found, stored, names)
@@ -122,7 +122,7 @@ class _Found:
 def _measured(args: argparse.Namespace, judged: dict[str, JudgedTokens]) -> _Found:
     basis = judged.get("states") or judged["drafts"]
     fitted = fit_head_scaling(basis) if args.fit_temperature else None
-    if args.save:
+    if args.save and fitted is not None:
         basis = fitted(basis)  # a threshold goes with what the folder says from now on
     chosen = None if args.precision is None else choose_threshold(basis, args.precision)
     return _Found({name: measure(one) for name, one in judged.items()}, fitted, chosen)
@@ -141,7 +141,7 @@ def _show(args: argparse.Namespace, found: _Found, stored: dict[str, float] | No
     console = Console()
     for name, one in found.figures.items():
         console.print(*quality_tables(one, title=names[name]), sep="\n")
-    if found.fitted is not None:
+    if found.fitted is not None and stored is not None:
         console.print(scaling_table(found.fitted))
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in stored.items())
         console.print(f"Saved in {args.adapter}: {numbers}." if args.save else "Not saved; `--save` writes it there.")
@@ -221,7 +221,7 @@ def _objective(args: argparse.Namespace, model: PrismModel, recorded: bool) -> O
     return get_objective(**{"name": "prism", **kept, "drafts": rules}, source="--drafts")
 
 
-def _rows(args: argparse.Namespace, model: PrismModel, raw: datasets.Dataset | list[dict[str, Any]]) -> datasets.Dataset:
+def _rows(args: argparse.Namespace, model: PrismModel, raw: Any) -> datasets.Dataset:
     """Prepare the rows, with what they should say: a task knows the answers to its own file, all else says it itself."""
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
     task = task_of(model)

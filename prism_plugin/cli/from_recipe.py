@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -16,6 +17,7 @@ from prism_plugin.data import ROW_NUMBER, check_columns, given_columns, read_row
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.places import require_apart
+from prism_plugin.reader import naming
 from prism_plugin.training import Objective, PrismTrainingArguments
 from prism_plugin.training.checks import check_recorded
 
@@ -27,7 +29,8 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
         ConfigurationError: If transformers refuses one of them.
     """
     try:
-        arguments = PrismTrainingArguments(**recipe.training)
+        with naming(f"{source}: training"):
+            arguments = PrismTrainingArguments(**recipe.training)
         # a tracker that is unknown, or not installed, is found before anything is loaded
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()
@@ -91,7 +94,7 @@ def check_output_dir(recipe: Recipe, source: Path) -> None:
     Raises:
         ConfigurationError: If it is, holds, or lies in the backbone's folder, or holds the data or the recipe.
     """
-    reads = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
+    reads: dict[str, str | Path | None] = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
     reads |= {"the data": recipe.data.path, "the evaluation data": recipe.data.eval_path}
     reads |= {name: recipe.training[name] for name in CONFIG_FILES if isinstance(recipe.training.get(name), str)}
     require_apart(Path(recipe.training["output_dir"]), reads, f"{source}: `output_dir`")
@@ -131,7 +134,7 @@ def check_backbone_section(recipe: Recipe, source: Path) -> None:
         )
 
 
-def where_of(section: BackboneSection) -> dict[str, str | bool | None]:
+def where_of(section: BackboneSection) -> dict[str, Any]:
     """The revision, and whether code may run: what every loader of the backbone's repository is told."""
     return {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
 
@@ -156,4 +159,5 @@ def _lora(attach: AttachSection) -> LoraConfig | None:
     if attach.lora is None:
         return None
     lora = attach.lora
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    scale: Any = lora.alpha  # declared as an integer, and only multiplied by
+    return LoraConfig(r=lora.r, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=lora.targets)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import FlatIndex, Rows, RowTokens, RowUnits, RowValues
+from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowTokens, RowUnits, RowValues
 
 # Entries of a chunk. On the CPU a chunk, 1 MB in float32, stays in the cache; an accelerator wants few and large kernels. What
 # a draw keeps of a chunk, up to five times its size in 8 bytes each, stays under 400 MB whatever the vocabulary.
@@ -35,11 +35,11 @@ class RowStats:
 def draw_rows(
     rows: Rows,
     *,
-    at: FlatIndex | None = None,
+    at: DrawnIndex | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
-    uniforms: RowValues | None = None,
+    uniforms: DrawnValues | None = None,
     want_entropy: bool = False,
     want_margin: bool = False,
     chunk_rows: int = 4096,
@@ -76,7 +76,8 @@ def draw_rows(
         candidates = argmax
         if temperature > 0:
             scaled = _forbid(to_float64(chunk, copy=True), forbidden_ids).div_(temperature)
-            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, to_float64(uniforms[here])).to(chunk.device)
+            own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
+            candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
         weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
         total = _sum(weights)
@@ -96,12 +97,12 @@ def draw_rows(
 
 def token_confidence(
     rows: Rows,
-    token_ids: RowTokens,
+    token_ids: DrawnTokens,
     *,
-    at: FlatIndex | None = None,
+    at: DrawnIndex | None = None,
     forbidden_ids: tuple[int, ...] = (),
     chunk_rows: int = 4096,
-) -> RowValues:
+) -> DrawnValues:
     """Give the probability of one given token per row, under the same softmax as the confidence of `draw_rows`.
 
     Args:
@@ -147,7 +148,7 @@ def chunk_slices(rows: Rows, count: int | None = None, most: int = 4096) -> Iter
         yield slice(start, start + size)
 
 
-def _chunks(rows: Rows, at: FlatIndex | None, chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
+def _chunks(rows: Rows, at: DrawnIndex | None, chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
     """Yield some rows at a time, to be read only, in at least float32; one empty chunk when there is no row."""
     for here in chunk_slices(rows, None if at is None else at.shape[0], chunk_rows):
         chunk = rows[here] if at is None else rows.index_select(0, at[here])
@@ -166,7 +167,8 @@ def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[RowValues, 
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
     rest = _forbid(chunk[:, whole:].clone(), tuple(one - whole for one in forbidden_ids if one >= whole))
     if whole == 0:
-        return tuple(rest.max(-1))
+        largest, argmax = rest.max(-1)
+        return largest, argmax
     forbidden_ids = tuple(one for one in forbidden_ids if one < whole)
     in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
     peaks = in_blocks.amax(-1)
@@ -221,7 +223,7 @@ def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> None:
         raise ConfigurationError(f"`chunk_rows` must be at least 1, found {chunk_rows}.")
 
 
-def _check_drawing(temperature: float, top_p: float, uniforms: RowValues | None) -> None:
+def _check_drawing(temperature: float, top_p: float, uniforms: DrawnValues | None) -> None:
     if not 0 <= temperature < math.inf:
         raise ConfigurationError(f"`temperature` must be 0 (argmax) or a finite number above, found {temperature}.")
     if not 0 < top_p <= 1:

@@ -1,7 +1,8 @@
 """Masking of clean tokens, the forward process of a masked diffusion model; and what a corruption did, for whoever learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,8 +11,12 @@ from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
 
-# (name of the draw, numbers per row or None for one per position) -> uniforms in [0, 1), a function of the example alone.
-Noise = Callable[[str, int | None], Tensor]
+
+@runtime_checkable
+class Noise(Protocol):
+    """Name of a draw -> uniforms in [0, 1), `count` for each row, or one per position: a function of the example alone."""
+
+    def __call__(self, name: str, count: int | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)

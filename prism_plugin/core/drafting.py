@@ -37,7 +37,7 @@ def _choices() -> tuple[str, ...]:
     """Names of the rules that need no settings, and of ours."""
     plain = [
         name for name in UNMASKING.names()
-        if all(one.default is not MISSING or one.default_factory is not MISSING for one in fields(UNMASKING.get(name)))
+        if all(one.default is not MISSING or one.default_factory is not MISSING for one in fields(UNMASKING.get(name)))  # type: ignore[arg-type]  # dataclasses
     ]  # fmt: skip
     return (*plain, _WINDOW)
 
@@ -90,7 +90,7 @@ class DraftRule:
     def unmasking(self) -> UnmaskingRule:
         """The rule that chooses the positions."""
         if self.positions == _WINDOW:
-            return WithinWindow(self.window)
+            return WithinWindow(self.window)  # type: ignore[arg-type]  # there with these positions: `_check_choices`
         return UNMASKING.get(self.positions)()
 
     def _check_count(self) -> None:
@@ -101,7 +101,7 @@ class DraftRule:
             )
         if self.share is None:
             require_int(self, "num_drafted", minimum=1)
-            if self.num_drafted < self.num_looks:
+            if self.num_drafted < self.num_looks:  # type: ignore[operator]  # an integer, as was just required
                 raise ConfigurationError(
                     f"A DraftRule fills at least one position per look, found num_drafted={self.num_drafted} in "
                     f"num_looks={self.num_looks}; lower num_looks."

@@ -18,7 +18,7 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
-        here = tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+        here = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
         if here.is_floating_point() and here.numel() and not here.is_meta:
             by_device.setdefault(here.device, []).append((name, _finite(here)))
     wrong = set()

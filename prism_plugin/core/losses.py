@@ -14,7 +14,7 @@ from prism_plugin.core.labels import Labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import Count, FlatIndex, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
+from prism_plugin.types import Count, FlatIndex, PerDraftToken, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
 
 
 def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
@@ -131,7 +131,7 @@ class PrismLossOutput:
 
 
 def prism_loss(
-    quality_logits: PerToken,
+    quality_logits: PerDraftToken,
     labels: Labels,
     rows: Rows | None,
     row_index: FlatIndex | None,
@@ -160,12 +160,14 @@ def prism_loss(
     Raises:
         ConfigurationError: If the diffusion term has a weight and no rows.
     """
-    if rows is None and diffusion_weight:
+    if (rows is None or row_index is None) and diffusion_weight:
         raise ConfigurationError(
             f"The diffusion term has weight {diffusion_weight} but no rows of logits; pass them or weight 0."
         )
     quality = quality_loss(quality_logits, labels)
-    diffusion = torch.zeros_like(quality) if rows is None else diffusion_loss(rows, row_index, clean_ids, maskable, t)
+    diffusion = torch.zeros_like(quality)
+    if rows is not None and row_index is not None:
+        diffusion = diffusion_loss(rows, row_index, clean_ids, maskable, t)
     return PrismLossOutput(
         loss=quality_weight * quality + diffusion_weight * diffusion,
         quality_loss=quality,

@@ -1,7 +1,7 @@
 """Terms: losses that know at which look they are read, at which positions, and what they weigh."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
@@ -40,10 +40,16 @@ class Term(Protocol):
         reads_quality: It reads the quality head.
     """
 
-    name: ClassVar[str]
-    weight: float
-    on: Literal["noised", "draft"]
-    reads_quality: bool
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def on(self) -> Literal["noised", "draft"]: ...
+    @property
+    def reads_quality(self) -> bool: ...
 
     def rows(self, at: Corrupted) -> TokenMask | None:
         """Positions whose logits it reads; None if it never reads any. What others read is looked at together."""

@@ -1,7 +1,7 @@
 """Which masked positions to reveal. A rule that ranks reveals exactly the grant, or all that is masked if that is less."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +12,7 @@ from prism_plugin.registry import Registry
 from prism_plugin.types import PerRow, TokenMask
 
 
+@runtime_checkable
 class UnmaskingRule(Protocol):
     """Picks the positions to reveal: a subset of `view.masked`, at least the smaller of grant and masked positions.
 

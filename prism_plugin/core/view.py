@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -113,11 +113,16 @@ class Decider(Protocol):
         takes_back: It may mask tokens again, so a step that grants nothing else is worth a look.
     """
 
-    needs: frozenset[str]
-    reach: ClassVar[Literal["active", "begun"]]
-    blind: bool
-    repeats: bool
-    takes_back: bool
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def reach(self) -> Literal["active", "begun"]: ...
+    @property
+    def blind(self) -> bool: ...
+    @property
+    def repeats(self) -> bool: ...
+    @property
+    def takes_back(self) -> bool: ...
 
     def __call__(self, view: StepView, budget: Budget) -> Decision: ...
 

@@ -51,7 +51,7 @@ def require_whole_table(file: Path) -> list[str]:
             for cells in rows:
                 if names is None and cells:
                     names = _names(file, line, cells)
-                elif cells and len(cells) != len(names):  # a blank line has none
+                elif cells and names and len(cells) != len(names):  # a blank line has none
                     wanted = "1 cell" if len(names) == 1 else f"{len(names)} cells"
                     raise DataFormatError(
                         f"{file}, line {line}: a line must have {wanted} like the first, found {len(cells)}; put a text that "

@@ -134,7 +134,7 @@ class _Encoder:
         self, kind: str, tokenizer: Any, settings: DataSettings, mask_token_id: int, sample: Mapping[str, Any]
     ) -> None:
         self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
-        self.eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        self.eos_token_id: Any = None if tokenizer is None else tokenizer.eos_token_id
         self.with_drafts = DRAFT_COLUMN in sample
         if self.with_drafts:
             self._check_drafts_suit()

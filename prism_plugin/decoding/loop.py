@@ -247,7 +247,7 @@ class Loop:
             quality="quality" in self.reads,
             padded=self.padded,
         )
-        seen, of_look = look(self.model, at, want, at.memory.get("look", {}))
+        seen, of_look = look(self.model, at, want, at.memory.get("look", {}))  # type: ignore[arg-type]  # None: it needs none
         drawn = self._draw(seen, uniforms)
         glance = Glance(at, seen, masked, visible, drawn, noise, self.forbidden_ids)
         features, memory = {}, {"look": of_look} if of_look else {}

@@ -106,7 +106,7 @@ def measure(judged: JudgedTokens) -> QualityFigures:
         scores=_scores(judged),
         reliability={name: _bins(score, judged.correct) for name, score in judged.scores.items() if name in PROBABILITIES},
         by_masked=_by_masked(judged),
-        by_step=None if judged.step is None else _by_step(judged),
+        by_step=None if judged.step is None else _by_step(judged, judged.step),
     )
 
 
@@ -143,11 +143,11 @@ def _by_masked(judged: JudgedTokens) -> list[Group]:
     return _groups(judged, group, edges)
 
 
-def _by_step(judged: JudgedTokens) -> list[Group]:
-    last = int(judged.step.max()) + 1
+def _by_step(judged: JudgedTokens, step: Tensor) -> list[Group]:
+    last = int(step.max()) + 1
     width = -(-last // _STEP_GROUPS)
-    edges = [(start + 1, min(start + width, last)) for start in range(0, last, width)]
-    return _groups(judged, judged.step // width, edges)
+    edges: list[tuple[float, float]] = [(start + 1, min(start + width, last)) for start in range(0, last, width)]
+    return _groups(judged, step // width, edges)
 
 
 def _groups(judged: JudgedTokens, group: Tensor, edges: list[tuple[float, float]]) -> list[Group]:

@@ -177,13 +177,13 @@ def judge_drafts(
             )
             if on_batch is not None:
                 on_batch()
-    judged = gathered.joined()
-    if not judged.correct.numel():
+    answers = gathered.joined()
+    if not answers.correct.numel():
         raise DataFormatError(
             f"No draft of the {len(rows)} rows filled a token, so nothing could be judged; give longer rows, or drafts from "
             "noisier ones (`t_min`)."
         )
-    return judged
+    return answers
 
 
 class _Watch:

@@ -42,9 +42,9 @@ def filled_in(
         if expected not in (None, found):
             raise BackboneError(f"`{name}` of the PrismConfig is {expected!r}, but this backbone has {found!r}.")
     mask_token_id, _ = resolve_mask_token_id(config.mask_token_id, backbone.config, tokenizer, spec)
-    name = config.backbone_name or backbone.config.name_or_path or None
-    if name is not None and Path(name).is_dir():
-        name = str(Path(name).resolve())
+    where = config.backbone_name or backbone.config.name_or_path or None
+    if where is not None and Path(where).is_dir():
+        where = str(Path(where).resolve())
     revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
     head_hidden_size = config.head_hidden_size or (hidden_size if has_inner_size(config.head) else None)
     facts |= {
@@ -52,4 +52,4 @@ def filled_in(
         "head_hidden_size": head_hidden_size,
         "objective": copy.deepcopy(config.objective),
     }
-    return replace(config, backbone_name=name, backbone_revision=revision, **facts)
+    return replace(config, backbone_name=where, backbone_revision=revision, **facts)

@@ -58,7 +58,7 @@ class QualityHead(nn.Module):
     def from_config(cls, config: PrismConfig) -> "QualityHead":
         """Make the head that a config describes; its `backbone_hidden_size` must be filled in."""
         return cls(
-            config.backbone_hidden_size,
+            config.backbone_hidden_size,  # type: ignore[arg-type]  # filled in, as said above
             kind=config.head,
             inner_size=config.head_hidden_size,
             initial_logit=config.base_rate_logit,

@@ -1,10 +1,10 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from prism_plugin.backbones.call import call_arguments, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
@@ -27,7 +27,7 @@ class HeadedBackbone(BackbonePassthrough):
         spec: What is known about the backbone's family.
         prism_config: Settings of the head, with everything filled in.
         mask_token_id: Id of the mask token, in [0, vocabulary).
-        tokenizer: The tokenizer given, or None.
+        tokenizer: The tokenizer given, or what an export kept of it, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         loaded_from: Folder that the head was loaded from, if it was.
         call_changes: What the backbone changed about itself when it was called.
@@ -40,7 +40,7 @@ class HeadedBackbone(BackbonePassthrough):
         *,
         spec: BackboneSpec,
         prism_config: PrismConfig,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -57,7 +57,7 @@ class HeadedBackbone(BackbonePassthrough):
     @property
     def mask_token_id(self) -> int:
         """Id of the mask token."""
-        return self.prism_config.mask_token_id
+        return self.prism_config.mask_token_id  # type: ignore[return-value]  # filled in when the head was attached
 
     @property
     def holds_own_backbone(self) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -161,7 +162,7 @@ class PrismModel(HeadedBackbone):
         """
         require_placement(dtype, device_map, loaded=None if backbone is None else "backbone")
         stored = read_stored(path_or_id, revision=revision)
-        options = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
         backbone, tokenizer = load_parts(stored, backbone, tokenizer, **options)
         if stored.adapter is not None:
             stored.adapter.inference_mode = not is_trainable
@@ -211,7 +212,7 @@ class PrismModel(HeadedBackbone):
         Raises:
             ConfigurationError: If the backbone is known only as a local folder.
         """
-        options = {"private": private, "token": token, "commit_message": commit_message}
+        options: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
         return push_model(self, repo_id, known=self.card_facts, figures=figures, **options)
 
 

@@ -202,9 +202,10 @@ def read_facts(folder: Path) -> CardFacts:
     values = read_metadata(folder)
     found = values.get("prism_figures")
     texts = {name: values.get(key) for name, key in (("data", "prism_data"), ("base_license", "license"))}
+    known: dict[str, Any] = {name: text if isinstance(text, str) else None for name, text in texts.items()}
     return CardFacts(
         figures={name: one for name, one in found.items() if isinstance(one, Figure)} if isinstance(found, dict) else {},
-        **{name: text if isinstance(text, str) else None for name, text in texts.items()},
+        **known,
     )
 
 

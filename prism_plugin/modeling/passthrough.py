@@ -29,7 +29,7 @@ class _OfBackbone:
 class BackbonePassthrough(nn.Module):
     """A module with a `backbone` that passes for a transformers model where libraries ask."""
 
-    backbone: nn.Module  # a PreTrainedModel, or a PeftModel around one
+    backbone: Any  # a PreTrainedModel, or a PeftModel around one
     spec: BackboneSpec
 
     accepts_loss_kwargs = False  # Trainer would otherwise guess from the signature whether to divide by accumulation steps
@@ -77,7 +77,7 @@ class BackbonePassthrough(nn.Module):
         """Return the backbone's input embeddings."""
         return input_embeddings_of(self.plain_backbone, self.spec)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Return the backbone's LM head."""
         return lm_head_of(self.plain_backbone, self.spec)
 

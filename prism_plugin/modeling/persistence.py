@@ -253,10 +253,10 @@ def load_parts(
         tokenizer = load_tokenizer(stored.folder, trust_remote_code=trust_remote_code)
     if backbone is None:
         backbone = load_backbone(
-            location, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map
+            str(location), revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map
         )
         if tokenizer is None:
-            tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(str(location), revision=revision, trust_remote_code=trust_remote_code)
     require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
     return backbone, tokenizer
 

@@ -131,8 +131,8 @@ def _with_padding(model: HeadedBackbone, name: str, tokens: Tensor, rounding: fl
     rows = torch.stack([tokens, padding_changed, valid_changed])
     mask = torch.ones_like(rows, dtype=torch.bool)
     mask[:, -_PADDED:] = False
-    states = model(rows, mask, with_quality=False, output_hidden_states=True).hidden_states[:, :-_PADDED]
-    return judge_padding(name, model.spec, *states, rounding)
+    one, other, third = model(rows, mask, with_quality=False, output_hidden_states=True).hidden_states[:, :-_PADDED]
+    return judge_padding(name, model.spec, one, other, third, rounding)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def wrap_with_adapter(
         snapshot.kept.update((name, data) for name, data in before.items() if not torch.equal(data, own[name]))
     in_training = {name: parameter.detach().clone() for name, parameter in own.items() if parameter.requires_grad}
     snapshot.kept.update(in_training | snapshot.kept)
-    targeted = wrapped.base_model.targeted_module_names
+    targeted: Any = wrapped.base_model.targeted_module_names
     hit = sorted(forbidden.intersection(targeted))
     if hit:
         raise ConfigurationError(
@@ -187,7 +187,8 @@ _UNUSABLE = {
 
 def _require_usable(adapter: PeftConfig) -> None:
     """Refuse what can be seen in a config alone."""
-    name, peft_type = type(adapter).__name__, getattr(adapter.peft_type, "value", adapter.peft_type)
+    name = type(adapter).__name__
+    peft_type: Any = getattr(adapter.peft_type, "value", adapter.peft_type)
     reason = _VIRTUAL_TOKENS if adapter.is_prompt_learning else _UNUSABLE.get(peft_type)
     if getattr(adapter, "use_asa", False):  # AdaMSS, which may do without
         reason = "with `use_asa` gives out its subspaces by calls between the steps, which nothing here makes"

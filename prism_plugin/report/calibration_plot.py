@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.calibration import Bin, Group, QualityFigures
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg")
 # Okabe and Ito's colours, which differ for colour-blind eyes too; and a marker each, for prints without colour.
-_STYLES = {
+_STYLES: dict[str, dict[str, Any]] = {
     "quality": {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 4},
     "mean_quality": {"color": "#56B4E9", "marker": "P", "linewidth": 1.6, "zorder": 3},
     "visible_confidence": {"color": "#E69F00", "marker": "s", "linewidth": 1.2},
@@ -109,7 +109,7 @@ def _reliability(axes: "Axes", bins: Mapping[str, list[Bin]]) -> None:
 
 def _histogram(axes: "Axes", bins: list[Bin]) -> None:
     edges, width = [one.low for one in bins], bins[0].high - bins[0].low
-    half = {"width": width / 2, "align": "edge", "linewidth": 0}
+    half: dict[str, Any] = {"width": width / 2, "align": "edge", "linewidth": 0}
     axes.bar(edges, [one.right for one in bins], color=_RIGHT, label="right", **half)
     wrong = [one.tokens - one.right for one in bins]
     axes.bar([low + width / 2 for low in edges], wrong, color=_WRONG, label="wrong", **half)

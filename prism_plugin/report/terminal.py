@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 from torch import Tensor
@@ -107,11 +107,11 @@ class TerminalCanvas:
 
     def styled(self) -> Group:
         """All rows with styles, for a terminal."""
-        parts = []
+        parts: list[RenderableType] = []
         for row in self._rows:
             title = f"{row.title}  " if row.title else ""
             parts.append(Text.assemble((title, "bold"), row.headline))
-            parts.append(Padding(_styled_grid(row) if row.columns else _styled_text(row.cells), (0, 0, 1, 2)))
+            parts.append(Padding(_styled_grid(row, row.columns) if row.columns else _styled_text(row.cells), (0, 0, 1, 2)))
         grid = any(row.columns for row in self._rows)
         styles = _GRID_STYLES if grid else {name: mark.style for name, mark in MARKS.items()}
         shown = [name for name in MARKS if name != "kept" and not (grid and name == "padding")]
@@ -162,10 +162,10 @@ class TerminalCanvas:
         return [("" if state == "masked" else self._known[token], state) for token, state in zip(ids, states, strict=True)]
 
 
-def _styled_grid(row: _Row) -> Text:
+def _styled_grid(row: _Row, columns: int) -> Text:
     width = max(len(piece.strip()) for piece, _ in row.cells) + 2
     cells = [Text((piece.strip() or _GRID_MASK).center(width), style=_GRID_STYLES[state]) for piece, state in row.cells]
-    lines = _grid_lines(cells, row.columns, width, rules="\u2502\u2500\u253c")
+    lines = _grid_lines(cells, columns, width, rules="\u2502\u2500\u253c")
     styled = [[Text(part, style="dim") if isinstance(part, str) else part for part in line] for line in lines]
     return Text("\n").join(Text("").join(line) for line in styled)
 
@@ -195,7 +195,7 @@ def _split(piece: str) -> tuple[str, str]:
 
 def _grid_lines(cells: Sequence[Any], columns: int, width: int, rules: str) -> list[list[Any]]:
     """Cells in lines, with rules between the boxes of a square grid whose side is a square number, as a Sudoku's."""
-    upright, level, crossing = rules
+    upright, level, crossing = tuple(rules)
     root = math.isqrt(columns)
     box = root if root * root == columns and columns * columns == len(cells) and root > 1 else None
     lines: list[list[Any]] = []

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
@@ -140,10 +141,11 @@ def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
         )
     sampler.to_dict()  # a rule without a name is refused here
     model = sampler.model
-    for what, one in (
+    plug_ins: tuple[tuple[str, Any], ...] = (
         *(("rules", type(rule)) for rule in (getattr(sampler, name) for name in PLUG_INS) if rule is not None),
         ("kinds of heads", HEADS[model.prism_config.head]),
-    ):
+    )
+    for what, one in plug_ins:
         if one.__module__.split(".")[0] != PACKAGE:
             raise ConfigurationError(
                 f"An export holds the {what} of {PACKAGE} only, since it runs where other modules are not there, but "

@@ -87,7 +87,7 @@ def generate(
         raise ConfigurationError("`return_trace` would be ignored without `return_dict_in_generate=True`; give both.")
     if token_type_ids is not None and token_type_ids.any():
         raise ConfigurationError("`token_type_ids` must be zeros, which is how the model was trained; leave them out.")
-    tokens = inputs if input_ids is None else input_ids
+    tokens: Any = inputs if input_ids is None else input_ids
     where = sampler_path or code or model.name_or_path
     if not where:
         raise ConfigurationError(
@@ -95,7 +95,7 @@ def generate(
             "its id on the Hub."
         )
     with load_sampler(model, _folder(where, revision)) as sampler:
-        options = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
+        options: dict[str, Any] = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
         if max_new_tokens is None:
             output = sampler.infill(tokens, attention_mask, **options)
         else:
@@ -115,7 +115,7 @@ def _folder(sampler_path: str | Path, revision: str | None) -> Path:
             f"`sampler_path` must be the folder of an exported sampler, or its id on the Hub, found {str(sampler_path)!r} "
             f"({type(error).__name__}); give the path that the model was loaded from."
         ) from error
-    return Path(found).parent
+    return Path(str(found)).parent
 
 
 @contextmanager
@@ -127,13 +127,14 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[MaskFiller]:
         StoredStateError: If the folder is not whole, or the model is not the one that the head was trained on.
     """
     config, has_adapter = read_config(folder)
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = getattr(model, "get_base_model", lambda: model)()
     if has_adapter and not getattr(model, "peft_config", None):
         raise ConfigurationError(
             f"The quality head in {folder} was trained with the adapter that lies beside it, but {type(model).__name__} has "
             f"none; call `model.load_adapter({str(folder)!r})` first, which needs peft."
         )
-    spec, tokenizer = read_about_backbone(folder)
+    about = read_about_backbone(folder)
+    spec, tokenizer = about.spec, about.tokenizer
     require_same_backbone(config, folder, plain, spec)
     check_backbone(plain, spec)
     head = QualityHead.from_config(config)

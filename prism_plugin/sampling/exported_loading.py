@@ -37,11 +37,10 @@ def load(
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    spec, _ = read_about_backbone(folder)
-    register_backbone(spec, replace=True)
+    register_backbone(read_about_backbone(folder).spec, replace=True)
     in_folder = config.backbone_name == IN_THIS_FOLDER
     return load_backbone(
-        folder if in_folder else config.backbone_name,
+        folder if in_folder else str(config.backbone_name),
         revision=None if in_folder else config.backbone_revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,

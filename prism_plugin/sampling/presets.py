@@ -21,8 +21,7 @@ from prism_plugin.core.unmasking import (
     ThresholdUnmasking,
     UnmaskingRule,
 )
-from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
-from prism_plugin.registry import did_you_mean
+from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
 _COMMON = ("temperature", "top_p", "block_length", "eos_token_id")
@@ -42,7 +41,7 @@ class Change:
 
     part: str
     field: str
-    instead: type | None = None
+    instead: Any = None
 
     def made(self, rule: Any, value: Any) -> Any:
         """The rule with the setting."""

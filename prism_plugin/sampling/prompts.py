@@ -35,7 +35,7 @@ class LaidPrompts:
 
 
 def lay_prompts(
-    tokenizer: Any, prompts: Sequence[str] | Sequence[Chat], *, max_new_tokens: int, mask_token_id: int, pad_token_id: int
+    tokenizer: Any, prompts: Sequence[str | Chat], *, max_new_tokens: int, mask_token_id: int, pad_token_id: int
 ) -> LaidPrompts:
     """Encode prompts and put masks after each; a text's trailing special tokens (BERT's `[SEP]`) follow them.
 

@@ -111,8 +111,8 @@ class RemaskingSampler(MaskFiller):
             ConfigurationError: If the backbone is known only as a local folder.
             UnknownNameError: If a rule is not registered.
         """
-        beside = {"sampler": self.to_dict(), "also": partial(write_settings, self)}
-        options = {"private": private, "token": token, "commit_message": commit_message}
+        beside: dict[str, Any] = {"sampler": self.to_dict(), "also": partial(write_settings, self)}
+        options: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
         return push_model(self.model, repo_id, known=self.model.card_facts, figures=figures, **beside, **options)
 
     @classmethod

@@ -67,8 +67,8 @@ def _source(module: str) -> str:
 
 def _plain(source: str) -> str:
     """The aliases of `types.py`, each a Tensor."""
-    targets = [node.targets[0] for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    aliases = "\n".join(f"{target.id} = Tensor" for target in targets)
+    targets = [ast.unparse(node.targets[0]) for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    aliases = "\n".join(f"{target} = Tensor" for target in targets)
     return f'"""Names for shapes of tensors."""\n\nfrom torch import Tensor\n\n{aliases}\n'
 
 
@@ -79,7 +79,7 @@ def _imported(module: str, source: str) -> Iterable[str]:
         UnfitModuleError: If it imports from anywhere else but what is allowed.
     """
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and _is_ours(node.module):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module and _is_ours(node.module):
             yield node.module
         elif isinstance(node, ast.Import | ast.ImportFrom):
             given = [node.module or "."] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -98,7 +98,7 @@ def _is_ours(module: str) -> bool:
 def _with_relative_imports(source: str, names: Mapping[str, str]) -> str:
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and _is_ours(node.module):
+        if isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
             first = node.lineno - 1
             lines[first] = lines[first].replace(f"from {node.module} import", f"from .{names[node.module]} import")
     return "".join(lines)

@@ -70,4 +70,5 @@ def keep_output_dtype(accelerator: Accelerator, prism_model: PrismModel) -> None
         with accelerator.autocast():
             return forward(model, *args, **kwargs)
 
-    prism_model.forward = MethodType(under_autocast, prism_model)  # a copy of the model has to call itself
+    # A copy of the model has to call itself.
+    prism_model.forward = MethodType(under_autocast, prism_model)  # type: ignore[method-assign]  # of this model alone

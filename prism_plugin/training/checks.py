@@ -108,7 +108,7 @@ def chosen_optimizer(
         ConfigurationError: If it would choose its own groups of parameters.
         ImportError: If it needs a package that is not installed.
     """
-    chosen, settings = given or Trainer.get_optimizer_cls_and_kwargs(args, model)
+    chosen, settings = given or Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]  # any module
     if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
         raise ConfigurationError(
             f"`optim: {args.optim.value}` chooses its own parameter groups, so the head cannot have its learning rate; use "
@@ -133,7 +133,7 @@ def check_optimization(
                 optimizer=optimizer,
                 num_warmup_steps=args.get_warmup_steps(num_steps),
                 num_training_steps=num_steps,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a dict once Trainer read it
             )
     except (TypeError, ValueError) as error:
         raise ConfigurationError(

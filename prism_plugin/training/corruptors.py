@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ class Plan(Protocol):
         reads: Positions whose logits of the first look the draft needs; None where it needs none.
     """
 
-    noised: Corrupted | None
-    reads: TokenMask | None
+    @property
+    def noised(self) -> Corrupted | None: ...
+    @property
+    def reads(self) -> TokenMask | None: ...
 
     def fill(self, rows: Rows, row_index: FlatIndex) -> None:
         """Take from the first look what the draft needs, before its backward, which may write over the rows.
@@ -48,6 +50,8 @@ class Corruptor(Protocol):
     All its chance comes from `noise`, so that a batch, an epoch and a seed give the same plan anywhere. One that reads recorded
     drafts, the column `draft_ids`, says so by a class variable `reads_drafts` that is True; others get no rows that have them.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Plan:
         """Begin with a batch.
@@ -148,7 +152,7 @@ class Recorded:
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Given:
         clean_ids, draft_ids, maskable = batch["input_ids"], batch["draft_ids"], batch["maskable"]
         masked = maskable & (draft_ids == mask_token_id)
-        same = {
+        same: dict[str, Any] = {
             "clean_ids": clean_ids,
             "attention_mask": batch["attention_mask"],
             "maskable": maskable,

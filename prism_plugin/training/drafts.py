@@ -14,7 +14,7 @@ from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.looks import Logits
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling.model import PrismModel
+from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
 # (tokens, attention mask, flat index) -> rows of logits there: a look without gradient and without dropout.
@@ -54,7 +54,7 @@ class _Asked:
     ask: Ask
 
     def __call__(
-        self, model: PrismModel | None, state: State, want: Want, memory: Mapping[str, Tensor]
+        self, model: HeadedBackbone | None, state: State, want: Want, memory: Mapping[str, Tensor]
     ) -> tuple[Seen, Mapping[str, Tensor]]:
         index = want.masked.flatten().nonzero().squeeze(-1)
         attention_mask = state.canvas.attention_mask
@@ -74,9 +74,9 @@ class _Group:
 
     def advance(self, look: int, how: Recalled | _Asked) -> "_Group":
         """Make look number `look`; a row whose share grants nothing at it waits for the one that does."""
-        loop = replace(self.loop, chance=replace(self.loop.chance, look=look))
+        loop = replace(self.loop, chance=replace(self.loop.chance, look=look))  # type: ignore[type-var]  # one of ours
         step = loop.advance(self.state, rows=self.state.step == look, look=how)
-        return replace(self, state=step.state)
+        return replace(self, state=step.state)  # type: ignore[union-attr]  # the whole batch looks, so there is a step
 
 
 def require_draftable(rule: DraftRule) -> None:

@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key, size).atexit = False
         self._add(self.kind_of[key], size)
 
-    def _note_gradient(self, parameter: Tensor) -> None:
+    def _note_gradient(self, parameter: Any) -> None:
         key, size = self._key(parameter.grad), parameter.grad.untyped_storage().nbytes()
         self.live[self.kind_of[key]] -= size
         self.kind_of[key] = GRADIENTS

@@ -174,18 +174,18 @@ def _with_step(
     return replace(
         staying,
         activations=plain.of_kind[ACTIVATIONS] + unpacked,
-        activations_checkpointed=checkpointed and checkpointed.of_kind[ACTIVATIONS] + unpacked,
+        activations_checkpointed=None if checkpointed is None else checkpointed.of_kind[ACTIVATIONS] + unpacked,
         logits=logits,
         logits_full=round(logits * positions / shape.num_masked) + num_drafts * positions * row_size,
         total=base + max(plain.together + unpacked, staying.gradients),
-        total_checkpointed=checkpointed and base + max(checkpointed.together + unpacked, staying.gradients),
+        total_checkpointed=None if checkpointed is None else base + max(checkpointed.together + unpacked, staying.gradients),
     )
 
 
 def _added_by_peft(model: PrismModel) -> set[int]:
     if not isinstance(model.backbone, PeftModel):
         return set()
-    marks = (model.backbone.base_model.prefix, "modules_to_save.", "trainable_tokens_")
+    marks = (str(model.backbone.base_model.prefix), "modules_to_save.", "trainable_tokens_")
     return {id(parameter) for name, parameter in model.backbone.named_parameters() if any(mark in name for mark in marks)}
 
 
@@ -289,8 +289,8 @@ def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Lo
         first = _Look(on_noised, rows, draws=plan.reads is not None)
     if not on_draft:
         return first, None
-    counts = [_num_rows(on_draft, _corrupted(1, length, left)) for left in (0, masked)]
-    rows = None if None in counts else max(counts)
+    none, all_of_them = (_num_rows(on_draft, _corrupted(1, length, left)) for left in (0, masked))
+    rows = None if none is None or all_of_them is None else max(none, all_of_them)
     return first, _Look(on_draft, rows, repeats=getattr(objective.corruptor, "num_drafts", 1))
 
 

@@ -1,6 +1,6 @@
 """What is measured: sums and counts on the device, read once per log, and the figures of an evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -93,13 +93,13 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
 
     losses = torch.stack([output.terms[term.name].per_row for term in objective.terms], dim=1)
     nothing = torch.zeros(batch_size, 1, device=losses.device)  # Trainer takes no figure where there are no labels
-    labels = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
+    labels: list[Any] = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
     targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, _NOT_JUDGED)) for one in labels]
     quality = nothing if output.quality_logits is None else side_by_side(output.quality_logits.float())
     return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
 
 
-def metrics_of(objective: Objective, predictions: Sequence[Any], targets: Any) -> dict[str, float]:
+def metrics_of(objective: Objective, predictions: Any, targets: Any) -> dict[str, float]:
     """The figures of an evaluation, from all that `predictions_of` gave."""
     quality_logits, losses = (torch.as_tensor(part) for part in predictions)
     means = losses.double().mean(0).tolist()

@@ -183,7 +183,7 @@ class Objective:
                 looked = _look(model if learns else unwrapped, at, terms, row_index)
             if plan.reads is not None:
                 with torch.no_grad():
-                    plan.fill(looked.rows.detach(), looked.row_index)
+                    plan.fill(looked.rows.detach(), looked.row_index)  # type: ignore[union-attr, arg-type]  # it reads rows
             per_row = {term.name: term(looked, at) for term in terms}
             loss = sum((term.weight * mean_over_rows(per_row[term.name]) for term in terms), torch.zeros((), device=device))
             if backward is not None and loss.requires_grad:

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 def sum_of_logged(log_history: Sequence[Mapping[str, float]]) -> float:
     """The sum of the losses of all steps up to the last log. Each log tells the mean of the steps since the one before."""
-    total, last = 0.0, 0
+    total = last = 0.0
     for log in log_history:
         if "loss" in log:
             total += log["loss"] * (log["step"] - last)

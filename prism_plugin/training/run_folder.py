@@ -85,9 +85,9 @@ def where_saved(args: TrainingArguments, work: Callable[[], None]) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         everywhere = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everywhere, refused)
-    for error in (refused, *everywhere):
-        if error is not None:
-            raise error
+    for one in (refused, *everywhere):
+        if one is not None:
+            raise one
 
 
 def require_run_folder(folder: Path, *, resumes: bool) -> None:
@@ -116,11 +116,16 @@ class RunFolderTrainer(Trainer):
 
     prism_model: PrismModel
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """As Trainer has it, under the lock. Collective."""
         require_apart(Path(self.args.output_dir), read_by(self.prism_model), "`output_dir`")
         with claimed(self.args, partial(require_run_folder, resumes=bool(resume_from_checkpoint))):
-            return super().train(resume_from_checkpoint, **options)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
         # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.
@@ -150,7 +155,8 @@ def writing_in(folder: Path) -> Iterator[None]:
 
 class _Claim:
     def __init__(self, folder: Path) -> None:
-        self._folder, self._made, self._key = folder.absolute(), [], None  # the key is that of a lock of this claim's own
+        self._folder, self._made = folder.absolute(), list[Path]()
+        self._key: Path | None = None  # that of a lock of this claim's own
 
     def take(self) -> None:
         with writing_in(self._folder):

@@ -48,7 +48,7 @@ def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: st
 def gather_trained(model: nn.Module) -> dict[str, Tensor]:
     """Full tensors of the parameters that get a gradient, on the CPU of the main process; nothing elsewhere. Collective."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return get_model_state_dict(model, options=options)
+    return get_model_state_dict(model, options=options)  # type: ignore[return-value]  # parameters are tensors
 
 
 def save_optimizer(accelerator: Accelerator, model: nn.Module, optimizer: Any, directory: str) -> None:

@@ -70,6 +70,9 @@ class PrismTrainer(RunFolderTrainer):
         DataFormatError: If a data set cannot be used.
     """
 
+    args: PrismTrainingArguments
+    objective: Objective
+
     # The loss is a mean over the rows of one micro-batch: Trainer has to divide by the accumulation steps, and cannot guess.
     loss_is_scaled_for_ga = False
 
@@ -97,7 +100,7 @@ class PrismTrainer(RunFolderTrainer):
             eval_dataset=as_prepared(eval_dataset, model, "eval_dataset", self.objective),
             compute_metrics=self._metrics,
             callbacks=[*(callbacks or []), OnBegin(self._restore_log_state)],
-            optimizers=optimizers,
+            optimizers=optimizers,  # type: ignore[arg-type]  # it takes any scheduler, and names but LambdaLR
         )
         if self.is_fsdp_enabled:
             check_sharding(
@@ -123,12 +126,13 @@ class PrismTrainer(RunFolderTrainer):
             NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoints.last_checkpoint(Path(self.args.output_dir))
-            if resume_from_checkpoint is None:
+            self.resumed_from = checkpoints.last_checkpoint(Path(self.args.output_dir))
+            if self.resumed_from is None:
                 raise ConfigurationError(
                     f"Resuming needs a whole checkpoint in {self.args.output_dir}, found none; start afresh."
                 )
-        self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        else:
+            self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if self.resumed_from is None:
             return super().train(None, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
         finished = self._finished_state(self.resumed_from)
@@ -188,7 +192,7 @@ class PrismTrainer(RunFolderTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[None, Any, Tensor]:
         """Judge the model's own drafts of a batch, the same ones at every evaluation.
 
         Returns:
@@ -215,7 +219,8 @@ class PrismTrainer(RunFolderTrainer):
     # ---- the order of rows, and two learning rates ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        given: Any = self.train_dataset if train_dataset is None else train_dataset
+        rows = len(given)
         global_batch = rows_per_step(rows, self.args)
         return EpochSampler(rows, rows // global_batch * global_batch, self.args.data_seed, self._epoch)
 
@@ -335,7 +340,8 @@ class PrismTrainer(RunFolderTrainer):
     def _note_callbacks(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                states: Any = self.state.stateful_callbacks  # declared as the list that it is made of
+                states[type(callback).__name__] = callback.state()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

@@ -24,6 +24,7 @@ def test_the_clean_tokens_stay():
     assert clean.tolist() == [[5, 6]]
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

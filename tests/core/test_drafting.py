@@ -58,12 +58,14 @@ def test_the_window_starts_at_the_leftmost_mask(window, expected):
     assert [row.nonzero().flatten().tolist() for row in chosen] == expected
 
 
+@pytest.mark.other_types
 def test_a_list_from_a_file_makes_the_same_rule():
     rule = DraftRule(num_drafted=None, share=[0.2, 0.5])
     assert rule == DraftRule(num_drafted=None, share=(0.2, 0.5))
     assert hash(rule) == hash(DraftRule(num_drafted=None, share=(0.2, 0.5)))
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -229,7 +229,7 @@ def test_what_a_rule_prefers(small_view, rule, expected):
 )
 def test_each_draft_has_its_own_pace_and_keeps_the_grant(small_view, drafts, budget, expected):
     view = replace(small_view, times_remasked=torch.full((1, 8), drafts))
-    assert positions(RedraftUnmasking(0.4, paces=[3, 1])(view, torch.tensor([budget]))) == expected
+    assert positions(RedraftUnmasking(0.4, paces=(3, 1))(view, torch.tensor([budget]))) == expected
 
 
 def test_a_draft_is_counted_within_the_block_and_by_one_position_that_was_taken_back(small_view):
@@ -281,6 +281,7 @@ def test_remdm_conf_is_still_at_the_first_and_last_step(small_view):
         assert not RemdmConfRemasking(scale=9.0)(still, torch.tensor([8])).any()
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("make", "words"),
     [

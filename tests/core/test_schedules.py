@@ -96,6 +96,7 @@ def test_shares_of_steps_are_exact():
         assert torch.equal(first_step_at(third / 3, num_steps), (num_steps * third + 2) // 3), third
 
 
+@pytest.mark.other_types
 @pytest.mark.parametrize(
     ("make", "words"),
     [

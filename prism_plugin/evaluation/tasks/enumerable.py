@@ -205,14 +205,14 @@ def draft_states(
                 agrees = mass[table.index_of(with_token)] / mass[noised_index]
                 weight[possible, position] += reach / size  # the loss is a mean over the positions of a row
                 right[possible, position] += reach / size * agrees
-    index, position = weight.nonzero(as_tuple=True)
-    left_out = canvases[index].scatter(1, position.unsqueeze(1), table.num_letters)
+    index, places = weight.nonzero(as_tuple=True)
+    left_out = canvases[index].scatter(1, places.unsqueeze(1), table.num_letters)
     return DraftStates(
         draft_ids=canvases[index],
-        position=position,
-        weight=weight[index, position] / weight.sum(),
+        position=places,
+        weight=weight[index, places] / weight.sum(),
         exact=mass[index] / mass[table.index_of(left_out)],
-        predicted=(right / weight)[index, position],
+        predicted=(right / weight)[index, places],
     )
 
 
