@@ -179,8 +179,9 @@ def test_a_batch_equals_its_rows_one_by_one(family):
     logits, quality = looked_at(model, padded, mask)
     for row, length in enumerate(mask.sum(-1).tolist()):
         alone_logits, alone_quality = looked_at(model, IDS[[row], :length])
-        torch.testing.assert_close(logits[[row], :length], alone_logits, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(quality[[row], :length], alone_quality, atol=1e-5, rtol=1e-5)
+        # Other shapes, other kernels: float32 differs by up to 1e-5 here; a padded token that is looked at moves 0.2 or more.
+        torch.testing.assert_close(logits[[row], :length], alone_logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(quality[[row], :length], alone_quality, atol=1e-4, rtol=0)
 
 
 def test_a_padded_token_reaches_nobody(family):
