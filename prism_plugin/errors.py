@@ -3,7 +3,8 @@
 A message is one sentence: what must hold, what was found, what to do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 # Makes the error of a sentence about what was found: the caller knows which row it is, and what class of error fits.
 Refuse = Callable[[str], Exception]
@@ -61,3 +62,9 @@ class NonFiniteError(PrismError, ArithmeticError):
 
 class SamplingError(PrismError, ValueError):
     """A sampling request cannot be met."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Say which known name is nearest to one that is not known, in brackets after a space; nothing if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

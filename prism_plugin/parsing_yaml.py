@@ -1,6 +1,7 @@
 """YAML in which no key is given twice, with the numbers and truth values of YAML 1.2: recipes, and options written so."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -52,3 +53,19 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
     except (yaml.YAMLError, ValueError) as error:  # a ValueError where a tag is written out: `!!int one`
         raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a file of YAML as `parse_yaml` does.
+
+    Args:
+        path: The file.
+        what: What it is, for the error message, such as "The recipe".
+
+    Raises:
+        ConfigurationError: If it cannot be read.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{what} {path} cannot be read: {error}") from error

@@ -1,46 +1,14 @@
 """Names for classes that appear in files: rules, schedules, corruptors, terms."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
-from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
+from prism_plugin.errors import ConfigurationError, UnknownNameError, did_you_mean
+from prism_plugin.reader import from_mapping, naming
 
 T = TypeVar("T")
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
-    """Build a dataclass from a mapping, refusing keys that `cls` does not declare and asking for those it lacks.
-
-    Args:
-        cls: A dataclass; its own `__post_init__` checks the values.
-        values: Field names and values.
-        source: Where the mapping was read, for the error message.
-
-    Raises:
-        UnknownKeyError: If `values` has a key that is no field of `cls`.
-        ConfigurationError: If a field without a default is missing.
-    """
-    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]  # a dataclass, as said above
-    unknown = [str(key) for key in values if key not in known]
-    if unknown:
-        raise UnknownKeyError(
-            f"{source}: {cls.__name__} has no {', '.join(map(repr, sorted(unknown)))}{did_you_mean(unknown[0], known)}; "
-            f"known: {', '.join(sorted(known)) or 'none'}."
-        )
-    needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
-    missing = sorted(set(needed) - set(values))
-    if missing:
-        raise ConfigurationError(f"{source}: {cls.__name__} needs {', '.join(map(repr, missing))}; add it.")
-    return cls(**values)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Say which known name is nearest to one that is not known, in brackets after a space; nothing if none is near."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def require_name(kind: str, name: str, taken: Mapping[str, Any]) -> None:
@@ -128,12 +96,15 @@ class Registry(Generic[T]):
             source: Where they were read, for the error message; the kind when None.
 
         Raises:
-            ConfigurationError: If there is no `name`, a setting is missing, or a value is out of range.
+            ConfigurationError: If there is no `name`, a setting is missing, or a value is of another type or out of range.
             UnknownNameError: If no class has that name.
             UnknownKeyError: If the class has no such setting.
         """
         source = source or self.kind
         if not isinstance(values, Mapping) or "name" not in values:
-            raise ConfigurationError(f"{source}: a {self.kind} is a mapping with a 'name' and its settings, found {values!r}.")
-        settings = {key: value for key, value in values.items() if key != "name"}
-        return from_mapping(self.get(values["name"]), settings, source=source)
+            raise ConfigurationError(
+                f"{source} must be a mapping with the {self.kind}'s 'name' and its settings, found {values!r}."
+            )
+        with naming(source):
+            cls = self.get(values["name"])
+        return from_mapping(cls, {key: value for key, value in values.items() if key != "name"}, source=source)

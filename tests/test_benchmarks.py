@@ -79,6 +79,7 @@ def test_every_contestant_works_in_sixteen_bits(benchmark):
         prepare(SMALL, replace(CPU, dtype="bfloat16"))()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_contestants_run_in_processes_of_their_own():
     results = contest.compete({"body": sampling.prepare_body}, [SMALL, LONGER], CPU, rounds=2)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 # Packages that only bring weights or data; without them the example says so and stops.
 NEEDS = {"07_a_real_model.py": "pip install --no-deps antiberty==0.1.3 abstar==0.8.0"}
+SLOW = {"06_exact_posterior.py"}
 PUBLIC = {"prism_plugin", "prism_plugin.core", "prism_plugin.data", "prism_plugin.testing", "prism_plugin.types"}
 
 
@@ -26,7 +27,9 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 7
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW else [], id=path.name) for path in EXAMPLES]
+)
 def test_example_runs_and_says_what_it_promises(path, tmp_path, tmp_path_factory, scripts):
     done = scripts.run(path, tmp_path, output=tmp_path_factory.mktemp("printed"), timeout=600)
     assert done.returncode == 0, done.stderr

@@ -39,6 +39,7 @@ def wheel(source, tmp_path_factory):
         yield archive
 
 
+@pytest.mark.soak
 def test_every_module_and_template_is_in_the_wheel(wheel, source):
     modules = {str(path.relative_to(source)) for path in (source / "prism_plugin").rglob("*.py")}
     assert len(modules) > 50
@@ -48,6 +49,7 @@ def test_every_module_and_template_is_in_the_wheel(wheel, source):
     assert packed == modules | templates | {"prism_plugin/py.typed"}
 
 
+@pytest.mark.soak
 def test_the_sudoku_folder_is_in_the_wheel(wheel, source):
     folder = source / "adapters" / "sudoku-9x9"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -56,6 +58,7 @@ def test_the_sudoku_folder_is_in_the_wheel(wheel, source):
     assert packed == files
 
 
+@pytest.mark.soak
 def test_nothing_else_is_in_the_wheel(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"prism_plugin", f"prism_plugin-{__version__}.dist-info", f"prism_plugin-{__version__}.data"}

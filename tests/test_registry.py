@@ -55,19 +55,19 @@ def test_a_far_name_lists_what_is_known(registry):
 
 def test_an_unknown_setting_is_refused(registry):
     with pytest.raises(
-        UnknownKeyError, match=r"a\.json: Gentle has no 'strenght' \(did you mean 'strength'\?\); known: rounds"
+        UnknownKeyError, match=r"a\.json: nothing reads 'strenght' \(did you mean 'strength'\?\); known: rounds"
     ):
         registry.from_dict({"name": "gentle_rule", "strenght": 0.5}, source="a.json")
 
 
 def test_a_missing_setting_is_named(registry):
-    with pytest.raises(ConfigurationError, match="test rule: Gentle needs 'strength'; add it"):
+    with pytest.raises(ConfigurationError, match="test rule needs 'strength'; add it"):
         registry.from_dict({"name": "gentle_rule"})
 
 
 @pytest.mark.parametrize("stored", [{"strength": 0.5}, "gentle_rule", None])
 def test_a_mapping_with_a_name_is_needed(registry, stored):
-    with pytest.raises(ConfigurationError, match="a test rule is a mapping with a 'name' and its settings, found"):
+    with pytest.raises(ConfigurationError, match="must be a mapping with the test rule's 'name' and its settings, found"):
         registry.from_dict(stored)
 
 

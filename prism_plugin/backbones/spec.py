@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prism_plugin.errors import BackboneError, MaskTokenError
-from prism_plugin.registry import did_you_mean
+from prism_plugin.errors import BackboneError, MaskTokenError, did_you_mean
 
 Setting = bool | int | float | str | None
 Settings = tuple[tuple[str, Setting], ...]

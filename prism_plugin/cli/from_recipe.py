@@ -17,6 +17,7 @@ from prism_plugin.data import ROW_NUMBER, check_columns, given_columns, read_row
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.places import require_apart
+from prism_plugin.reader import naming
 from prism_plugin.training import Objective, PrismTrainingArguments
 from prism_plugin.training.checks import check_recorded
 
@@ -29,7 +30,8 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
         PrismError: What we refuse ourselves, as it came.
     """
     try:
-        arguments = PrismTrainingArguments(**recipe.training)
+        with naming(f"{source}: training"):
+            arguments = PrismTrainingArguments(**recipe.training)
         # a tracker that is unknown, or not installed, is found before anything is loaded
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()

@@ -1,19 +1,16 @@
 """Recipes: a YAML file and command-line settings -> typed sections. Every unknown key is an error, all at once."""
 
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from prism_plugin.backbones import looks_like_path
 from prism_plugin.core.validation import require_number
 from prism_plugin.data import DataSettings, is_data_file
-from prism_plugin.errors import ConfigurationError, UnknownKeyError
-from prism_plugin.parsing_yaml import parse_yaml
-from prism_plugin.registry import did_you_mean
+from prism_plugin.errors import ConfigurationError, UnknownKeyError, did_you_mean
+from prism_plugin.parsing_yaml import parse_yaml, read_yaml
+from prism_plugin.reader import checked, from_mapping
 from prism_plugin.training import PrismTrainingArguments
 from prism_plugin.training.presets import PRESETS, settings_of
 
@@ -142,16 +139,13 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         _put(written, dotted, _anchored_value(dotted, value, Path.cwd(), f"--{dotted}"))
     _refuse_unknown(written, path)
     sections = {name: written.get(name) or {} for name in _SECTIONS}
-    lora = sections["attach"].get("lora")
-    if lora is not None:
-        sections["attach"] = {**sections["attach"], "lora": _build(LoraSection, lora, f"{path}: attach.lora")}
-    training = _checked(PrismTrainingArguments, sections["training"], f"{path}: training")
+    training = checked(PrismTrainingArguments, sections["training"], source=f"{path}: training")
     if not training.get("output_dir"):
         raise ConfigurationError(f"{path}: training needs `output_dir`, the folder for checkpoints and the result; add it.")
     return Recipe(
-        backbone=_build(BackboneSection, sections["backbone"], f"{path}: backbone"),
-        data=_build(DataSection, sections["data"], f"{path}: data"),
-        attach=_build(AttachSection, sections["attach"], f"{path}: attach"),
+        backbone=from_mapping(BackboneSection, sections["backbone"], source=f"{path}: backbone"),
+        data=from_mapping(DataSection, sections["data"], source=f"{path}: data"),
+        attach=from_mapping(AttachSection, sections["attach"], source=f"{path}: attach"),
         objective=sections["objective"] if "corruptor" in sections["objective"] else {"name": "prism", **sections["objective"]},
         training=training,
         given=written,
@@ -159,10 +153,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        written = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The recipe {path} cannot be read: {error}") from error
+    written = read_yaml(path, "The recipe")
     if not isinstance(written, dict) or not all(isinstance(one, dict | None) for one in written.values()):
         raise ConfigurationError(f"{path}: a recipe is a mapping of sections ({', '.join(_SECTIONS)}), each a mapping.")
     return {name: dict(one or {}) for name, one in written.items()}
@@ -233,48 +224,3 @@ def _anchored_value(dotted: str, value: Any, base: Path, source: str) -> Any:
 
 def _names_file(dotted: str, value: str) -> bool:
     return dotted != "backbone.path" and is_data_file(value)
-
-
-def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{source} is a mapping of settings, found {values!r}.")
-    needed = [one.name for one in fields(cls) if one.init and not _has_default(one) and one.name not in values]
-    if needed:
-        raise ConfigurationError(f"{source} needs {', '.join(needed)}; add it.")
-    return cls(**_checked(cls, values, source))
-
-
-def _has_default(one: Field) -> bool:
-    return one.default is not MISSING or one.default_factory is not MISSING
-
-
-def _checked(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Check the types of a section's values; an integer will do for a float."""
-    hints = typing.get_type_hints(cls)
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
-            raise ConfigurationError(f"{source}: `{name}` must be {wanted or str(hints[name])}, found {value!r}.")
-    return dict(values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return isinstance(value, str)
-    if origin in (list, Sequence, tuple):
-        return isinstance(value, list | tuple) and all(_fits(one, arguments[0]) for one in value if arguments)
-    if origin in (Mapping, dict) and isinstance(value, Mapping):
-        key_hint, value_hint = arguments
-        return all(_fits(key, key_hint) and _fits(one, value_hint) for key, one in value.items())
-    return isinstance(value, origin or hint)

@@ -1,13 +1,15 @@
 """`run.json` in an `output_dir`: which recipe and data it belongs to, what may go on with it, and how to start over."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.errors import ConfigurationError, SavingError, StoredStateError
 from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
-from prism_plugin.parsing import parse_json
+from prism_plugin.modeling.strict_files import read_json, stored
+from prism_plugin.reader import without_version
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names
 from prism_plugin.training.run_folder import require_run_folder, writing_in
 from prism_plugin.writing import flush, remove_leftovers, write_text
@@ -20,6 +22,23 @@ _FREE = {
     "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
     "training.log_level", "training.project", "training.dataloader_num_workers", "data.path", "data.eval_path",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` says of a run.
+
+    Attributes:
+        recipe: What was written in the recipe and on the command line.
+        num_processes: How many processes train.
+        data: Fingerprint of the prepared rows.
+        eval_data: Fingerprint of those to evaluate on, if any.
+    """
+
+    recipe: dict[str, Any]
+    num_processes: int
+    data: str
+    eval_data: str | None
 
 
 def require_usable(output_dir: Path, *, fresh: bool) -> None:
@@ -48,13 +67,12 @@ def holds_run(output_dir: Path) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """What a JSON file of ours holds; nothing where it is not there or none of ours."""
     try:
-        values = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(file)
+    except StoredStateError:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
-def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
+def refuse_other_run(output_dir: Path, record: RunRecord) -> None:
     """Refuse to go on with, or to write over, what another recipe or other data made.
 
     Raises:
@@ -68,12 +86,15 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
             f"{output_dir} holds a trained head but no {RUN_FILE} that says which recipe it is from; choose another "
             "`output_dir`, or write over it with --fresh."
         )
-    before = _read(file)
     try:
-        different = {name for name in ("num_processes", "data", "eval_data") if before[name] != record[name]}
-        different |= {name for name, _ in _flat(before["recipe"]).items() ^ _flat(record["recipe"]).items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{file} must say which recipe made this folder, but cannot be read; use --fresh.") from error
+        before = stored(RunRecord, file, without_version(read_json(file), FORMAT_VERSION, source=str(file)))
+    except StoredStateError as error:
+        reason = str(error).rstrip(".")
+        raise ConfigurationError(
+            f"{file} must say which recipe made this folder, but cannot be read ({reason}); use --fresh."
+        ) from error
+    different = {name for name in ("num_processes", "data", "eval_data") if getattr(before, name) != getattr(record, name)}
+    different |= {name for name, _ in _flat(before.recipe).items() ^ _flat(record.recipe).items()}
     names = sorted(different - _FREE)
     if names:
         raise ConfigurationError(
@@ -90,7 +111,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def begin(output_dir: Path, record: dict[str, Any], *, fresh: bool) -> None:
+def begin(output_dir: Path, record: RunRecord, *, fresh: bool) -> None:
     """Write down whose run this is, when all that could be refused has been; with `fresh`, after an older run is taken away.
 
     Killed at any moment, this leaves the older run whole, or none of it that any verb would read.
@@ -107,7 +128,8 @@ def begin(output_dir: Path, record: dict[str, Any], *, fresh: bool) -> None:
         if fresh or being_cleared(output_dir):
             _clear(output_dir)
         remove_leftovers(output_dir, RUN_FILE, CLEARING_FILE)
-        write_text(output_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
+        content = {"format_version": FORMAT_VERSION, **asdict(record)}
+        write_text(output_dir / RUN_FILE, json.dumps(content, indent=2) + "\n")
         (output_dir / CLEARING_FILE).unlink(missing_ok=True)
 
 

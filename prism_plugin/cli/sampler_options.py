@@ -7,7 +7,7 @@ from typing import Any
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.parsing_yaml import parse_yaml
-from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler
+from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 
 
@@ -44,7 +44,9 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any] | None:
         if name in settings:
             raise ConfigurationError(f"`--set` takes each setting once, found {name!r} twice; leave one of them out.")
         settings[name] = parse_yaml(value, f"--set {name}")
-    return preset_settings(args.preset, settings)
+    chosen = preset_settings(args.preset, settings)
+    SamplerSettings(num_steps=args.num_steps, **chosen)  # what is out of range is found here
+    return chosen
 
 
 def build_sampler(args: argparse.Namespace, model: PrismModel, settings: dict[str, Any] | None) -> RemaskingSampler:

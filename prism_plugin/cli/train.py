@@ -28,7 +28,7 @@ from prism_plugin.cli.from_recipe import (
 )
 from prism_plugin.cli.plug_ins import import_modules
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
-from prism_plugin.cli.run_record import FORMAT_VERSION, begin, refuse_other_run, require_usable
+from prism_plugin.cli.run_record import RunRecord, begin, refuse_other_run, require_usable
 from prism_plugin.data import fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError, PrismError
 from prism_plugin.modeling.model_card import CardFacts
@@ -133,13 +133,12 @@ def _train(
     prepare: dict[str, Any] = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
     train_rows = prepare_rows(train_rows, **prepare)
     eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "recipe": recipe.given,
-        "num_processes": training.world_size,
-        "data": fingerprint(train_rows),
-        "eval_data": None if eval_rows is None else fingerprint(eval_rows),
-    }
+    record = RunRecord(
+        recipe=recipe.given,
+        num_processes=training.world_size,
+        data=fingerprint(train_rows),
+        eval_data=None if eval_rows is None else fingerprint(eval_rows),
+    )
     if not fresh:
         where_saved(training, partial(refuse_other_run, output_dir, record))
     trainer = PrismTrainer(model, training, objective=objective, train_dataset=train_rows, eval_dataset=eval_rows)

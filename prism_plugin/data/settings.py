@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
+from prism_plugin.core.validation import require_choice
 from prism_plugin.data.columns import BESIDE_IDS, KINDS
 from prism_plugin.errors import ConfigurationError
 
@@ -50,14 +51,8 @@ class DataSettings:
             raise ConfigurationError(f"`columns` may rename {', '.join(sorted(known))}; found {', '.join(unknown)}.")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigurationError(f"`max_length` must be at least 1, got {self.max_length}.")
-        choices = {
-            "overlong": ("truncate", "drop", "error"),
-            "pads": ("ignored", "supervised"),
-            "unread_columns": ("refused", "ignored"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("overlong", "pads", "unread_columns"):
+            require_choice(self, name, get_args(get_type_hints(DataSettings)[name]))
         if self.pads == "supervised" and self.max_length is None:
             raise ConfigurationError("`pads: supervised` fills rows to `max_length`, which is not set; set it.")
         if self.overlong != "truncate" and self.max_length is None:

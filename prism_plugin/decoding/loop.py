@@ -140,24 +140,25 @@ class Loop:
             look: In place of the loop's own, for this step.
         """
         counts, state = self._counts(state, rows)
-        moves = (counts >= 0).all(-1)
-        looking = torch.ones_like(moves) if self.whole_batch else moves
-        if not looking.any():
+        movers = (counts[:, 0] >= 0).nonzero().squeeze(-1)
+        lookers = torch.arange(len(counts)) if self.whole_batch else movers
+        if len(lookers) == 0:
             return None
-        live = looking.nonzero().squeeze(-1)
-        device = state.tokens.device
-        index = live.to(device, non_blocking=True)
-        before = state if looking.all() else state.take(index)
-        chances = self.chance.draw(live, before.tokens.shape[1], device)
-        moving = None if moves.all() else moves[live].to(device, non_blocking=True)
-        looked = self._look(before, counts[live].clamp(min=0).sum(0).tolist(), moving, *chances, look or self.look)
-        given = given if given is None or looking.all() else given[index]
+        device, everyone = state.tokens.device, len(lookers) == len(counts)
+        index = lookers.to(device, non_blocking=True)
+        before = state if everyone else state.take(index)
+        noise, uniforms = self.chance.draw(lookers, before.tokens.shape[1], device)
+        moved = movers.to(device, non_blocking=True)
+        moving = None  # all that look
+        if len(movers) < len(lookers):
+            moving = torch.zeros(len(lookers), dtype=torch.bool, device=device).index_fill(0, moved, True)
+        looked = self._look(before, counts[movers].sum(0).tolist(), moving, noise, uniforms, look or self.look)
+        given = given if given is None or everyone else given[index]
         after = self._close(self._write(before, looked, given), looked)
         if moving is not None:  # who rides along stays as it was
-            moved = moves[live].nonzero().squeeze(-1).to(device, non_blocking=True)
-            index, after = index[moved], after.take(moved)
-        following = after if len(index) == len(moves) else state.put(index, after)
-        return Step(live.to(device, non_blocking=True), before, looked.view, looked.decision, following)
+            after = after.take(moved)
+        following = after if len(movers) == len(counts) else state.put(moved, after)
+        return Step(index, before, looked.view, looked.decision, following)
 
     def reads_at(self, state: State, rows: TokenMask) -> TokenMask:
         """Positions whose logits the next look has to give, where only `rows` move."""
@@ -218,7 +219,7 @@ class Loop:
             worth = self.pace.is_worth_a_look(budget, masked, visible)
             grant = (budget.target - visible).clamp(min=0).minimum(masked)
             counts = torch.stack((masked, visible, grant, worth.long()), dim=-1).masked_fill(~live.unsqueeze(-1), -1).cpu()
-            if not (counts[:, 3] == 0).any():
+            if 0 not in counts[:, 3].tolist():
                 return counts[:, :3], state
             step = self.pace.seek(state, state.block, state.step, masked, visible)
             state = replace(state, step=torch.where(live, step, state.step))

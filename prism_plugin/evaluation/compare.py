@@ -11,8 +11,9 @@ import torch
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import TASKS, Figure, Task
 from prism_plugin.modeling import PrismModel
-from prism_plugin.parsing_yaml import parse_yaml
-from prism_plugin.sampling import RemaskingSampler, get_preset
+from prism_plugin.parsing_yaml import read_yaml
+from prism_plugin.reader import fits, naming
+from prism_plugin.sampling import RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import PerRow
 
@@ -56,20 +57,17 @@ def read_settings(path: Path) -> Settings:
     """Read tuned settings: YAML of preset -> num_steps -> settings.
 
     Raises:
-        ConfigurationError: If the file does not have that form.
+        ConfigurationError: If the file does not have that form, or a setting is of another type or out of range.
         UnknownNameError: If a preset is unknown.
+        UnknownKeyError: If a preset has no such setting.
     """
-    try:
-        stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The settings {path} cannot be read: {error}") from error
-    if not isinstance(stored, dict) or not all(isinstance(by_steps, dict) and by_steps for by_steps in stored.values()):
+    stored = read_yaml(path, "The settings")
+    if not fits(stored, Settings) or not all(stored.values()):
         raise ConfigurationError(f"{path} must map presets to numbers of steps to settings, found {str(stored)[:80]!r}.")
     for preset, by_steps in stored.items():
-        get_preset(preset)
         for num_steps, settings in by_steps.items():
-            if not isinstance(num_steps, int) or isinstance(num_steps, bool) or not isinstance(settings, dict):
-                raise ConfigurationError(f"{path}: {preset} must map numbers of steps to settings, found {num_steps!r}.")
+            with naming(f"{path}, {preset}, {num_steps}"):
+                SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
     return stored
 
 

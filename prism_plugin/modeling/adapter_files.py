@@ -11,8 +11,9 @@ from pathlib import Path
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from prism_plugin.errors import ConfigurationError, StoredStateError
-from prism_plugin.modeling.strict_files import read_json, require_keys
+from prism_plugin.errors import ConfigurationError, StoredStateError, UnknownKeyError
+from prism_plugin.modeling.strict_files import read_json
+from prism_plugin.reader import refuse_unknown
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -88,7 +89,10 @@ def read_adapter_config(path: Path) -> PeftConfig:
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise StoredStateError(f"{path}: `peft_type` must be one that the installed PEFT knows, found {peft_type!r}.")
     known = set(inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]).parameters)
-    require_keys(path, values, known, optional=known)
+    try:
+        refuse_unknown(values, known, source=str(path))
+    except UnknownKeyError as error:
+        raise StoredStateError(str(error)) from error
     try:
         return PeftConfig.from_peft_type(**values)
     except (TypeError, ValueError) as error:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prism_plugin.core.validation import require_int, require_number
-from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.errors import ConfigurationError, did_you_mean
 from prism_plugin.modeling.heads import HEADS, has_inner_size
-from prism_plugin.registry import did_you_mean
+from prism_plugin.reader import from_mapping
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PrismConfig:
     base_model: str | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
+        if not isinstance(self.head, str) or self.head not in HEADS:
             near = did_you_mean(str(self.head), HEADS)
             raise ConfigurationError(
                 f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}{near}; import the module that registers it."
@@ -85,10 +85,6 @@ class PrismConfig:
 
         Raises:
             UnknownKeyError: If a key is unknown.
-            ConfigurationError: If a value is out of range.
+            ConfigurationError: If a value is of another type or out of range.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise UnknownKeyError(f"PrismConfig has no {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}.")
-        return cls(**values)
+        return from_mapping(cls, values, source="PrismConfig")

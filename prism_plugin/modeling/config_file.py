@@ -5,15 +5,15 @@ they are set. Beside it lie the head, and PEFT's own files where `has_adapter` s
 """
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones.spec import BackboneSpec, hidden_size_of
-from prism_plugin.errors import PrismError, StoredStateError
+from prism_plugin.errors import StoredStateError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.strict_files import read_json, require_keys
+from prism_plugin.modeling.strict_files import read_json, stored
+from prism_plugin.reader import without_version
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "prism_config.json"
@@ -38,22 +38,13 @@ def read_config(folder: Path) -> tuple[PrismConfig, bool]:
     Raises:
         StoredStateError: If it is missing, or not what we write.
     """
-    values = read_json(folder / CONFIG_FILE)
-    version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise StoredStateError(
-            f"{folder / CONFIG_FILE}: `format_version` must be {FORMAT_VERSION}, found {version!r}; "
-            "load it with the version of prism_plugin that wrote it."
-        )
+    path = folder / CONFIG_FILE
+    values = without_version(read_json(path), FORMAT_VERSION, source=str(path))
     has_adapter = values.pop("has_adapter", None)
-    require_keys(folder / CONFIG_FILE, values, {field.name for field in fields(PrismConfig)}, optional=set(_OPTIONAL))
     if not isinstance(has_adapter, bool) or has_adapter != (folder / ADAPTER_CONFIG_FILE).is_file():
         expected = f"go with {ADAPTER_CONFIG_FILE}, which is {'' if (folder / ADAPTER_CONFIG_FILE).is_file() else 'not '}there"
-        raise StoredStateError(f"{folder / CONFIG_FILE}: `has_adapter` must {expected}, found {has_adapter!r}.")
-    try:
-        return PrismConfig.from_dict(values), has_adapter
-    except (PrismError, TypeError) as error:
-        raise StoredStateError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise StoredStateError(f"{path}: `has_adapter` must {expected}, found {has_adapter!r}.")
+    return stored(PrismConfig, path, values, optional=_OPTIONAL), has_adapter
 
 
 def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTrainedModel, spec: BackboneSpec) -> None:

@@ -1,8 +1,8 @@
 """Reads files that must be exactly what was written: a mismatch is one sentence with the file, the key and what was found."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -10,12 +10,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prism_plugin.core.finite import first_not_finite
-from prism_plugin.errors import StoredStateError
+from prism_plugin.errors import PrismError, StoredStateError
 from prism_plugin.parsing import parse_json
+from prism_plugin.reader import from_mapping
+
+T = TypeVar("T")
+WRITTEN_BY = "`save_pretrained` or `export_sampler`"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, written_by: str = WRITTEN_BY) -> dict[str, Any]:
     """Read a file that holds a JSON object.
+
+    Args:
+        path: The file.
+        written_by: What writes it, for the error message.
 
     Raises:
         StoredStateError: If it is missing, damaged or holds something else.
@@ -23,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise _missing(path, written_by) from error
     except (OSError, ValueError) as error:
         raise StoredStateError(f"{path} must be a JSON file, but it cannot be read: {error}.") from error
     if not isinstance(values, dict):
@@ -31,17 +39,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def require_keys(path: Path, values: Mapping[str, Any], expected: set[str], optional: Set[str] = frozenset()) -> None:
-    """Check that a mapping read from `path` has the expected keys and no other; the optional ones may be missing.
+def stored(cls: type[T], path: Path, values: Mapping[str, Any], optional: Collection[str] = ()) -> T:
+    """Build what a file says that we wrote, in which every field has its place.
+
+    Args:
+        cls: A dataclass.
+        path: The file.
+        values: What it holds, or a part of it.
+        optional: Fields that may be missing.
 
     Raises:
-        StoredStateError: If one is missing or unknown.
+        StoredStateError: If a key is missing or unknown, or a value is not as it must be.
     """
-    for key in sorted(set(values) ^ expected):
-        if key not in values and key not in optional:
-            raise StoredStateError(f"{path}: `{key}` must be there, found nothing.")
-        if key not in expected:
-            raise StoredStateError(f"{path}: `{key}` is not a key that anything reads; known: {', '.join(sorted(expected))}.")
+    try:
+        return from_mapping(cls, values, source=str(path), whole=True, optional=optional)
+    except PrismError as error:
+        raise StoredStateError(str(error)) from error
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor], *, any_float: bool = False) -> dict[str, Tensor]:
@@ -56,7 +69,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], *, any_float: bool 
         StoredStateError: If it does not; the sentence names the file, the key, what was expected and what was found.
     """
     if not path.is_file():
-        raise _missing(path)
+        raise _missing(path, WRITTEN_BY)
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -90,5 +103,5 @@ def _in_words(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _missing(path: Path) -> StoredStateError:
-    return StoredStateError(f"{path} is missing; a folder written by `save_pretrained` or `export_sampler` has it.")
+def _missing(path: Path, written_by: str) -> StoredStateError:
+    return StoredStateError(f"{path} is missing; a folder written by {written_by} has it.")

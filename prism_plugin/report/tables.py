@@ -18,16 +18,21 @@ def preset_table(task: Task, results: Sequence[PresetResult], *, rows: int, num_
     table = Table(title=f"{rows} {task.rows_are}, at most {num_steps} forward passes each")
     first, *others = task.figures.values()
     table.add_column("preset")
-    for heading in (first, "± s.e.", *others, "forwards", "seconds"):
+    for heading in (first.text, "± s.e.", *(one.text for one in others), "forwards", "seconds"):
         table.add_column(heading, justify="right")
-    counts = [next(iter(result.answers.figures.values())) for result in results]
-    best = max((one.value for one in counts if one.value is not None), default=None)
-    for result, counting in zip(results, counts, strict=True):
-        rest = [figure.value for figure in list(result.answers.figures.values())[1:]]
-        shares = ("-" if share is None else f"{share:.1%}" for share in (counting.value, counting.stderr, *rest))
-        style = "bold" if counting.value is not None and counting.value == best else None
-        table.add_row(result.preset, *shares, f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}", style=style)
+    values = [[result.answers.figures[name].value for name in task.figures] for result in results]
+    best = max((own[0] for own in values if own[0] is not None), default=None)
+    for result, own in zip(results, values, strict=True):
+        figures = [_formed(value, heading.form) for value, heading in zip(own, task.figures.values(), strict=True)]
+        stderr = _formed(result.answers.figures[next(iter(task.figures))].stderr, first.form)
+        costs = f"{result.num_forward_passes:.1f}", f"{result.seconds:.1f}"
+        style = "bold" if own[0] is not None and own[0] == best else None
+        table.add_row(result.preset, figures[0], stderr, *figures[1:], *costs, style=style)
     return table
+
+
+def _formed(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 # Nine columns are what 80 characters hold, the width of a page that is piped; these stand in the table over all.

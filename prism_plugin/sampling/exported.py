@@ -133,7 +133,8 @@ def load_sampler(model: PreTrainedModel, folder: Path) -> Iterator[MaskFiller]:
             f"The quality head in {folder} was trained with the adapter that lies beside it, but {type(model).__name__} has "
             f"none; call `model.load_adapter({str(folder)!r})` first, which needs peft."
         )
-    spec, tokenizer = read_about_backbone(folder)
+    about = read_about_backbone(folder)
+    spec, tokenizer = about.spec, about.tokenizer
     require_same_backbone(config, folder, plain, spec)
     check_backbone(plain, spec)
     head = QualityHead.from_config(config)

@@ -37,8 +37,7 @@ def load(
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    spec, _ = read_about_backbone(folder)
-    register_backbone(spec, replace=True)
+    register_backbone(read_about_backbone(folder).spec, replace=True)
     in_folder = config.backbone_name == IN_THIS_FOLDER
     return load_backbone(
         folder if in_folder else str(config.backbone_name),

@@ -21,8 +21,7 @@ from prism_plugin.core.unmasking import (
     ThresholdUnmasking,
     UnmaskingRule,
 )
-from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
-from prism_plugin.registry import did_you_mean
+from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
 _COMMON = ("temperature", "top_p", "block_length", "eos_token_id")

@@ -14,9 +14,10 @@ from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftU
 from prism_plugin.core.validation import require_number
 from prism_plugin.core.view import Decider
 from prism_plugin.decoding.decide import Separate
-from prism_plugin.errors import ConfigurationError, StoredStateError
-from prism_plugin.parsing import parse_json
-from prism_plugin.registry import Registry, from_mapping
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.strict_files import read_json
+from prism_plugin.reader import from_mapping, without_version
+from prism_plugin.registry import Registry
 from prism_plugin.writing import write_text
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
@@ -155,12 +156,7 @@ def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler sett
         StoredStateError: If the format is another one.
         ConfigurationError: If a setting is missing or out of range.
     """
-    if values.get("format_version") != SAMPLER_FORMAT_VERSION:
-        raise StoredStateError(
-            f"{source}: `format_version` must be {SAMPLER_FORMAT_VERSION}, found {values.get('format_version')!r}; "
-            "save the sampler again with this version of prism_plugin."
-        )
-    values = {name: value for name, value in values.items() if name != "format_version"}
+    values = without_version(values, SAMPLER_FORMAT_VERSION, source=source)
     for name, registry in PLUG_INS.items():
         if values.get(name) is not None:
             values[name] = registry.from_dict(values[name], source=f"{source}, `{name}`")
@@ -186,17 +182,7 @@ def read_settings(directory: str | Path) -> SamplerSettings:
         StoredStateError: If the file is missing or is not a JSON object; also as `settings_from_dict`.
     """
     path = Path(directory) / SAMPLER_CONFIG_NAME
-    try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoredStateError(
-            f"{directory} must hold {SAMPLER_CONFIG_NAME}, found none; write it with `RemaskingSampler.save_pretrained`."
-        ) from None
-    except ValueError as error:
-        raise StoredStateError(f"{path} must be JSON in UTF-8, found something else ({error}); save it again.") from error
-    if not isinstance(values, dict):
-        raise StoredStateError(f"{path} must hold a JSON object, found a {type(values).__name__}; save it again.")
-    return settings_from_dict(values, source=str(path))
+    return settings_from_dict(read_json(path, "`RemaskingSampler.save_pretrained`"), source=str(path))
 
 
 def _require_count(name: str, value: Any, *, least: int, optional: bool) -> None:

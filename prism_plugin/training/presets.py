@@ -6,8 +6,9 @@ from typing import Any
 
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.terms import TERMS, DiffusionTerm, QualityTerm, Term
-from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
-from prism_plugin.registry import did_you_mean, from_mapping, require_name
+from prism_plugin.errors import ConfigurationError, UnknownNameError, did_you_mean
+from prism_plugin.reader import changed, naming, refuse_unknown
+from prism_plugin.registry import require_name
 from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Recorded
 from prism_plugin.training.objective import Objective
 
@@ -79,25 +80,19 @@ def get_objective(name: str | None = None, *, source: str = "objective", **setti
         return _from_parts(settings, source)
     if not isinstance(name, str) or name not in PRESETS:
         listed = ", ".join(sorted(PRESETS))
-        raise UnknownNameError(f"No objective is called {name!r}{did_you_mean(str(name), PRESETS)}; known: {listed}.")
+        near = did_you_mean(str(name), PRESETS)
+        raise UnknownNameError(f"{source}: No objective is called {name!r}{near}; known: {listed}.")
     preset = PRESETS[name]
-    known = settings_of(preset)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise UnknownKeyError(
-            f"{source}: the objective {name!r} has no {', '.join(map(repr, unknown))}{did_you_mean(unknown[0], known)}; known: "
-            f"{', '.join(sorted(known))}."
-        )
-    corruptor = replace(preset.corruptor, **_of_corruptor(preset.corruptor, settings, source))
+    refuse_unknown(settings, settings_of(preset), source=f"{source} {name!r}")
+    corruptor = changed(preset.corruptor, _of_corruptor(preset.corruptor, settings, source), source=source)
     terms = []
     for term in preset.terms:
         keys = {f"{term.name}_{field.name}": field.name for field in _settable(term)}
-        try:
-            terms.append(replace(term, **{keys[key]: value for key, value in settings.items() if key in keys}))
-        except ConfigurationError as error:
-            given = ", ".join(key for key in settings if key in keys)
-            raise ConfigurationError(f"{source}: {given}: {error}") from error
-    return replace(preset, corruptor=corruptor, terms=tuple(terms))
+        given = {key: value for key, value in settings.items() if key in keys}
+        own = {keys[key]: value for key, value in given.items()}
+        terms.append(changed(term, own, source=f"{source}: {', '.join(given)}"))
+    with naming(source):
+        return replace(preset, corruptor=corruptor, terms=tuple(terms))
 
 
 def objective_to_dict(objective: Objective) -> dict[str, Any]:
@@ -132,7 +127,8 @@ def _from_parts(settings: Mapping[str, Any], source: str) -> Objective:
     if not isinstance(terms, list | tuple):
         raise ConfigurationError(f"{source}: `terms` is a list of mappings with a 'name' each, found {terms!r}.")
     if isinstance(corruptor, Mapping) and "name" in corruptor:
-        cls = CORRUPTORS.get(corruptor["name"])
+        with naming(f"{source}: corruptor"):
+            cls = CORRUPTORS.get(corruptor["name"])
         given = {key: value for key, value in corruptor.items() if key != "name"}
         short = "drafts" in {field.name for field in fields(cls)}
         corruptor = {"name": corruptor["name"], **(_with_rules(given, source) if short else given)}
@@ -153,31 +149,20 @@ def _of_corruptor(corruptor: Corruptor, settings: Mapping[str, Any], source: str
 
 
 def _with_rules(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Settings of a corruptor that drafts, with its rules built."""
+    """Settings of a corruptor that drafts, with the settings of a rule of its own put into `drafts`."""
     short = {key: value for key, value in settings.items() if key in _DRAFT_FIELDS}
     settings = {key: value for key, value in settings.items() if key not in short}
     if short and "drafts" in settings:
         raise ConfigurationError(f"{source}: give `drafts` or the settings of one ({', '.join(sorted(short))}), not both.")
-    if short:
-        settings["drafts"] = (_draft_rule(short, source),)
-    elif "drafts" in settings:
-        given = settings["drafts"]
-        if not isinstance(given, list | tuple):
-            raise ConfigurationError(f"{source}: `drafts` is a list of draft rules, found {given!r}.")
-        settings["drafts"] = tuple(_draft_rule(one, f"{source}.drafts") for one in given)
+    rules = [short] if short else settings.get("drafts")
+    if isinstance(rules, list | tuple):
+        settings["drafts"] = [_without_number(one) for one in rules]
     return settings
 
 
-def _draft_rule(given: DraftRule | Mapping[str, Any], source: str) -> DraftRule:
-    if isinstance(given, DraftRule):
-        return given
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(f"{source}: a draft rule is a mapping of settings, found {given!r}.")
-    given = dict(given)
-    if given.get("share") is not None:
-        given.setdefault("num_drafted", None)
-        given["share"] = tuple(given["share"]) if isinstance(given["share"], list) else given["share"]
-    return from_mapping(DraftRule, given, source=source)
+def _without_number(rule: Any) -> Any:
+    """A draft rule that gives a share fills no fixed number of positions."""
+    return {"num_drafted": None, **rule} if isinstance(rule, Mapping) and rule.get("share") is not None else rule
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,6 @@ those with remote code as stand-ins; with `PRISM_REMOTE_CODE` set (docs/families
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
@@ -182,8 +179,9 @@ def test_a_batch_equals_its_rows_one_by_one(family):
     logits, quality = looked_at(model, padded, mask)
     for row, length in enumerate(mask.sum(-1).tolist()):
         alone_logits, alone_quality = looked_at(model, IDS[[row], :length])
-        torch.testing.assert_close(logits[[row], :length], alone_logits, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(quality[[row], :length], alone_quality, atol=1e-5, rtol=1e-5)
+        # Other shapes, other kernels: float32 differs by up to 1e-5 here; a padded token that is looked at moves 0.2 or more.
+        torch.testing.assert_close(logits[[row], :length], alone_logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(quality[[row], :length], alone_quality, atol=1e-4, rtol=0)
 
 
 def test_a_padded_token_reaches_nobody(family):
@@ -322,7 +320,8 @@ def test_what_attaching_changes_is_listed(family):
 
 
 LOAD_ALL = """
-import json, sys
+import json
+from pathlib import Path
 from dataclasses import replace
 import torch
 from safetensors.torch import load_file
@@ -330,7 +329,7 @@ import prism_plugin as prism
 from prism_plugin.backbones import get_spec_by_model_type
 
 worst = {}
-for folder, trust, model_type, changes in json.loads(sys.stdin.read()):
+for folder, trust, model_type, changes in json.loads(Path("asked.json").read_text()):
     if changes:
         spec = get_spec_by_model_type(model_type)
         prism.register_backbone(replace(spec, **changes), replace=True)
@@ -346,7 +345,7 @@ print(json.dumps(worst))
 
 
 @pytest.fixture(scope="module")
-def loaded_elsewhere(folders, tmp_path_factory):
+def loaded_elsewhere(folders, scripts, tmp_path_factory):
     """Folder of a saved model of each family, and what one new process made of all of them."""
     base, saved, asked = tmp_path_factory.mktemp("saved"), {}, []
     for name in (*TINY_FAMILIES, *REMOTE):
@@ -359,14 +358,9 @@ def loaded_elsewhere(folders, tmp_path_factory):
         saved[name] = str(base / name)
         changes = dict(REMOTE[name].spec_changes) if name in REMOTE else {}
         asked.append((saved[name], name in REMOTE, model.config.model_type, changes))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_ALL],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=dict(os.environ),
-    )
+    (base / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    (base / "load_all.py").write_text(LOAD_ALL, encoding="utf-8")
+    done = scripts.run(base / "load_all.py", base, output=base)
     assert done.returncode == 0, done.stderr[-3000:]
     return saved, json.loads(done.stdout.splitlines()[-1])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 from train_verb import run
@@ -114,6 +115,10 @@ class Killed(BaseException):
     pass
 
 
+def written(record):
+    return {"format_version": 1, **asdict(record)}
+
+
 @pytest.fixture
 def old_run(tmp_path):
     """What a finished run leaves, in names, with a file of somebody beside it."""
@@ -121,11 +126,11 @@ def old_run(tmp_path):
     for name in OLD_RUN:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
-    (folder / "run.json").write_text(json.dumps(RECORD))
+    (folder / "run.json").write_text(json.dumps(written(RECORD)))
     return folder
 
 
-RECORD = {"format_version": 1, "recipe": {"a": {"b": 1}}, "num_processes": 1, "data": "x", "eval_data": None}
+RECORD = run_record.RunRecord(recipe={"a": {"b": 1}}, num_processes=1, data="x", eval_data=None)
 OLD_RUN = [
     "prism_config.json", "quality_head.safetensors", "README.md",
     "notes.txt", "checkpoint-2-best/prism_config.json", "checkpoint-10/prism_config.json", "checkpoint-10/trainer_state.json",
@@ -138,7 +143,7 @@ def test_fresh_killed_anywhere_leaves_the_old_run_or_none(old_run, monkeypatch, 
     for name in {"prism_config.json", "run.json"} - stood:
         (old_run / name).unlink()
     template = old_run.rename(old_run.with_name("template"))
-    old, new = everything(template), RECORD | {"data": "y"}
+    old, new = everything(template), replace(RECORD, data="y")
     theirs = {"notes.txt", "checkpoint-2-best/prism_config.json"}
     ends = []
     for number in range(1000):
@@ -164,7 +169,7 @@ def test_fresh_killed_anywhere_leaves_the_old_run_or_none(old_run, monkeypatch, 
         else:
             ends.append("new")
             assert set(now) <= theirs | {"run.json", run_record.CLEARING_FILE}
-            assert json.loads(now["run.json"]) == new
+            assert json.loads(now["run.json"]) == written(new)
     assert number > 15
     assert ends == sorted(ends, key=["old", "none", "new"].index)
     assert {"old", "none"} <= set(ends)

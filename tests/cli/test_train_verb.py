@@ -10,6 +10,7 @@ from train_verb import run
 
 from prism_plugin.cli import train
 from prism_plugin.modeling import PrismModel
+from prism_plugin.training import get_objective
 
 
 def test_training_leaves_a_head_that_loads_and_one_json_object(recipe, tmp_path, capsys):
@@ -48,7 +49,7 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     assert printed["steps"] == 4
     assert printed["eval_diffusion_loss"] > 0
     objective = PrismModel.from_pretrained(tmp_path / "run").prism_config.objective
-    assert objective == {"name": "prism_recorded", "diffusion_weight": 0.25, "quality_weight": 1.0}
+    assert get_objective(**objective) == get_objective("prism_recorded", diffusion_weight=0.25)
     for options in ([], ["--dry-run"]):
         assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), "--data.columns", "{}", *options) == 2
         assert "The objective `prism_recorded` learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
@@ -68,7 +69,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
     assert "holds a trained head but no run.json that says which recipe it is from" in capsys.readouterr().err
     (tmp_path / "run" / "run.json").write_text("{")
     assert run(recipe) == 2
-    assert "run.json must say which recipe made this folder, but cannot be read" in capsys.readouterr().err
+    assert "run.json must say which recipe made this folder, but cannot be read (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -319,11 +319,11 @@ def test_a_template_that_rewrites_the_conversation_is_refused(tokenizer):
     ("settings", "words"),
     [
         ({"max_length": 0}, "`max_length` must be at least 1, got 0"),
-        ({"overlong": "cut"}, "`overlong` must be one of truncate, drop, error, got 'cut'"),
+        ({"overlong": "cut"}, "`overlong` of DataSettings must be one of truncate, drop, error, found 'cut'"),
         ({"overlong": "drop"}, "`overlong: drop` compares rows with `max_length`, which is not set"),
-        ({"pads": "masked"}, "`pads` must be one of ignored, supervised, got 'masked'"),
+        ({"pads": "masked"}, "`pads` of DataSettings must be one of ignored, supervised, found 'masked'"),
         ({"pads": "supervised"}, "`pads: supervised` fills rows to `max_length`, which is not set"),
-        ({"unread_columns": "dropped"}, "`unread_columns` must be one of refused, ignored, got 'dropped'"),
+        ({"unread_columns": "dropped"}, "`unread_columns` of DataSettings must be one of refused, ignored, found 'dropped'"),
         ({"columns": {"txt": "content"}}, "`columns` may rename attention_mask, .*; found txt"),
     ],
 )

@@ -36,6 +36,7 @@ def result_of(directory):
     return weights, [log for log in state["log_history"] if "train_runtime" not in log]
 
 
+@pytest.mark.soak
 @pytest.mark.multiprocess
 def test_killed_twice_and_resumed_equals_uninterrupted(bench):
     recipe = bench.write_recipe(bench.directory)

@@ -40,6 +40,7 @@ def log_of(state):
     return [[entry[key] for key in LEARNT] for entry in state if "quality_loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_every_parameter_is_sharded_and_only_the_trained_ones_are_gathered(sharded):
     told = json.loads((sharded / "run" / "told.json").read_text())
@@ -52,6 +53,7 @@ def test_every_parameter_is_sharded_and_only_the_trained_ones_are_gathered(shard
     assert not [name for name in files if name.startswith(("model", "pytorch_model"))]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["run", "all"])
 def test_a_sharded_run_equals_an_unsharded_one(sharded, tmp_path, kind):
@@ -72,6 +74,7 @@ def test_a_sharded_run_equals_an_unsharded_one(sharded, tmp_path, kind):
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["run", "all"])
 def test_a_resumed_sharded_run_equals_an_uninterrupted_one(sharded, kind):
@@ -81,6 +84,7 @@ def test_a_resumed_sharded_run_equals_an_uninterrupted_one(sharded, kind):
         torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_loads_what_two_saved(sharded):
     torch.manual_seed(0)
@@ -89,6 +93,7 @@ def test_one_process_loads_what_two_saved(sharded):
     assert PrismModel.from_pretrained(sharded / "all").score(TEXTS).std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_loss_that_is_infinite_on_one_process_stops_both(sharded, kind):

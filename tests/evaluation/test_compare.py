@@ -95,8 +95,10 @@ def test_settings_are_those_tuned_for_the_nearest_number_of_steps(tmp_path):
     [
         ("[1, 2]", ConfigurationError, "must map presets to numbers of steps to settings"),
         ("prism: {}", ConfigurationError, "must map presets to numbers of steps to settings"),
-        ("prism: {many: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found 'many'"),
-        ("prism: {true: {num_remask: 1}}", ConfigurationError, "prism must map numbers of steps to settings, found True"),
+        ("prism: {many: {num_remask: 1}}", ConfigurationError, "must map presets to numbers of steps to settings, .*'many'"),
+        ("prism: {true: {num_remask: 1}}", ConfigurationError, "must map presets to numbers of steps to settings, .*True"),
+        ("random: {17: {num_remask: 1}}", UnknownKeyError, "sampler.yaml, random, 17: The preset 'random' has no 'num_remask'"),
+        ("prism: {17: {num_remask: '1'}}", ConfigurationError, "sampler.yaml, prism, 17: `num_remask` .*, found '1'"),
         ("prsm: {17: {}}", UnknownNameError, "No preset is called 'prsm' .did you mean 'prism'"),
         ("prism: {17: {", ConfigurationError, "is not valid YAML"),
         ("prism: {17: {}}\nprism: {9: {}}", ConfigurationError, "sampler.yaml is not valid YAML: prism given twice"),
@@ -125,7 +127,7 @@ def test_a_setting_that_a_preset_does_not_take_is_found_before_any_work(model, p
         (
             '{temperature: "1e-1"}',
             ConfigurationError,
-            "`temperature` of RemaskingSampler must be a finite number.*found '1e-1'",
+            "sampler.yaml, prism, 9: `temperature` of SamplerSettings must be a finite number.*found '1e-1'",
         ),
         ("{num_steps: 4}", UnknownKeyError, "The preset 'prism' has no 'num_steps'"),
     ],

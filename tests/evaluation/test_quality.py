@@ -43,7 +43,7 @@ def listed(judged):
 def assert_close(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        assert one == pytest.approx(other, abs=1e-4)  # one row and a batch of them are rounded otherwise, by up to 1e-5
 
 
 @torch.no_grad()

@@ -103,6 +103,7 @@ def test_a_deep_copy_works_on_its_own(lora_model, ids):
     assert lora_model(ids, logits_at=torch.tensor([3])).logits.shape == (1, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what torch.compile warns about changes with its version
 def test_torch_compile(lora_model, ids):
     full = lora_model.backbone(input_ids=ids).logits.flatten(0, 1)

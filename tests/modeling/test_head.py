@@ -76,5 +76,5 @@ def test_config_checks_itself(values, message):
 def test_config_survives_a_dict_and_refuses_unknown_keys():
     config = PrismConfig(mask_token_id=3, head="linear", objective={"name": "prism"})
     assert PrismConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(UnknownKeyError, match=r"PrismConfig has no 'heads'; known: backbone_hidden_size"):
+    with pytest.raises(UnknownKeyError, match=r"PrismConfig: nothing reads 'heads' .*; known: backbone_hidden_size"):
         PrismConfig.from_dict({"heads": "mlp"})

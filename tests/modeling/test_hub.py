@@ -17,6 +17,7 @@ from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.config_file import read_config
 from prism_plugin.modeling.model_card import CardFacts, read_facts
 from prism_plugin.sampling import RemaskingSampler, export_sampler, push_export_to_hub
+from prism_plugin.sampling.export import exported_code
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 COMMIT = "https://huggingface.co/me/head/commit/1"
@@ -90,7 +91,8 @@ def test_an_export_goes_up_with_its_code(hub, from_hub):
     sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
     assert push_export_to_hub(sampler, "me/sampler", private=False, commit_message="Mine") == COMMIT
     assert hub.calls == [("create", "me/sampler", False, None), ("upload", "me/sampler", "Mine")]
-    code = {"sampler_config.json", "custom_generate/generate.py", "custom_generate/backbone.json"}
+    code = {"sampler_config.json", "custom_generate/backbone.json"}
+    code |= {f"custom_generate/{name}" for name in exported_code(with_loader=False)}
     assert hub.files["me/sampler"] == OURS | BACKBONE | TOKENIZER | code
     card = hub.cards["me/sampler"]
     assert card.data.library_name == "transformers"

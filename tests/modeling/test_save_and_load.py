@@ -192,11 +192,11 @@ BROKEN = {
     ),
     "unknown": (
         lambda d: edit(d / "prism_config.json", heads=1),
-        r"prism_config.json: `heads` is not a key that anything reads",
+        r"prism_config.json: nothing reads 'heads' .did you mean 'head'",
     ),
     "key gone": (
         lambda d: edit(d / "prism_config.json", head="DROP"),
-        r"prism_config.json: `head` must be there, found nothing",
+        r"prism_config.json needs 'head'; add it",
     ),
     "value": (
         lambda d: edit(d / "prism_config.json", base_rate=2.0),
@@ -204,7 +204,23 @@ BROKEN = {
     ),
     "type": (
         lambda d: edit(d / "prism_config.json", base_rate="high"),
-        r"prism_config.json: `base_rate` of PrismConfig must be strictly",
+        r"prism_config.json: `base_rate` must be a number, found 'high'",
+    ),
+    "a list for text": (
+        lambda d: edit(d / "prism_config.json", head=["mlp"]),
+        r"prism_config.json: `head` must be text, found \['mlp'\]",
+    ),
+    "a number for text": (
+        lambda d: edit(d / "prism_config.json", backbone_revision=3),
+        r"prism_config.json: `backbone_revision` must be text or null, found 3",
+    ),
+    "text for an objective": (
+        lambda d: edit(d / "prism_config.json", objective="prism"),
+        r"prism_config.json: `objective` must be a mapping or null, found 'prism'",
+    ),
+    "version of another type": (
+        lambda d: edit(d / "prism_config.json", format_version=True),
+        r"prism_config.json: `format_version` must be 1, found True",
     ),
     "mask": (
         lambda d: edit(d / "prism_config.json", mask_token_id=40),
@@ -233,7 +249,7 @@ BROKEN = {
     ),
     "adapter key": (
         lambda d: edit(d / "adapter_config.json", rank=2),
-        r"adapter_config.json: `rank` is not a key that anything",
+        r"adapter_config.json: nothing reads 'rank'",
     ),
     "adapter rank": (lambda d: edit(d / "adapter_config.json", r=3), r"lora_A.weight` should be \(3, 16\), found \(2, 16\)"),
     "adapter targets": (

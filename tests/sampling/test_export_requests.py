@@ -314,12 +314,26 @@ DAMAGED = {
     "no head": (lambda folder: (folder / "quality_head.safetensors").unlink(), r"quality_head\.safetensors is missing"),
     "other code": (
         change("custom_generate/backbone.json", spce={}),
-        r"backbone\.json: `spce` is not a key that anything reads",
+        r"backbone\.json: nothing reads 'spce' .did you mean 'spec'",
     ),
-    "half a family": (change("custom_generate/backbone.json", spec={}), r"backbone\.json: `\w+` must be there, found nothing"),
+    "half a family": (
+        change("custom_generate/backbone.json", spec={}),
+        r"backbone\.json, `spec` needs 'activation_checkpointing', ",
+    ),
+    "text for an integer": (
+        change("custom_generate/backbone.json", tokenizer={"pad_token_id": "0", "eos_token_id": None}),
+        r"backbone\.json, `tokenizer`: `pad_token_id` must be an integer or null, found '0'",
+    ),
+    "no tokenizer said": (
+        change("custom_generate/backbone.json", tokenizer=3),
+        r"`tokenizer` must be a mapping of settings or",
+    ),
     "other model": (change("prism_config.json", backbone_vocab_size=99), r"`backbone_vocab_size` must be 32 .* found 99"),
     "other rule": (change("sampler_config.json", remasking={"name": "foreign"}), r"No remasking rule is called 'foreign'"),
-    "no sampler": (lambda folder: (folder / "sampler_config.json").unlink(), r"must hold sampler_config\.json, found none"),
+    "no sampler": (
+        lambda folder: (folder / "sampler_config.json").unlink(),
+        r"sampler_config\.json is missing; a folder written by",
+    ),
 }
 
 

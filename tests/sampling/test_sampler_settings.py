@@ -106,6 +106,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(sampler, tmp_path, 
         (lambda v: v | {"unmasking": {"name": "margins"}}, UnknownNameError, "margins.*did you mean 'margin'"),
         (lambda v: v | {"unmasking": {"name": "margin", "by": 1}}, UnknownKeyError, "sampler_config.json.*unmasking.*'by'"),
         (lambda v: v | {"remasking": "quality"}, ConfigurationError, "sampler_config.json.*remasking.*mapping"),
+        (
+            lambda v: v | {"num_steps": "9"},
+            ConfigurationError,
+            "sampler_config.json: `num_steps` must be an integer, found '9'",
+        ),
+        (lambda v: v | {"top_p": float("nan")}, ConfigurationError, "sampler_config.json: `top_p` must be a number, found nan"),
+        (lambda v: v | {"format_version": True}, StoredStateError, "`format_version` must be 1, found True"),
+        (lambda v: v | {"format_version": 1.0}, StoredStateError, "`format_version` must be 1, found 1.0"),
+        (lambda v: v | {"editing": 3}, ConfigurationError, "sampler_config.json, `editing` must be a mapping with the editing"),
+        (
+            lambda v: v | {"schedule": {"name": "even", "num_remask": -1}},
+            ConfigurationError,
+            "sampler_config.json, `schedule`: `num_remask` of EvenSchedule must be an integer of at least 0, found -1",
+        ),
         (lambda v: [v], StoredStateError, "must hold a JSON object, found a list"),
     ],
 )
@@ -116,9 +130,12 @@ def test_files_with_anything_else_are_refused(sampler, model, tmp_path, change, 
 
 
 def test_missing_and_broken_files_are_refused(model, tmp_path):
-    with pytest.raises(StoredStateError, match=r"must hold sampler_config\.json, found none"):
+    with pytest.raises(
+        StoredStateError,
+        match=r"sampler_config\.json is missing; a folder written by `RemaskingSampler.save_pretrained` has it",
+    ):
         RemaskingSampler.from_pretrained(tmp_path, model)
     for content in (b'{"num_steps":', b"\xff\xfe{", b'{"num_steps": 4, "num_steps": 8}'):
         (tmp_path / SAMPLER_CONFIG_NAME).write_bytes(content)
-        with pytest.raises(StoredStateError, match="must be JSON in UTF-8"):
+        with pytest.raises(StoredStateError, match="must be a JSON file, but it cannot be read: "):
             RemaskingSampler.from_pretrained(tmp_path, model)

@@ -226,6 +226,7 @@ def ratio(settings):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_the_estimate_is_what_a_process_takes():
     assert ratio(SMALL) == pytest.approx(1, abs=0.15)
 

@@ -164,7 +164,7 @@ def test_objectives_are_built_by_name_and_written_down():
         (
             {"name": "prism", "num_draftd": 2},
             UnknownKeyError,
-            "'prism' has no 'num_draftd' \\(did you mean 'num_drafted'\\?\\); known: .*num_drafted",
+            "'prism': nothing reads 'num_draftd' \\(did you mean 'num_drafted'\\?\\); known: .*num_drafted",
         ),
         (
             {"name": "prism", "num_drafted": 0},
@@ -172,9 +172,15 @@ def test_objectives_are_built_by_name_and_written_down():
             "`num_drafted` of DraftRule must be an integer of at least 1",
         ),
         ({"name": "prism", "num_drafts": 0}, ConfigurationError, "`num_drafts` .* must be an integer of at least 1, found 0"),
+        ({"name": "prism", "share": [True, 1]}, ConfigurationError, "`share` must be a list of 2: a number, a number or null"),
+        ({"name": "prism", "positions": ["random"]}, ConfigurationError, "`positions` must be one of random, confidence"),
         ({"name": "prism", "drafts": []}, ConfigurationError, "`drafts` needs at least one DraftRule, found none"),
-        ({"name": "prism", "drafts": 3}, ConfigurationError, "`drafts` is a list of draft rules, found 3"),
-        ({"name": "prism", "drafts": [3]}, ConfigurationError, "a draft rule is a mapping of settings, found 3"),
+        ({"name": "prism", "drafts": 3}, ConfigurationError, "`drafts` must be a list, each a mapping of settings, found 3"),
+        (
+            {"name": "prism", "drafts": [3]},
+            ConfigurationError,
+            r"`drafts` must be a list, each a mapping of settings, found \[3\]",
+        ),
         ({"name": "prism", "drafts": [{}], "num_drafted": 2}, ConfigurationError, r"give `drafts` or the settings of one"),
         (
             {"name": "prism", "diffusion_weight": -1.0},
@@ -189,15 +195,15 @@ def test_objectives_are_built_by_name_and_written_down():
         (
             {"name": "prism", "diffusion_weight": "a"},
             ConfigurationError,
-            "diffusion_weight: `weight` of .* must be 0 or more, found 'a'",
+            "diffusion_weight: `weight` must be a number, found 'a'",
         ),
         (
             {"name": "prism", "diffusion_share": 0.0},
             ConfigurationError,
             r"diffusion_share: `share` of .* must be a share in \(0, 1\], found 0.0",
         ),
-        ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` of Fill must be a finite number, found 'a'"),
-        ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` of Fill must be a finite number, found None"),
+        ({"name": "prism", "t_min": "a"}, ConfigurationError, "`t_min` must be a number, found 'a'"),
+        ({"name": "prism", "t_max": None}, ConfigurationError, "`t_max` must be a number, found None"),
         ({"name": "prism", "t_min": 0.0}, ConfigurationError, "0 < t_min <= t_max <= 1, found t_min=0.0"),
     ],
 )

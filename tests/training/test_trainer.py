@@ -87,6 +87,7 @@ def test_the_head_has_its_own_learning_rate(lab, tmp_path):
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_wrong_labels_raise_the_loss(lab, tmp_path, monkeypatch):
     cycle = [3, 4, 5] * 4
     rows = [{"example_id": index, "input_ids": cycle[index % 3 :][:8], "maskable": [True] * 8} for index in range(96)]

@@ -1,6 +1,6 @@
 """Tasks by name; importing this registers those of the package."""
 
 from prism_plugin.evaluation.tasks.sudoku import Sudoku
-from prism_plugin.evaluation.tasks.task import TASKS, Figure, Task, task_of
+from prism_plugin.evaluation.tasks.task import TASKS, Figure, Heading, Task, task_of
 
-__all__ = ["TASKS", "Figure", "Sudoku", "Task", "task_of"]
+__all__ = ["TASKS", "Figure", "Heading", "Sudoku", "Task", "task_of"]

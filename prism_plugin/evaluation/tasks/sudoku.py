@@ -15,7 +15,7 @@ from prism_plugin.backbones import vocab_size_of
 from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.tasks.sudoku_grids import CELLS_OF_UNIT, NUM_CELLS, SIDE, is_consistent, solve
-from prism_plugin.evaluation.tasks.task import TASKS, Figure
+from prism_plugin.evaluation.tasks.task import TASKS, Figure, Heading
 from prism_plugin.modeling import PrismModel
 from prism_plugin.types import TokenIds, TokenMask
 
@@ -52,7 +52,7 @@ class Sudoku:
 
     rows_are: ClassVar[str] = "puzzles"
     data_is: ClassVar[str] = "puzzles, one a line, 81 characters, 0 or . for blank"
-    figures: ClassVar[Mapping[str, str]] = {"success": "solved", "cell_accuracy": "cells right"}
+    figures: ClassVar[Mapping[str, Heading]] = {"success": Heading("solved"), "cell_accuracy": Heading("cells right")}
     presets: ClassVar[tuple[str, ...]] = (
         "random", "remdm-conf", "prism", "confidence", "threshold", "prism-confidence", "prism-redraft",
     )  # fmt: skip

@@ -53,19 +53,27 @@ class Figure:
         return (off.square().sum().sqrt() / self.count.double().sum()).item()
 
 
+@dataclass(frozen=True)
+class Heading:
+    """How a table shows a figure: what stands above it, and the form of a number, a share unless said otherwise."""
+
+    text: str
+    form: str = ".1%"
+
+
 class Task(Protocol):
-    """What is measured of a model that fills canvases. A frozen dataclass, whose fields are what can be set.
+    """What is measured of a model that fills canvases. A frozen dataclass, whose fields are what can be set, each by default.
 
     Attributes:
         rows_are: What its rows are called, in the plural.
         data_is: What a file of rows holds, for a person who has to give one.
-        figures: Figures of answers and their headings in a table; the first is the one that counts.
+        figures: Figures of answers by name, as a table shows them; the first is the one that counts, the more the better.
         presets: Samplers that are compared unless others are named.
     """
 
     rows_are: ClassVar[str]
     data_is: ClassVar[str]
-    figures: ClassVar[Mapping[str, str]]
+    figures: ClassVar[Mapping[str, Heading]]
     presets: ClassVar[tuple[str, ...]]
 
     def speaks(self, model: PrismModel) -> bool:
