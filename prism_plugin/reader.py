@@ -48,7 +48,7 @@ def from_mapping(
     given = checked(cls, values, source=source, whole=whole)
     left_out = [
         field.name
-        for field in fields(cls)
+        for field in fields(cls)  # type: ignore[arg-type]  # a dataclass, as said above
         if field.init and (whole or _has_no_default(field)) and field.name not in {*given, *optional}
     ]
     if left_out:
@@ -70,7 +70,7 @@ def changed(instance: T, values: Mapping[str, Any], *, source: str) -> T:
     """
     given = checked(type(instance), values, source=source)
     with naming(source):
-        return replace(instance, **given)
+        return replace(instance, **given)  # type: ignore[type-var]  # a dataclass, as said above
 
 
 def checked(cls: type, values: Mapping[str, Any], *, source: str, whole: bool = False) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _fitted(value: Any, hint: Any, source: str, whole: bool) -> Any:
             with suppress(_MisfitError):
                 return _fitted(value, one, source, whole)
         raise _MisfitError
-    if is_dataclass(hint) and isinstance(value, Mapping):
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return from_mapping(hint, value, source=source, whole=whole)
     if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
         each = arguments if _is_of_one_length(hint) else (arguments[:1] or (Any,)) * len(value)
@@ -214,4 +214,4 @@ def _in_words(hint: Any) -> str:
         return "a mapping" if arguments[1] is Any else f"a mapping from {' to '.join(map(_in_words, arguments))}"
     if is_dataclass(hint):
         return "a mapping of settings"
-    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return _WORDS.get(hint) or str(getattr(hint, "__name__", hint))

@@ -73,6 +73,9 @@ def test_constraints_pin_exactly_what_the_project_pulls_in():
     pinned = {_key(one): one for one in (Requirement(line) for line in lines if not line.startswith("#"))}
     assert str(pinned["torch"].specifier) == "==2.13.0"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    other = [name for name, one in pinned.items() if metadata.version(name) not in one.specifier]
+    if other:
+        pytest.skip(f"what needs what is read from what is installed, which is not what is pinned: {', '.join(other)}")
     todo = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
     seen = set()
     while todo:

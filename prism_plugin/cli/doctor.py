@@ -126,7 +126,8 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
         shape: The training step, but for its dtype.
 
     Raises:
-        PrismError: If there is no model to examine, or the options do not fit it.
+        MaskTokenError: If no mask token is known, or the one that was given cannot be.
+        PrismError: If there is no model to examine, or the other options do not fit it.
     """
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     load = load_backbone if not args.without_weights and has_weights(args.model) else build_backbone

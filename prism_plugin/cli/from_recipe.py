@@ -27,6 +27,7 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
 
     Raises:
         ConfigurationError: If transformers refuses one of them.
+        PrismError: What we refuse ourselves, as it came.
     """
     try:
         with naming(f"{source}: training"):

@@ -133,12 +133,13 @@ def reading(checkpoint: str | Path) -> Iterator[None]:
 
     Raises:
         StoredStateError: If a file of the run's state cannot be read.
+        PrismError: What was refused within, as it came.
     """
     try:
         yield
+    except PrismError:
+        raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        if isinstance(error, PrismError):
-            raise
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise StoredStateError(
             f"{checkpoint} must hold the state of a run, but it cannot be read ({cause}); remove that folder to go on from an "
