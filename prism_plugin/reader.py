@@ -161,8 +161,8 @@ def _fitted(value: Any, hint: Any, source: str, whole: bool) -> Any:
             with suppress(_MisfitError):
                 return _fitted(value, one, source, whole)
         raise _MisfitError
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return from_mapping(hint, value, source=source, whole=whole)  # type: ignore[arg-type]  # a class, as hints are
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
+        return from_mapping(hint, value, source=source, whole=whole)
     if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
         each = arguments if _is_of_one_length(hint) else (arguments[:1] or (Any,)) * len(value)
         if len(each) != len(value):
