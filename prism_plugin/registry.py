@@ -25,7 +25,7 @@ def require_name(kind: str, name: str, taken: Mapping[str, Any]) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigurationError(f"A new {kind} needs a name of lower-case letters, digits and _, found {name!r}.")
     if name in taken:
-        owner = getattr(taken[name], "__name__", "another")
+        owner = getattr(taken[name], "__name__", "taken")
         raise ConfigurationError(f"The {kind} {name!r} is {owner} already; choose another name.")
 
 

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         of_user = import_modules(arguments[1:])  # before the verb lists what is known
         module = importlib.import_module(f"prism_plugin.cli.{verb}")
-        of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=str(module.__doc__).split("\n")[0])
+        about = str(module.__doc__).split("\n")[0]
+        # a part of `--import` would not import anything
+        of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=about, allow_abbrev=False)
         module.add_arguments(of_verb)
         of_verb.add_argument(OPTION, metavar="MODULE", help=HELP)
         parsed = of_verb.parse_args(of_user)

@@ -26,7 +26,7 @@ from prism_plugin.cli.from_recipe import (
     training_arguments,
     where_of,
 )
-from prism_plugin.cli.plug_ins import import_modules
+from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
 from prism_plugin.cli.run_record import RunRecord, begin, refuse_other_run, require_usable
 from prism_plugin.data import fingerprint, prepare_rows
@@ -194,6 +194,7 @@ def main() -> int:
         print(f"prism-plugin train: {error}", file=sys.stderr)
         return 2
     add_arguments(parser)
+    parser.add_argument(OPTION, metavar="MODULE", help=HELP)
     return run(parser.parse_args(arguments))
 
 

@@ -107,7 +107,8 @@ class Decider(Protocol):
     Attributes:
         needs: Names of the features that it reads.
         reach: What it may decide about: the active block, or all blocks begun.
-        blind: It reads neither candidates nor confidence, so tokens are drawn only where it writes.
+        blind: It reads neither candidates nor confidence and writes exactly the grant; where it takes nothing back, tokens are
+            drawn only where it writes.
         repeats: It would decide the same at a second look that saw the same, so a look at a full block that changed nothing
             ends the block.
         takes_back: It may mask tokens again, so a step that grants nothing else is worth a look.

@@ -35,8 +35,9 @@ class Separate:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of the features that the rules read."""
-        return frozenset().union(*(needs_of(rule) for rule in self._rules))
+        """Names of the features that the rules read; and what an editing rule writes, with its probability."""
+        written = () if self.editing is None else ("best_visible", "best_visible_confidence")
+        return frozenset(written).union(*(needs_of(rule) for rule in self._rules))
 
     @property
     def blind(self) -> bool:
@@ -66,7 +67,7 @@ class Separate:
         reveal = _ask(self.unmasking, view, grant)
         if self.editing is None:
             return Decision(write=reveal, remask=remask)
-        edit = _ask(self.editing, view) & ~remask
+        edit = _ask(self.editing, view) & view.revealed & ~remask
         tokens = torch.where(edit, view.require("best_visible", self.editing), view.candidates)
         return Decision(write=reveal | edit, remask=remask, tokens=tokens)
 

@@ -5,7 +5,7 @@ from enum import IntEnum
 import torch
 
 from prism_plugin.core.view import Budget, Decision, StepView
-from prism_plugin.types import PerRow, TokenIds
+from prism_plugin.types import PerRow, PerToken, TokenIds
 
 
 class Fault(IntEnum):
@@ -19,6 +19,7 @@ class Fault(IntEnum):
     WRITES_A_MASK = 5
     QUALITY_NOT_A_NUMBER = 6
     VISIBLE_NOT_A_NUMBER = 7
+    FEATURE_NOT_A_NUMBER = 8
 
 
 IN_WORDS = {
@@ -36,10 +37,14 @@ IN_WORDS = {
     "weights and the backbone's.",
     Fault.VISIBLE_NOT_A_NUMBER: "the model's logits must be numbers, but NaN or infinity came at a revealed position; look "
     "at its weights.",
+    Fault.FEATURE_NOT_A_NUMBER: "what {unmasking} or {remasking} reads must be numbers, but a feature gave NaN where tokens "
+    "may be decided about; look at the model's weights, and at the feature if it is yours.",
 }
 
 
-def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenIds, mask_token_id: int) -> PerRow:
+def fault_of(
+    view: StepView, decision: Decision, budget: Budget, tokens: TokenIds, mask_token_id: int, quality: PerToken | None
+) -> PerRow:
     """Each row's fault at a look; of several the last of those that are looked for.
 
     Args:
@@ -48,6 +53,7 @@ def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenId
         budget: What it was granted.
         tokens: The canvas after the decision.
         mask_token_id: Id of the mask token.
+        quality: What the quality head gave at the look; None where nobody asked.
     """
     # only a decider that says which tokens it writes may write over tokens
     writable = view.masked if decision.tokens is None else view.masked | view.revealed
@@ -57,10 +63,14 @@ def fault_of(view: StepView, decision: Decision, budget: Budget, tokens: TokenId
         Fault.WRITES_A_MASK: (decision.write & ~decision.remask & (tokens == mask_token_id)).any(-1),
         Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
     }
+    # a comparison with NaN is False, so a rule would go on in silence
+    broken = [(feature.isnan() & view.editable).any(-1) for feature in view.features.values() if feature.is_floating_point()]
+    if broken:
+        found[Fault.FEATURE_NOT_A_NUMBER] = torch.stack(broken).any(0)
     if view.visible_confidence is not None:
         found[Fault.VISIBLE_NOT_A_NUMBER] = view.visible_confidence.isnan().any(-1)
-    if view.quality is not None:
-        found[Fault.QUALITY_NOT_A_NUMBER] = (view.quality.isnan() & view.editable).any(-1)
+    if quality is not None:
+        found[Fault.QUALITY_NOT_A_NUMBER] = (quality.isnan() & view.editable).any(-1)
     found[Fault.WRITES_ELSEWHERE] = (decision.write & ~writable).any(-1)
     fault = torch.zeros_like(view.step)
     for number, where in found.items():

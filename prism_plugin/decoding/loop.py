@@ -106,7 +106,8 @@ class Loop:
     @property
     def is_blind(self) -> bool:
         """Tokens are drawn only where they are written, which is decided before the look."""
-        return self.decider.blind and not self.draws_all and not self.reads - {"noise"}
+        decider = self.decider
+        return decider.blind and not decider.takes_back and not self.draws_all and not self.reads - {"noise"}
 
     def begin(self, canvas: Canvas, *, goal: PerRow | None = None) -> State:
         """The state before the first look.
@@ -169,12 +170,13 @@ class Loop:
         view, budget = self._blind_view(state, masked, visible, noise)
         return self.decider(view, budget).write
 
-    def finish(self, state: State) -> None:
-        """Check that all went well.
+    def finish(self, state: State) -> State:
+        """Check that all went well, and give the state with every block closed that had nothing left to do.
 
         Raises:
             SamplingError: If a rule broke its contract, or mask tokens are left.
         """
+        _, state = self._counts(state, None)
         names = self._names()
         fault = int(state.fault.max())
         if fault:
@@ -186,6 +188,7 @@ class Loop:
                 "target must reach `total` at a block's last step without remasking there, and the unmasking rule must reveal "
                 f"at least its budget; {name_of(self.schedule)} or {names['unmasking']} does not."
             )
+        return state
 
     def _names(self) -> dict[str, str]:
         decider = self.decider
@@ -208,7 +211,7 @@ class Loop:
         """Of each row: masked and visible positions, and those to reveal, [batch, 3] on the CPU; -1 where it is done or waits.
 
         Here the host waits for the device, and nowhere else in a step. A row whose next step is still sought is moved on to it
-        first, so that no look is made that grants nothing.
+        first, into the next block if this one has none, so that no look is made that grants nothing.
         """
         while True:
             masked, visible = (part.sum(-1) for part in self._reach(state))
@@ -221,8 +224,27 @@ class Loop:
             counts = torch.stack((masked, visible, grant, worth.long()), dim=-1).masked_fill(~live.unsqueeze(-1), -1).cpu()
             if 0 not in counts[:, 3].tolist():
                 return counts[:, :3], state
-            step = self.pace.seek(state, state.block, state.step, masked, visible)
-            state = replace(state, step=torch.where(live, step, state.step))
+            ahead = self.pace.seek(state, state.block, state.step, masked, visible)
+            sought = live & ~worth
+            state = self._move(state, torch.where(sought, ahead, state.step), sought & (ahead >= num_steps))
+
+    def _move(self, at: State, step: PerRow, closed: Tensor) -> State:
+        """Move rows to a step of their block; where that is closed, stop at an EOS or begin the next one."""
+        canvas, (_, visible) = at.canvas, self._reach(at)
+        block = torch.where(closed, at.block + 1, at.block)
+        if self.eos_token_id is not None:
+            is_eos = visible & (at.tokens == self.eos_token_id) & closed.unsqueeze(-1)
+            after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
+            block = torch.where(is_eos.any(-1), canvas.num_blocks, block)
+            at = replace(
+                at,
+                tokens=at.tokens.masked_fill(after_eos, self.fill_id),
+                quality=at.quality.masked_fill(after_eos, float("nan")),
+            )
+        at = replace(at, block=block)
+        masked, revealed = (part.sum(-1) for part in self._reach(at))
+        begun = self.pace.seek(at, block, torch.zeros_like(block), masked, revealed)
+        return replace(at, step=torch.where(closed, begun, step))
 
     # ---- one look ----
 
@@ -319,36 +341,21 @@ class Loop:
             num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
             num_positions=at.num_positions + looked.seen.num_positions,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
-            fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id),
+            fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, looked.seen.quality),
             memory=looked.memory,
         )
 
     def _close(self, at: State, looked: "_Looked") -> State:
-        """Move each row to its next step; where its block is done, stop at an EOS or begin the next block.
+        """Move each row to its next step, or out of its block where that is done.
 
         A block is done when no step is left that could do anything, or when a look at the full block changed nothing and the
         next one would see and do the same.
         """
-        (masked, visible), canvas = self._reach(at), at.canvas
-        left, following = masked.sum(-1), at.block + 1
+        left, visible = (part.sum(-1) for part in self._reach(at))
         changed = (looked.decision.write | looked.decision.remask).any(-1)
         settled = ~looked.view.masked.any(-1) & ~changed & self.decider.repeats
-        ahead = self.pace.seek(at, at.block, at.step + 1, left, visible.sum(-1))
-        closed = (ahead >= self.pace.block_steps(at)) | (settled & (left == 0))
-        block = torch.where(closed, following, at.block)
-        if self.eos_token_id is not None:
-            is_eos = visible & (at.tokens == self.eos_token_id) & closed.unsqueeze(-1)
-            after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
-            block = torch.where(is_eos.any(-1), canvas.num_blocks, block)
-            at = replace(
-                at,
-                tokens=at.tokens.masked_fill(after_eos, self.fill_id),
-                quality=at.quality.masked_fill(after_eos, float("nan")),
-            )
-        at = replace(at, block=block)
-        masked, visible = (part.sum(-1) for part in self._reach(at))
-        begun = self.pace.seek(at, block, torch.zeros_like(block), masked, visible)
-        return replace(at, step=torch.where(closed, begun, ahead))
+        ahead = self.pace.seek(at, at.block, at.step + 1, left, visible)
+        return self._move(at, ahead, (ahead >= self.pace.block_steps(at)) | (settled & (left == 0)))
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ class Pace:
         return worth | (budget.remask > 0) if self.takes_back else worth
 
     def seek(self, state: State, block: PerRow, step: PerRow, masked: PerRow, visible: PerRow) -> PerRow:
-        """The first of the next steps that is worth a look; the one after them if none is, and the block's end at most.
+        """The first of the next steps that is worth a look; the one after those that were asked about if none is.
 
-        Schedules are pure, so several steps are asked at once. A step that would grant nothing costs no forward.
+        Schedules are pure, so several steps are asked at once; the block's end is the most that is given. A step that would
+        grant nothing costs no forward.
         """
         num_steps = self.block_steps(state, block)
         count = min(_AHEAD, self.num_steps)

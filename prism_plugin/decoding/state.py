@@ -71,11 +71,16 @@ class State:
     def put(self, rows: Tensor, part: "State") -> "State":
         """A copy with some rows written back; their canvas stays as it is."""
         parts = {name: getattr(self, name).index_copy(0, rows, getattr(part, name)) for name in _TENSORS}
-        memory = {
-            name: {key: whole.index_copy(0, rows, part.memory[name][key]) for key, whole in one.items()}
-            for name, one in self.memory.items()
-        }
+        memory = {}
+        for name, one in part.memory.items():
+            before = self.memory.get(name) or {key: _nothing(some, len(self.block)) for key, some in one.items()}
+            memory[name] = {key: whole.index_copy(0, rows, one[key]) for key, whole in before.items()}
         return replace(self, memory=memory, **parts)
+
+
+def _nothing(some: Tensor, batch: int) -> Tensor:
+    """Zeros for all rows, where the first memory of some is."""
+    return some.new_zeros((batch, *some.shape[1:]))
 
 
 _TENSORS = tuple(one.name for one in fields(State) if one.name not in ("canvas", "memory"))

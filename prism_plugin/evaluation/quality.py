@@ -148,16 +148,15 @@ def judge_drafts(
     """
     rows = as_dataset(rows)
     if not objective.reads_quality_of("draft"):
-        raise ConfigurationError(
-            f"To judge drafts, an objective needs a term that reads the quality head on them, but {objective.title} has none; "
-            "take another, such as `prism`."
-        )
+        raise _no_labels(objective)
     check_recorded(objective, rows.column_names, "rows")
     gathered = _Gathered()
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
             step = objective.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
-            draft, labels = step.draft, next(one.labels for one in step.terms.values() if one.labels is not None)
+            draft, labels = step.draft, next((one.labels for one in step.terms.values() if one.labels is not None), None)
+            if labels is None:
+                raise _no_labels(objective)
             judged = labels.labelled & ~draft.masked
             index = judged.flatten().nonzero().squeeze(-1)
             seen = model(draft.ids, draft.attention_mask, logits_at=index, with_quality=False).logits
@@ -184,6 +183,13 @@ def judge_drafts(
             "noisier ones (`t_min`)."
         )
     return answers
+
+
+def _no_labels(objective: Objective) -> ConfigurationError:
+    return ConfigurationError(
+        f"To judge drafts, an objective needs a term that labels their tokens for the quality head, but {objective.title} has "
+        "none; take another, such as `prism`."
+    )
 
 
 class _Watch:

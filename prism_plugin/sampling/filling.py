@@ -243,7 +243,7 @@ class MaskFiller(SamplerSettings):
         streamer: Any,
     ) -> SamplerOutput:
         require_generators(generator, canvas.request.shape[0])
-        stream = None if streamer is None else TokenStream(streamer, canvas)
+        stream = None if streamer is None else TokenStream(streamer, canvas, reaches_back=self.decide.reach == "begun")
         trace: list[StepRecord] = []
         listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
         listeners += [] if stream is None else [stream.on_record]
@@ -273,8 +273,7 @@ def _run(loop: Loop, canvas: LaidCanvas, on_record: Callable[[StepRecord], None]
         if on_record is not None:
             on_record(record_of(number, canvas, state, step))
         state, number = step.state, number + 1
-    loop.finish(state)
-    return state
+    return loop.finish(state)
 
 
 def _check_length(model: HeadedBackbone, length: int) -> None:

@@ -20,7 +20,7 @@ class StepRecord:
         looked: Rows that took part, [batch]; the others were done.
         tokens_before: Tokens that the network saw.
         tokens_after: Tokens after the decisions, and after the padding that follows an EOS.
-        unmasked: Positions filled at this look.
+        unmasked: Positions written at this look: masks that were filled, and tokens that a rule overwrote.
         remasked: Positions masked again at this look.
         confidence: Probability of the token drawn for each masked position of the active block; NaN elsewhere.
         quality: Quality of each generated token that was visible; NaN elsewhere; None when no rule needs it.

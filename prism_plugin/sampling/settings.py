@@ -103,29 +103,35 @@ class SamplerSettings:
                     f"{type(ignored[0]).__name__} would be ignored, since {type(self.decider).__name__} decides by itself; "
                     "give rules or `decider`."
                 )
-            return
-        never = isinstance(self.remasking, NeverRemasking)
+        self._check_remasks()
+
+    def _check_remasks(self) -> None:
+        """Refuse remasks that are granted to nobody, and whoever takes tokens back where none may be."""
+        never = not self.decide.takes_back
+        name = "remasking" if self.decider is None else "decider"
+        title = type(getattr(self, name)).__name__
         granted = getattr(self.schedule, "num_remask", None)
         if not never and granted == 0:
+            otherwise = "use `NeverRemasking()`" if self.decider is None else "leave the decider out"
             raise ConfigurationError(
-                f"`remasking` is {type(self.remasking).__name__}, but the schedule grants no remasks (`num_remask` 0), so it "
-                "would never be asked; give the schedule a `num_remask` of at least 1, or use `NeverRemasking()`."
+                f"`{name}` is {title}, but the schedule grants no remasks (`num_remask` 0), so it would never take a token "
+                f"back; give the schedule a `num_remask` of at least 1, or {otherwise}."
             )
         if never and granted:
             raise ConfigurationError(
-                f"the schedule grants {granted} remasks a step, but `remasking` is NeverRemasking, so they would be ignored; "
-                "choose a remasking rule, or set `num_remask` to 0."
+                f"the schedule grants {granted} remasks a step, but `{name}` is {title}, which takes nothing back, so they "
+                "would be ignored; choose a remasking rule, or set `num_remask` to 0."
             )
         redrafts = [one for one in (self.schedule, self.unmasking) if isinstance(one, RedraftSchedule | RedraftUnmasking)]
         if never and redrafts:
             raise ConfigurationError(
-                f"{type(redrafts[0]).__name__} is for drafts that are taken back, but `remasking` is NeverRemasking; choose a "
+                f"{type(redrafts[0]).__name__} is for drafts that are taken back, but `{name}` is {title}; choose a "
                 "remasking rule, such as RedraftRemasking, or another schedule and unmasking rule."
             )
         if never and self.max_remasks_per_position is not None:
             raise ConfigurationError(
-                f"`max_remasks_per_position` {self.max_remasks_per_position} would be ignored with NeverRemasking; "
-                "leave it out."
+                f"`max_remasks_per_position` {self.max_remasks_per_position} would be ignored with {title}, which "
+                "takes nothing back; leave it out."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,14 +18,19 @@ class TokenStream:
 
     First `put` with the prompt, which `skip_prompt` skips: all before the first token to generate, maybe nothing. Then
     `put_draft` after every look, with all that is not confirmed yet, masks included. A block is confirmed by `put`, with
-    the fixed tokens that follow it, when the next one is looked at or nothing is left to do. Last `end`. All values are
-    int64 on the CPU, [1, tokens], without the row's padding.
+    the fixed tokens that follow it, when the next one is looked at or nothing is left to do; where the decider reaches back
+    into earlier blocks, only then. Last `end`. All values are int64 on the CPU, [1, tokens], without the row's padding.
+
+    Args:
+        streamer: Anything with `put` and `end`.
+        canvas: Of one row.
+        reaches_back: Tokens of earlier blocks may still change.
 
     Raises:
         SamplingError: If `streamer` is no streamer, wants logits, or there is more than one row to follow.
     """
 
-    def __init__(self, streamer: Any, canvas: LaidCanvas) -> None:
+    def __init__(self, streamer: Any, canvas: LaidCanvas, *, reaches_back: bool) -> None:
         missing = [name for name in _PROTOCOL if not callable(getattr(streamer, name, None))]
         if missing:
             raise SamplingError(
@@ -42,6 +47,7 @@ class TokenStream:
         if rows != 1:
             raise SamplingError(f"`streamer` follows one row, got {rows}; sample the rows one by one, or use `on_step`.")
         self._streamer = streamer
+        self._reaches_back = reaches_back
         self._present = canvas.present[0].cpu()
         self._block_of = canvas.block_of[0].cpu()
         self._confirmed = 0
@@ -50,7 +56,8 @@ class TokenStream:
     def on_record(self, record: StepRecord) -> None:
         """Tell of one look."""
         looked_at = self._block_of[~record.confidence[0][self._present].isnan()]
-        if looked_at.numel():  # else a look at a full block, which is not confirmed as long as it is looked at
+        # no mask was looked at in a full block, which is not confirmed as long as it is looked at
+        if looked_at.numel() and not self._reaches_back:
             first = self._first_of(int(looked_at[0]))
             if first > self._confirmed:
                 self._confirm(record.tokens_before[0][self._present], first)

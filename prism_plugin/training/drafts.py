@@ -9,6 +9,7 @@ from torch import Tensor
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import DraftRule, num_to_draft
 from prism_plugin.core.schedules import EvenSchedule
+from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
@@ -56,7 +57,7 @@ class _Asked:
     def __call__(
         self, model: HeadedBackbone | None, state: State, want: Want, memory: Mapping[str, Tensor]
     ) -> tuple[Seen, Mapping[str, Tensor]]:
-        index = want.masked.flatten().nonzero().squeeze(-1)
+        index = true_places(want.masked, want.num_masked)
         attention_mask = state.canvas.attention_mask
         rows = self.ask(state.tokens, attention_mask, index)
         return Seen(Logits(rows, index), None, None, num_positions=attention_mask.sum(-1)), memory

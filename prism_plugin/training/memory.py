@@ -25,6 +25,7 @@ from prism_plugin.backbones import vocab_size_of
 from prism_plugin.core.categorical import chunk_slices, draw_rows
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.losses import mean_over_rows
+from prism_plugin.core.noise import uniforms
 from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.modeling.model import PrismModel
@@ -306,7 +307,8 @@ def _corrupted(batch: int, length: int, num_masked: int) -> Corrupted:
     everywhere = torch.ones_like(masked)
     return Corrupted(
         ids=ids, clean_ids=ids, attention_mask=everywhere.long(), maskable=everywhere, masked=masked, masked_before=masked,
-        drafted=everywhere, t=torch.ones(batch), noise=lambda name, count=None: torch.rand(batch, count or length),
+        drafted=everywhere, t=torch.ones(batch),
+        noise=lambda name, count=None: uniforms(0, 0, torch.arange(batch), name, length if count is None else count),
     )  # fmt: skip
 
 

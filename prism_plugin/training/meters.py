@@ -12,6 +12,7 @@ from prism_plugin.core.float64 import float64_device
 from prism_plugin.core.terms import Term
 from prism_plugin.training.objective import Objective, StepOutput
 
+_NAMES_OF_0_1 = ("quality_loss", "diffusion_loss", "base_rate")  # which wrote none
 _NOT_JUDGED = -100.0  # with which Trainer fills rows up, too
 QUALITY_FIGURES = ("auroc", "auroc_within", "ece", "brier")
 
@@ -40,13 +41,15 @@ class Meters:
         self.totals = torch.zeros_like(self.totals)
         return {name: total / count for name, (total, count) in zip(self.names, totals, strict=True) if count}
 
-    def state(self, accelerator: Accelerator) -> list[list[float]]:
-        """The totals over all ranks, for a checkpoint; nothing is emptied. Collective."""
-        return accelerator.reduce(self.totals, reduction="sum").tolist()
+    def state(self, accelerator: Accelerator) -> dict[str, list[float]]:
+        """The totals over all ranks by name, for a checkpoint; nothing is emptied. Collective."""
+        return dict(zip(self.names, accelerator.reduce(self.totals, reduction="sum").tolist(), strict=True))
 
-    def restore(self, state: list[list[float]]) -> None:
-        """Take up totals that `state` gave; on one rank only, or they would count several times."""
-        self.totals = torch.tensor(state, dtype=self.totals.dtype, device=self.totals.device)
+    def restore(self, state: Mapping[str, list[float]] | list[list[float]]) -> None:
+        """Take up totals that `state` gave, or 0.1's; on one rank only, or they would count several times."""
+        by_name = dict(zip(_NAMES_OF_0_1, state, strict=True)) if isinstance(state, list) else state
+        totals = [by_name[name] for name in self.names]
+        self.totals = torch.tensor(totals, dtype=self.totals.dtype, device=self.totals.device)
 
 
 def meters_of(objective: Objective) -> tuple[str, ...]:
@@ -85,7 +88,7 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
 
     Returns:
         The quality logits, [batch, drafts * length], and the loss of each term, [batch, terms]; and the targets of each term
-        that judges, side by side, negative where nothing is labelled, [batch, judging terms * drafts * length].
+        that reads the head, negative where nothing is labelled, [batch, drafts * length, terms].
     """
 
     def side_by_side(drafts: Tensor) -> Tensor:
@@ -93,10 +96,16 @@ def predictions_of(objective: Objective, output: StepOutput, batch_size: int) ->
 
     losses = torch.stack([output.terms[term.name].per_row for term in objective.terms], dim=1)
     nothing = torch.zeros(batch_size, 1, device=losses.device)  # Trainer takes no figure where there are no labels
-    labels: list[Any] = [output.terms[term.name].labels for term in objective.terms if term.reads_quality]
-    targets = [side_by_side(one.targets.float().masked_fill(~one.labelled, _NOT_JUDGED)) for one in labels]
+    targets = [side_by_side(_targets(output, term)) for term in objective.terms if term.reads_quality]
     quality = nothing if output.quality_logits is None else side_by_side(output.quality_logits.float())
-    return (quality, losses), torch.cat(targets, dim=1) if targets else nothing
+    return (quality, losses), torch.stack(targets, dim=-1) if targets else nothing.unsqueeze(-1)
+
+
+def _targets(output: StepOutput, term: Term) -> Tensor:
+    labels = output.terms[term.name].labels
+    if labels is None:  # it reads the head, and does not judge
+        return torch.full_like(output.quality_logits, _NOT_JUDGED, dtype=torch.float32)  # type: ignore[arg-type]  # it was read
+    return labels.targets.float().masked_fill(~labels.labelled, _NOT_JUDGED)
 
 
 def metrics_of(objective: Objective, predictions: Any, targets: Any) -> dict[str, float]:
@@ -106,8 +115,7 @@ def metrics_of(objective: Objective, predictions: Any, targets: Any) -> dict[str
     figures = {"loss": sum(term.weight * mean for term, mean in zip(objective.terms, means, strict=True))}
     figures |= {f"{term.name}_loss": mean for term, mean in zip(objective.terms, means, strict=True)}
     judging = [term for term in objective.terms if term.reads_quality]
-    parts = torch.as_tensor(targets).chunk(max(len(judging), 1), dim=1)
-    for term, part in zip(judging, parts, strict=False):
+    for term, part in zip(judging, torch.as_tensor(targets).unbind(-1), strict=False):
         measured = quality_metrics(quality_logits, part)
         figures[_key("base_rate", term, objective)] = measured.pop("base_rate")
         figures |= {f"{term.name}_{name}": figure for name, figure in measured.items()}

@@ -67,7 +67,8 @@ class Objective:
         name: The preset that it is a setting of, under which it is saved; None: by its parts.
 
     Raises:
-        ConfigurationError: If there is no term, two have one name, or all weights are 0.
+        ConfigurationError: If there is no term, two have one name, one reads the quality head on the noised tokens, or all
+            weights are 0.
     """
 
     corruptor: Corruptor
@@ -79,6 +80,12 @@ class Objective:
         names = [term.name for term in self.terms]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"An objective needs terms, one of each name, found {', '.join(names) or 'none'}.")
+        early = [term.name for term in self.terms if term.on == "noised" and term.reads_quality]
+        if early:
+            raise ConfigurationError(
+                f"The quality head is read on the draft, but the term `{early[0]}` would read it on the noised tokens; set its "
+                '`on` to "draft".'
+            )
         if not any(self.weights.values()):
             listed = " and ".join(f"`{name}`" for name in self.weights)
             raise ConfigurationError(f"{listed} {'are' if len(names) > 1 else 'is'} 0, so nothing would be learnt; raise one.")
@@ -171,17 +178,17 @@ class Objective:
 
         It is left out where nobody needs it: then the losses are said to be 0.
         """
-        terms, at = self.on("noised"), plan.noised
+        terms, at, reads = self.on("noised"), plan.noised, plan.reads
         learns = any(term.weight for term in terms)
         device = unwrapped.device
-        if at is None or not (learns or plan.reads is not None):
+        if at is None or not (learns or reads is not None):
             nothing = torch.zeros(batch_size, device=device)
             return torch.zeros((), device=device), {term.name: TermOutput(nothing) for term in terms}
-        row_index = _row_index(terms, at, plan.reads)
+        row_index = _row_index(terms, at, reads)
         with nullcontext() if apart is None or not learns else apart() as backward:
             with dropout_off(unwrapped), nullcontext() if learns else torch.no_grad():
                 looked = _look(model if learns else unwrapped, at, terms, row_index)
-            if plan.reads is not None:
+            if reads is not None:
                 with torch.no_grad():
                     plan.fill(looked.rows.detach(), looked.row_index)  # type: ignore[union-attr, arg-type]  # it reads rows
             per_row = {term.name: term(looked, at) for term in terms}

@@ -173,7 +173,7 @@ def test_objectives_are_built_by_name_and_written_down():
         ),
         ({"name": "prism", "num_drafts": 0}, ConfigurationError, "`num_drafts` .* must be an integer of at least 1, found 0"),
         ({"name": "prism", "share": [True, 1]}, ConfigurationError, "`share` must be a list of 2: a number, a number or null"),
-        ({"name": "prism", "positions": ["random"]}, ConfigurationError, "`positions` must be one of random, confidence"),
+        ({"name": "prism", "positions": ["random"]}, ConfigurationError, r"`positions` must be text, found \['random'\]"),
         ({"name": "prism", "drafts": []}, ConfigurationError, "`drafts` needs at least one DraftRule, found none"),
         ({"name": "prism", "drafts": 3}, ConfigurationError, "`drafts` must be a list, each a mapping of settings, found 3"),
         (

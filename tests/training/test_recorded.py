@@ -120,7 +120,7 @@ def test_it_is_built_by_name_and_has_no_draft_rules():
     assert get_objective(**written) == objective
     assert get_objective(name="prism_recorded", diffusion_weight=0.25, quality_weight=1.0) == objective  # as 0.1.0 wrote it
     for unread in ({"num_drafted": 2}, {"drafts": [{}]}, {"t_min": 0.1}):
-        with pytest.raises(UnknownKeyError, match=r"'prism_recorded' has no .*; known: diffusion_share, diffusion_weight"):
+        with pytest.raises(UnknownKeyError, match=r"'prism_recorded': nothing reads '.*'; known: diffusion_share"):
             get_objective("prism_recorded", **unread)
     with pytest.raises(ConfigurationError, match=r"diffusion_weight: `weight` of .* must be 0 or more, found -1"):
         get_objective("prism_recorded", diffusion_weight=-1)

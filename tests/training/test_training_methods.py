@@ -1,15 +1,19 @@
 """Methods of other papers as values and short blocks: through step, trainer, evaluation, memory, save and load."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from training_methods import BACKPLAY, METHODS, PROSECO, REMEDI, MasksAndRandomTokens
 
+from prism_plugin.core.terms import TERMS, QualityTerm
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.training import CORRUPTORS, get_objective, objective_to_dict
+from prism_plugin.training import CORRUPTORS, Objective, get_objective, objective_to_dict
 from prism_plugin.training.memory import StepShape, estimate_memory
+from prism_plugin.training.meters import Meters, meters_of
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -76,3 +80,44 @@ def test_soft_labels_are_the_models_own_probability(lab):
     right = full_logits(model, at).softmax(-1).gather(-1, at.clean_ids.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(labels.targets[at.masked], right[at.masked], rtol=1e-4, atol=1e-6)
     assert set(labels.targets[at.visible].tolist()) == {0.0, 1.0}
+
+
+def test_two_terms_that_judge_alike_are_measured_alike(lab, tmp_path, monkeypatch):
+    """In evaluation, too, where Trainer gathers the batches and the last one is smaller and has other lengths."""
+
+    class Again(QualityTerm):
+        name: ClassVar[str] = "again"
+
+    monkeypatch.setattr(TERMS, "_by_name", {**TERMS._by_name, "again": Again})
+    objective = Objective(get_objective("prism", num_drafted=3).corruptor, (QualityTerm(), Again()))
+    trainer = lab.make_trainer(
+        tmp_path, objective=objective, eval_rows=lab.make_rows(11, seed=3), per_device_eval_batch_size=4, max_steps=1
+    )
+    figures = trainer.evaluate()
+    assert 0 < figures["eval_quality_auroc"] < 1
+    for figure in ("loss", "auroc", "auroc_within", "ece", "brier"):
+        assert figures[f"eval_again_{figure}"] == pytest.approx(figures[f"eval_quality_{figure}"], nan_ok=True), figure
+
+
+def test_a_term_that_reads_the_head_too_early_is_refused():
+    class Early(QualityTerm):
+        on: ClassVar[str] = "noised"
+
+    with pytest.raises(ConfigurationError, match=r"The quality head is read on the draft, but the term `quality`.*"):
+        Objective(get_objective("prism").corruptor, (Early(),))
+
+
+def test_the_estimate_of_a_method_that_draws_is_the_same_each_time(lab):
+    model, found = lab.build_model(), set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found.add(estimate_memory(model, StepShape(2, 16), METHODS["remedi"]))
+    assert len(found) == 1
+
+
+def test_totals_of_0_1_are_taken_up():
+    meters = Meters(meters_of(get_objective("prism")), torch.device("cpu"))
+    meters.restore([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert dict(zip(meters.names, meters.totals.tolist(), strict=True)) == {
+        "quality_loss": [1.0, 2.0], "diffusion_loss": [3.0, 4.0], "base_rate": [5.0, 6.0],
+    }  # fmt: skip
