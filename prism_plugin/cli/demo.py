@@ -142,6 +142,7 @@ def _train(folder: Path, output: Path, size: _Size, seed: int) -> dict[str, Any]
         "training.max_steps": str(size.train_steps),
         "training.warmup_steps": str(size.warmup_steps),
         "training.per_device_train_batch_size": str(size.batch_size),
+        "training.per_device_eval_batch_size": str(BATCH_SIZE),  # it changes nothing but rounding
         "training.save_strategy": "'no'",
         "training.eval_strategy": "'no'",
         "training.seed": str(seed),
