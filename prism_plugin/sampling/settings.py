@@ -29,7 +29,7 @@ PLUG_INS: dict[str, Registry[Any]] = {
 }  # fmt: skip
 _OPTIONAL = ("editing", "decider")  # written only where they are set
 
-
+_OF_A_DECIDER = ("needs", "reach", "blind", "repeats", "takes_back")
 _DEFAULTS = (ConfidenceUnmasking(), NeverRemasking(), None)
 
 
@@ -102,6 +102,12 @@ class SamplerSettings:
                 raise ConfigurationError(
                     f"{type(ignored[0]).__name__} would be ignored, since {type(self.decider).__name__} decides by itself; "
                     "give rules or `decider`."
+                )
+            missing = [name for name in _OF_A_DECIDER if not hasattr(self.decider, name)]
+            if missing:
+                raise ConfigurationError(
+                    f"A decider says how it is to be asked, but {type(self.decider).__name__} lacks `{missing[0]}`; set it as "
+                    "`prism_plugin.core.Decider` describes."
                 )
         self._check_remasks()
 

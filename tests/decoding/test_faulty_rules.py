@@ -94,6 +94,7 @@ def test_a_number_that_is_none_stops_the_sampler_by_whatever_feature_it_comes():
 @pytest.mark.parametrize(
     ("decider", "settings", "words"),
     [
+        (lambda view, budget: None, {}, "A decider says how it is to be asked, but function lacks `needs`"),
         (P2Decider(), {}, "`decider` is P2Decider, but the schedule grants no remasks"),
         (P2Decider(), {"schedule": EvenSchedule(2), "remasking": MeanQuality()}, "MeanQuality would be ignored"),
         ("never", {"schedule": EvenSchedule(2)}, "`decider` is Never, which takes nothing back"),

@@ -14,7 +14,7 @@ from small_samplers import MASK, build_model, generators, prompts
 from transformers import BertForMaskedLM, GenerationMixin, LlamaForCausalLM
 
 from prism_plugin.core import REMASKING, EvenSchedule, QualityRemasking, select_top
-from prism_plugin.core.joint import DECIDERS
+from prism_plugin.core.joint import DECIDERS, P2Decider
 from prism_plugin.errors import (
     BackboneError,
     ConfigurationError,
@@ -57,6 +57,10 @@ class Foreign:
         return select_top(view.noise, view.revealed, budget)
 
 
+class ForeignDecider(P2Decider):
+    """A decider of such a module."""
+
+
 def test_a_rule_without_a_name_is_refused(sampler, tmp_path):
     lambdas = replace(sampler, remasking=lambda view, budget: view.revealed & False)
     with pytest.raises(UnknownNameError, match=r"Only a registered remasking rule can be saved, found function; register"):
@@ -74,9 +78,9 @@ def test_a_rule_of_another_module_is_refused(sampler, tmp_path, monkeypatch):
 
 
 def test_every_kind_of_rule_is_asked_where_it_is_from(sampler, tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(DECIDERS)["_by_name"], "foreign", Foreign)
-    by_itself = RemaskingSampler(sampler.model, num_steps=5, decider=Foreign())
-    with pytest.raises(ConfigurationError, match=r"holds the rules of prism_plugin only, .* but Foreign is of test_"):
+    monkeypatch.setitem(vars(DECIDERS)["_by_name"], "foreign", ForeignDecider)
+    by_itself = RemaskingSampler(sampler.model, num_steps=5, decider=ForeignDecider(), schedule=EvenSchedule(1))
+    with pytest.raises(ConfigurationError, match=r"holds the rules of prism_plugin only, .* but ForeignDecider is of test_"):
         export_sampler(by_itself, tmp_path / "out")
 
 
