@@ -35,6 +35,7 @@ from prism_plugin.training.checks import (
     check_together,
     chosen_optimizer,
     collator_of,
+    freeze_unread_head,
     rows_per_step,
 )
 from prism_plugin.training.memory import StepShape, estimate_memory
@@ -73,6 +74,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
         backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
     model = attached(recipe, backbone)
     check_together(model, objective, training)
+    freeze_unread_head(model, objective)
     data, longest, notes = _look_at_data(recipe, model, objective, training.train_batch_size)
     not_checked += notes
     steps = _steps(training, data["rows"])
@@ -110,7 +112,7 @@ def _dtype(recipe: Recipe) -> str | None:
 
 
 def _trainable(model: PrismModel) -> dict[str, int]:
-    head = sum(parameter.numel() for parameter in model.quality_head.parameters())
+    head = sum(parameter.numel() for parameter in model.quality_head.parameters() if parameter.requires_grad)
     others = model.num_parameters(only_trainable=True) - head
     return {"backbone" if model.prism_config.train_backbone else "adapter": others, "head": head}
 

@@ -5,9 +5,12 @@ import datasets
 import pytest
 import yaml
 from remote_families import STANDIN_FAMILIES
+from training_methods import METHODS
 
 from prism_plugin.cli import train
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
+from prism_plugin.training import register_objective
+from prism_plugin.training.presets import PRESETS
 
 # Sizes of LLaDA-8B, for the stand-in of its code.
 LLADA_8B = {
@@ -69,6 +72,18 @@ def test_it_counts_what_training_would_be_and_writes_nothing(folder, capsys):
     assert "trainable_parameters.head" in printed
     assert "66,561" in printed
     assert "memory_gb.needed" in printed
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_objective_of_your_own_is_counted_by_its_terms(folder, capsys, monkeypatch, name):
+    monkeypatch.setattr("prism_plugin.training.presets.PRESETS", dict(PRESETS))
+    register_objective(f"my_{name}", METHODS[name])
+    recipe = yaml.safe_load(write(folder).read_text()) | {"objective": {"name": f"my_{name}"}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run(folder / "recipe.yaml", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["trainable_parameters"]["head"] > 0) == METHODS[name].reads_quality
+    assert found["memory_gb"]["total"] > found["memory_gb"]["weights"]
 
 
 def test_llada_8b_has_201_million_lora_parameters_and_a_head_of_16_8(folder, capsys):
