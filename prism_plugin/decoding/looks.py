@@ -106,18 +106,22 @@ class Recalled:
     Args:
         rows: Logits, detached.
         row_index: Their flat positions in the batch that was looked at, in order; what is wanted must be among them.
-        batch_rows: The row of that batch for each row of the state.
+        batch_rows: The row of that batch for each row of the state; None: the same.
     """
 
     rows: Rows
     row_index: FlatIndex
-    batch_rows: Tensor
+    batch_rows: Tensor | None
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         length = state.tokens.shape[1]
         wanted = true_places(want.masked, want.num_masked)
-        in_batch = self.batch_rows[wanted // length] * length + wanted % length
+        in_batch = wanted
+        if self.batch_rows is not None:
+            in_batch = self.batch_rows[wanted // length] * length + wanted % length
         # the first of the rows whose position is not before: exactly its row, since all that is wanted is among them
-        at = torch.searchsorted(self.row_index, in_batch)
+        at: Tensor | None = torch.searchsorted(self.row_index, in_batch)
+        if self.batch_rows is None and want.num_masked == len(self.rows):
+            at = None  # all rows in their order, so none is copied
         nothing = torch.zeros_like(state.block)
         return Seen(Logits(self.rows, wanted, at), None, None, num_positions=nothing, num_forwards=0), memory

@@ -129,7 +129,11 @@ class DraftMaker:
 
     def fill(self, rows: Rows, row_index: FlatIndex) -> None:
         """Fill what the first look is due; see `Plan.fill`."""
-        self._groups = [group.advance(0, Recalled(rows, row_index, group.slots % self._batch)) for group in self._groups]
+        in_order = len(self._groups) == self._num_drafts == 1  # each row of the state is that of the batch
+        self._groups = [
+            group.advance(0, Recalled(rows, row_index, None if in_order else group.slots % self._batch))
+            for group in self._groups
+        ]
 
     def finish(self, ask: Ask) -> Corrupted:
         """Make the looks after the first; see `Plan.finish`."""
