@@ -150,10 +150,12 @@ def judge_drafts(
     if not objective.reads_quality_of("draft"):
         raise _no_labels(objective)
     check_recorded(objective, rows.column_names, "rows")
+    # no loss is read: what terms on the noised tokens read of the LM head is not computed, and weights say nothing
+    judging = replace(objective, terms=tuple(replace(term, weight=1.0) for term in objective.on("draft")), name=None)
     gathered = _Gathered()
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
-            step = objective.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
+            step = judging.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
             draft, labels = step.draft, next((one.labels for one in step.terms.values() if one.labels is not None), None)
             if labels is None:
                 raise _no_labels(objective)

@@ -196,3 +196,20 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(model):
             judge_states(sampler_of(model), text, masked=share)
     with pytest.raises(DataFormatError, match="No draft of the 2 rows filled a token, so nothing could be judged; give longer"):
         judge_drafts(model, get_objective("prism", t_min=1e-6, t_max=2e-6), make_rows(2))
+
+
+def test_judging_computes_no_logits_for_a_loss(model):
+    """An objective with a term of the language model is judged with as many rows of the LM head as one without."""
+    counts = []
+    for terms in (OBJECTIVE.terms, OBJECTIVE.on("draft")):
+        seen = []
+
+        def note(_module, _args, given, seen=seen):
+            seen.append(0 if given["logits_at"] is None else given["logits_at"].numel())
+
+        hook = model.register_forward_pre_hook(note, with_kwargs=True)
+        judge_drafts(model, replace(OBJECTIVE, terms=terms, name=None), make_rows(6), batch_size=3)
+        hook.remove()
+        counts.append(seen)
+    assert counts[0] == counts[1]
+    assert sum(counts[0]) > 0
