@@ -41,6 +41,10 @@ IN_WORDS = {
     "may be decided about; look at the model's weights, and at the feature if it is yours.",
 }
 
+# What only a rule does wrong: with numbers that are none, training has its own way.
+OF_RULES = (Fault.WRITES_ELSEWHERE, Fault.TAKES_BACK_ELSEWHERE, Fault.OVER_BUDGET)
+_CHECKED_APART = ("noise", "quality", "visible_confidence")  # the first is made here, the others have words of their own
+
 
 def fault_of(
     view: StepView, decision: Decision, budget: Budget, tokens: TokenIds, mask_token_id: int, quality: PerToken | None
@@ -64,7 +68,11 @@ def fault_of(
         Fault.NOT_A_NUMBER: view.confidence.isnan().any(-1),
     }
     # a comparison with NaN is False, so a rule would go on in silence
-    broken = [(feature.isnan() & view.editable).any(-1) for feature in view.features.values() if feature.is_floating_point()]
+    broken = [
+        (feature.isnan() & view.editable).any(-1)
+        for name, feature in view.features.items()
+        if feature.is_floating_point() and name not in _CHECKED_APART
+    ]
     if broken:
         found[Fault.FEATURE_NOT_A_NUMBER] = torch.stack(broken).any(0)
     if view.visible_confidence is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
-from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenMask
+from prism_plugin.types import FlatIndex, PerToken, Rows, TokenMask
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,12 @@ class Seen:
         masked: Logits at the masked positions that were wanted.
         visible: The same at visible positions; None where they were not wanted.
         quality: Quality of every position, in [0, 1]; None where it was not wanted.
-        num_positions: Positions that the network computed, per row.
         num_forwards: Calls of the network.
     """
 
     masked: Logits
     visible: Logits | None
     quality: PerToken | None
-    num_positions: PerRow
     num_forwards: int = 1
 
 
@@ -94,7 +92,6 @@ class PlainLook:
             masked=Logits(output.logits[: want.num_masked], masked),
             visible=None if visible is None else Logits(output.logits[want.num_masked :], visible),
             quality=output.quality_logits.float().sigmoid() if want.quality else None,
-            num_positions=state.canvas.attention_mask.sum(-1),
         )
         return seen, memory
 
@@ -116,12 +113,9 @@ class Recalled:
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         length = state.tokens.shape[1]
         wanted = true_places(want.masked, want.num_masked)
-        in_batch = wanted
-        if self.batch_rows is not None:
-            in_batch = self.batch_rows[wanted // length] * length + wanted % length
-        # the first of the rows whose position is not before: exactly its row, since all that is wanted is among them
-        at: Tensor | None = torch.searchsorted(self.row_index, in_batch)
-        if self.batch_rows is None and want.num_masked == len(self.rows):
-            at = None  # all rows in their order, so none is copied
-        nothing = torch.zeros_like(state.block)
-        return Seen(Logits(self.rows, wanted, at), None, None, num_positions=nothing, num_forwards=0), memory
+        at: Tensor | None = None  # all rows in their order, so none is copied
+        if self.batch_rows is not None or want.num_masked != len(self.rows):
+            in_batch = wanted if self.batch_rows is None else self.batch_rows[wanted // length] * length + wanted % length
+            # the first of the rows whose position is not before: exactly its row, since all that is wanted is among them
+            at = torch.searchsorted(self.row_index, in_batch)
+        return Seen(Logits(self.rows, wanted, at), None, None, num_forwards=0), memory

@@ -5,7 +5,7 @@ the batch, so one forward serves rows that are at different places. Nothing here
 padding after an EOS. Whoever wraps the loop steps it from outside: `begin`, `advance`, `finish`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -132,7 +132,7 @@ class Loop:
     def advance(
         self, state: State, *, rows: TokenMask | None = None, given: TokenIds | None = None, look: Look | None = None
     ) -> Step | None:
-        """Make one look at the rows that have something left to do. None where no row has.
+        """Make one look at the rows that have something left to do. None where no row has, unless the whole batch always looks.
 
         Args:
             state: Where every row stands.
@@ -177,18 +177,29 @@ class Loop:
             SamplingError: If a rule broke its contract, or mask tokens are left.
         """
         _, state = self._counts(state, None)
-        names = self._names()
-        fault = int(state.fault.max())
-        if fault:
-            raise SamplingError(IN_WORDS[Fault(fault)].format(**names))
+        self.require_faultless(state)
         left = (state.canvas.editable & (state.tokens == self.mask_token_id)).sum(-1)
         if left.any():
             raise SamplingError(
                 f"mask tokens are left after the last step, {int(left.max())} in row {int(left.argmax())}: the schedule's "
                 "target must reach `total` at a block's last step without remasking there, and the unmasking rule must reveal "
-                f"at least its budget; {name_of(self.schedule)} or {names['unmasking']} does not."
+                f"at least its budget; {name_of(self.schedule)} or {self._names()['unmasking']} does not."
             )
         return state
+
+    def require_faultless(self, state: State, among: Collection[Fault] = tuple(Fault)) -> None:
+        """Check that nothing went wrong at any look.
+
+        Args:
+            state: Where every row stands.
+            among: What is looked for.
+
+        Raises:
+            SamplingError: If a rule broke its contract, or a number was none.
+        """
+        fault = int(state.fault.amax()) if len(state.fault) else 0
+        if fault and fault in among:
+            raise SamplingError(IN_WORDS[Fault(fault)].format(**self._names()))
 
     def _names(self) -> dict[str, str]:
         decider = self.decider
@@ -230,9 +241,9 @@ class Loop:
 
     def _move(self, at: State, step: PerRow, closed: Tensor) -> State:
         """Move rows to a step of their block; where that is closed, stop at an EOS or begin the next one."""
-        canvas, (_, visible) = at.canvas, self._reach(at)
-        block = torch.where(closed, at.block + 1, at.block)
+        canvas, block = at.canvas, torch.where(closed, at.block + 1, at.block)
         if self.eos_token_id is not None:
+            _, visible = self._reach(at)
             is_eos = visible & (at.tokens == self.eos_token_id) & closed.unsqueeze(-1)
             after_eos = canvas.editable & (is_eos.cumsum(-1) > is_eos.long())
             block = torch.where(is_eos.any(-1), canvas.num_blocks, block)
@@ -339,7 +350,6 @@ class Loop:
             quality=quality.masked_fill(changed, float("nan")),
             times_remasked=at.times_remasked + decision.remask,
             num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
-            num_positions=at.num_positions + looked.seen.num_positions,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
             fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, looked.seen.quality),
             memory=looked.memory,

@@ -42,7 +42,6 @@ class State:
         block: Number of the active block.
         step: Within the block; equal to its number of steps when nothing is left to do.
         num_forward_passes: Looks that each row took part in.
-        num_positions: Positions that were computed for each row, over all looks.
         num_remasked: Positions taken back, over all looks.
         fault: 0, or the number of what a decider or the model did wrong.
         memory: What features and looks remember, by their names.
@@ -57,7 +56,6 @@ class State:
     block: PerRow
     step: PerRow
     num_forward_passes: PerRow
-    num_positions: PerRow
     num_remasked: PerRow
     fault: PerRow
     memory: Mapping[str, Memory] = field(default_factory=dict)
@@ -99,7 +97,6 @@ def begin_state(canvas: Canvas, goal: TokenIds, memory: Mapping[str, Memory]) ->
         block=none,
         step=none,
         num_forward_passes=none,
-        num_positions=none,
         num_remasked=none,
         fault=none,
         memory=memory,

@@ -12,6 +12,7 @@ from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
 from prism_plugin.decoding.decide import name_of, needs_of
+from prism_plugin.decoding.faults import OF_RULES
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.looks import Logits
 from prism_plugin.errors import ConfigurationError
@@ -58,9 +59,8 @@ class _Asked:
         self, model: HeadedBackbone | None, state: State, want: Want, memory: Mapping[str, Tensor]
     ) -> tuple[Seen, Mapping[str, Tensor]]:
         index = true_places(want.masked, want.num_masked)
-        attention_mask = state.canvas.attention_mask
-        rows = self.ask(state.tokens, attention_mask, index)
-        return Seen(Logits(rows, index), None, None, num_positions=attention_mask.sum(-1)), memory
+        rows = self.ask(state.tokens, state.canvas.attention_mask, index)
+        return Seen(Logits(rows, index), None, None), memory
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ class DraftMaker:
             self._groups = [
                 group.advance(look, _Asked(ask)) if look < group.rule.num_looks else group for group in self._groups
             ]
+        for group in self._groups:
+            group.loop.require_faultless(group.state, OF_RULES)
         before = self._repeated(("clean_ids", "attention_mask", "maskable", "masked_before", "t"))
         ids, confidence = self._repeated(("ids",))["ids"], torch.zeros(before["clean_ids"].shape, device=self.noised.t.device)
         masked_before = before["masked_before"]

@@ -143,6 +143,9 @@ class Objective:
             apart: How to go backward through the first look before the second is made, so that their graphs are never alive
                 together: `with apart() as backward:` around the look, `backward(weighted_loss)` inside. None: one backward, of
                 the returned loss.
+
+        Raises:
+            SamplingError: If the rule that chooses a draft's positions chose others than it may.
         """
         require_batch(batch, with_drafts=self.reads_drafts)
         length = batch["input_ids"].shape[1]
@@ -162,7 +165,7 @@ class Objective:
 
         with torch.no_grad():
             draft = plan.finish(ask)
-        looked = _look(model, draft, on_draft, _row_index(on_draft, draft))
+        looked = _look(model, draft, on_draft)
         of_draft = {term.name: term(looked, draft) for term in on_draft}
         loss = loss + sum(term.weight * mean_over_rows(of_draft[term.name]) for term in on_draft)
         num_drafts = len(draft.ids) // max(len(batch["input_ids"]), 1)
@@ -184,10 +187,9 @@ class Objective:
         if at is None or not (learns or reads is not None):
             nothing = torch.zeros(batch_size, device=device)
             return torch.zeros((), device=device), {term.name: TermOutput(nothing) for term in terms}
-        row_index = _row_index(terms, at, reads)
         with nullcontext() if apart is None or not learns else apart() as backward:
             with dropout_off(unwrapped), nullcontext() if learns else torch.no_grad():
-                looked = _look(model if learns else unwrapped, at, terms, row_index)
+                looked = _look(model if learns else unwrapped, at, terms, reads)
             if reads is not None:
                 with torch.no_grad():
                     plan.fill(looked.rows.detach(), looked.row_index)  # type: ignore[union-attr, arg-type]  # it reads rows
@@ -212,18 +214,12 @@ def _example() -> Corrupted:
 _EXAMPLE = _example()
 
 
-def _row_index(terms: tuple[Term, ...], at: Corrupted, also: Tensor | None = None) -> FlatIndex | None:
-    """Flat positions at which some term, or the draft, reads logits; None where none ever does."""
-    wanted = [mask for mask in (*(term.rows(at) for term in terms), also) if mask is not None]
-    if not wanted:
-        return None
-    return torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1)
-
-
-def _look(model: nn.Module, at: Corrupted, terms: tuple[Term, ...], row_index: FlatIndex | None) -> Looked:
-    """One forward for all terms of a look."""
+def _look(model: nn.Module, at: Corrupted, terms: tuple[Term, ...], also: Tensor | None = None) -> Looked:
+    """One forward for all terms of a look, with logits where a term, or the draft (`also`), reads them."""
+    read_by_terms = [mask for mask in (term.rows(at) for term in terms) if mask is not None]
+    wanted = read_by_terms if also is None else [*read_by_terms, also]
+    row_index = torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1) if wanted else None
     with_quality = any(term.reads_quality for term in terms)
     output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality)
-    readers = sum(term.rows(at) is not None for term in terms)
-    alone = readers == 1 and output.logits is not None and may_overwrite(output.logits)
+    alone = len(read_by_terms) == 1 and output.logits is not None and may_overwrite(output.logits)
     return Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)

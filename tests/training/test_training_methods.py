@@ -1,6 +1,6 @@
 """Methods of other papers as values and short blocks: through step, trainer, evaluation, memory, save and load."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from training_methods import BACKPLAY, METHODS, PROSECO, REMEDI, MasksAndRandomTokens
 
 from prism_plugin.core.terms import TERMS, QualityTerm
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.core.unmasking import UNMASKING
+from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.training import CORRUPTORS, Objective, get_objective, objective_to_dict
 from prism_plugin.training.memory import StepShape, estimate_memory
@@ -121,3 +122,18 @@ def test_totals_of_0_1_are_taken_up():
     assert dict(zip(meters.names, meters.totals.tolist(), strict=True)) == {
         "quality_loss": [1.0, 2.0], "diffusion_loss": [3.0, 4.0], "base_rate": [5.0, 6.0],
     }  # fmt: skip
+
+
+def test_a_draft_rule_that_chooses_what_it_may_not_stops_the_step(lab, monkeypatch):
+    @dataclass(frozen=True)
+    class Everywhere:
+        needs: ClassVar[frozenset[str]] = frozenset()
+
+        def __call__(self, view, budget):
+            return torch.ones_like(view.masked)
+
+    monkeypatch.setattr(UNMASKING, "_by_name", {**UNMASKING._by_name, "everywhere": Everywhere})
+    objective = get_objective("prism", num_drafted=2, positions="everywhere")
+    model, batch = lab.build_model(), lab.collate(lab.make_rows(4))
+    with pytest.raises(SamplingError, match=r"may choose only among `view.masked`, but Everywhere chose other positions"):
+        objective.step(model, batch, epoch=0, seed=0, unwrapped=model)
