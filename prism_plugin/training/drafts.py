@@ -32,21 +32,25 @@ class ExampleChance:
         look: Number of the look, from 0.
         slots: For each row of the state, its number among drafts times rows of the batch.
         num_drafts: Drafts of each row.
+        with_noise: Whether the rule reads noise.
+        with_uniforms: Whether tokens are sampled.
     """
 
     noised: Corrupted
     look: int
     slots: Tensor
     num_drafts: int
+    with_noise: bool
+    with_uniforms: bool
 
-    def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken, PerToken]:
+    def draw(self, rows: Tensor, width: int, device: torch.device) -> tuple[PerToken | None, PerToken | None]:
         """Noise for positions and uniforms for tokens; see `Chance.draw`."""
         slots = self.slots if len(rows) == len(self.slots) else self.slots[rows.to(device)]
-        position, token = (
-            torch.cat([self.noised.noise(f"{name}/{draft}/{self.look}", None) for draft in range(self.num_drafts)])
-            for name in ("position", "token")
-        )
-        return position[slots], token[slots]
+        noise = self._numbers("position")[slots] if self.with_noise else None
+        return noise, self._numbers("token")[slots] if self.with_uniforms else None
+
+    def _numbers(self, name: str) -> PerToken:
+        return torch.cat([self.noised.noise(f"{name}/{draft}/{self.look}", None) for draft in range(self.num_drafts)])
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,14 @@ class DraftMaker:
             num_steps=rule.num_looks,
             mask_token_id=mask_token_id,
             forbidden_ids=(mask_token_id,),
-            chance=ExampleChance(noised, 0, slots, self._num_drafts),
+            chance=ExampleChance(
+                noised,
+                0,
+                slots,
+                self._num_drafts,
+                with_noise="noise" in needs_of(rule.unmasking),
+                with_uniforms=rule.tokens != "argmax",
+            ),
             temperature=0.0 if rule.tokens == "argmax" else rule.temperature,
             top_p=rule.top_p,
             whole_batch=True,
