@@ -23,7 +23,14 @@ class Filled:
 
 
 def fill_in_batches(
-    sampler: RemaskingSampler, input_ids: TokenIds, attention_mask: TokenMask, *, batch_size: int, seed: int, show: Show
+    sampler: RemaskingSampler,
+    input_ids: TokenIds,
+    attention_mask: TokenMask,
+    *,
+    batch_size: int,
+    seed: int,
+    show: Show,
+    min_new_tokens: int | None = None,
 ) -> Filled:
     """Fill the masks of all rows. A row without masks stays as it is, and takes part in no batch.
 
@@ -34,13 +41,14 @@ def fill_in_batches(
         batch_size: Rows with masks in a batch; fewer where the family takes no padding and the next row is of another length.
         seed: Of the draws, which row number `i` gets from a generator of its own.
         show: Shows the looks of each batch.
+        min_new_tokens: As for `RemaskingSampler.infill`.
 
     Raises:
         SamplingError: If one of the batches cannot be filled, before any is.
     """
     batches = _batches(sampler, input_ids, attention_mask, batch_size)
     for rows in batches:
-        sampler.lay_infill(*_cut(input_ids, attention_mask, rows))
+        sampler.lay_infill(*_cut(input_ids, attention_mask, rows), min_new_tokens=min_new_tokens)
     nothing = torch.zeros(len(input_ids), dtype=torch.int64)
     filled = Filled(input_ids.clone(), nothing, nothing.clone())
     with ExitStack() as stack:
@@ -51,7 +59,14 @@ def fill_in_batches(
             ids, mask = _cut(input_ids, attention_mask, rows)
             generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in rows]
             with show.watching(rows, ids, mask) as on_step:
-                output = sampler.infill(ids, mask, generator=generators, on_step=on_step, return_trace=show.is_reported)
+                output = sampler.infill(
+                    ids,
+                    mask,
+                    min_new_tokens=min_new_tokens,
+                    generator=generators,
+                    on_step=on_step,
+                    return_trace=show.is_reported,
+                )
             show.keep(rows, mask, output)
             filled.sequences[rows, : ids.shape[1]] = output.sequences.cpu()
             filled.num_forward_passes[rows] = output.num_forward_passes.cpu()

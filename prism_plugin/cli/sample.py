@@ -17,6 +17,7 @@ from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_other_file
 from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.prompts import lay_prompts
 from prism_plugin.tokenizing import encode
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, help="continue each text by this many tokens; without it, its mask tokens are filled"
     )
+    parser.add_argument(
+        "--min-new-tokens", type=int, help="draw no end of text among the first so many new tokens, or masks, of a text"
+    )
     add_sampler_options(parser)
     add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, default=0, help="of the sampler's draws (default: %(default)s)")
@@ -47,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     lines, settings = _lines(args), chosen_settings(args)
     texts = [line for line in lines if not _is_blank(args, line)]
     require_seed(args.seed, "--seed")
+    if args.max_new_tokens is not None:
+        require_new_tokens(args.max_new_tokens, args.min_new_tokens)
     check_show_options(args)
     if args.report is not None:
         require_other_file(args.report, {"the file of the texts": args.file})
@@ -56,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")
     input_ids, attention_mask, starts = _lay(args, sampler, texts)
     show = Show(args, sampler, texts, attention_mask)
-    output = fill_in_batches(sampler, input_ids, attention_mask, batch_size=args.batch_size, seed=args.seed, show=show)
+    how = {"min_new_tokens": args.min_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
+    output = fill_in_batches(sampler, input_ids, attention_mask, **how, show=show)
     if starts is None:
         new = [row[own].tolist() for row, own in zip(output.sequences, attention_mask, strict=True)]
     else:

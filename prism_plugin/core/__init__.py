@@ -5,6 +5,7 @@ from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
 from prism_plugin.core.corruption import Corrupted, MaskedTokens, draw_times, mask_tokens
 from prism_plugin.core.drafting import DraftRule, num_to_draft
 from prism_plugin.core.editing import EDITING, EditingRule, ThresholdEditing
+from prism_plugin.core.forbidding import HeldBack
 from prism_plugin.core.joint import DECIDERS, P2Decider
 from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
 from prism_plugin.core.lm_loss import cross_entropy
@@ -64,6 +65,7 @@ __all__ = [
     "EditingRule",
     "EntropyUnmasking",
     "EvenSchedule",
+    "HeldBack",
     "Labels",
     "Looked",
     "LoopSchedule",

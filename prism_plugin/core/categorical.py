@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.core.float64 import to_float64
+from prism_plugin.core.forbidding import Forbidden, HeldBack
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowTokens, RowUnits, RowValues
 
@@ -17,6 +18,8 @@ _CHUNK_ENTRIES_CPU, _CHUNK_ENTRIES = 2**18, 2**23
 # Columns that are reduced together. In two levels the CPU finds an argmax at the speed of a maximum, and a sum is added up in
 # one order, whatever the number of rows and threads.
 _BLOCK = 256
+# Blocks with forbidden ids that are copied one by one; with more of them, the whole chunk is.
+_MOST_BLOCKS = 8
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
@@ -39,6 +42,7 @@ def draw_rows(
     temperature: float = 0.0,
     top_p: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
+    held_back: HeldBack | None = None,
     uniforms: DrawnValues | None = None,
     want_entropy: bool = False,
     want_margin: bool = False,
@@ -59,6 +63,7 @@ def draw_rows(
         temperature: >= 0; divides the logits.
         top_p: Nucleus, in (0, 1]: the smallest set of the most probable tokens whose mass reaches `top_p` stays.
         forbidden_ids: Ids that get probability 0; the mask token is always one of them.
+        held_back: Ids that get probability 0 in some of the rows.
         uniforms: Uniform in [0, 1), one per drawn row, where the rows are or where their float64 is; needed when
             temperature > 0.
         want_entropy: Also give the entropy, in nats.
@@ -68,18 +73,19 @@ def draw_rows(
     Raises:
         ConfigurationError: If a setting is out of range, or uniforms are needed and missing.
     """
-    _check(rows, forbidden_ids, chunk_rows)
+    forbidden = _checked(rows, forbidden_ids, held_back, chunk_rows)
     _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
     for chunk, here in _chunks(rows, at, chunk_rows):
-        largest, argmax = _first_max(chunk, forbidden_ids)
+        not_these = forbidden.at(here)
+        largest, argmax = _first_max(chunk, not_these)
         candidates = argmax
         if temperature > 0:
-            scaled = _forbid(to_float64(chunk, copy=True), forbidden_ids).div_(temperature)
+            scaled = not_these.write(to_float64(chunk, copy=True)).div_(temperature)
             own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
             candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
+        weights = not_these.write(chunk - largest.unsqueeze(-1)).exp_()
         total = _sum(weights)
         stats = [candidates, ((chosen - largest).exp() / total).float()]
         if want_entropy:
@@ -101,6 +107,7 @@ def token_confidence(
     *,
     at: DrawnIndex | None = None,
     forbidden_ids: tuple[int, ...] = (),
+    held_back: HeldBack | None = None,
     chunk_rows: int = 4096,
 ) -> DrawnValues:
     """Give the probability of one given token per row, under the same softmax as the confidence of `draw_rows`.
@@ -110,16 +117,17 @@ def token_confidence(
         token_ids: The token of each row that is asked about.
         at: Numbers of the rows that are asked about; None: all.
         forbidden_ids: Ids that get probability 0.
+        held_back: Ids that get probability 0 in some of the rows.
         chunk_rows: Most rows worked on at once.
 
     Returns:
         float32 in [0, 1].
     """
-    _check(rows, forbidden_ids, chunk_rows)
+    forbidden = _checked(rows, forbidden_ids, held_back, chunk_rows)
     parts = []
     for chunk, here in _chunks(rows, at, chunk_rows):
-        largest, _ = _first_max(chunk, forbidden_ids)
-        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
+        largest, _ = _first_max(chunk, forbidden.at(here))
+        weights = forbidden.at(here).write(chunk - largest.unsqueeze(-1)).exp_()
         parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
     return torch.cat(parts)
 
@@ -155,31 +163,23 @@ def _chunks(rows: Rows, at: DrawnIndex | None, chunk_rows: int) -> Iterator[tupl
         yield chunk.to(torch.promote_types(rows.dtype, torch.float32)), here
 
 
-def _forbid(chunk: Rows, forbidden_ids: tuple[int, ...]) -> Rows:
-    """Write -inf for the forbidden ids."""
-    for token_id in forbidden_ids:  # a handful; an index tensor would have to be copied to the device
-        chunk[:, token_id] = float("-inf")
-    return chunk
-
-
-def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[RowValues, RowTokens]:
+def _first_max(chunk: Rows, forbidden: Forbidden) -> tuple[RowValues, RowTokens]:
     """The largest entry of each row that is not forbidden, and the lowest id that has it. Copies only blocks with such ids."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
-    rest = _forbid(chunk[:, whole:].clone(), tuple(one - whole for one in forbidden_ids if one >= whole))
+    touched = forbidden.blocks(_BLOCK, whole)
+    if len(touched) > _MOST_BLOCKS:
+        chunk, touched, forbidden = forbidden.write(chunk.clone()), [], Forbidden(())
+    rest = forbidden.between(whole, chunk.shape[-1]).write(chunk[:, whole:].clone())
     if whole == 0:
         largest, argmax = rest.max(-1)
         return largest, argmax
-    forbidden_ids = tuple(one for one in forbidden_ids if one < whole)
     in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
     peaks = in_blocks.amax(-1)
-    for number in {one // _BLOCK for one in forbidden_ids}:
-        inside = tuple(one % _BLOCK for one in forbidden_ids if one // _BLOCK == number)
-        peaks[:, number] = _forbid(in_blocks[:, number].clone(), inside).amax(-1)
+    for number in touched:
+        inside = forbidden.between(number * _BLOCK, (number + 1) * _BLOCK)
+        peaks[:, number] = inside.write(in_blocks[:, number].clone()).amax(-1)
     columns = peaks.argmax(-1, keepdim=True) * _BLOCK + torch.arange(_BLOCK, device=chunk.device)
-    values = chunk.gather(-1, columns)
-    for one in forbidden_ids:
-        values.masked_fill_(columns == one, float("-inf"))
-    largest, place = values.max(-1)
+    largest, place = forbidden.between(0, whole).write_at(chunk.gather(-1, columns), columns).max(-1)
     argmax = columns[:, 0] + place
     if whole < chunk.shape[-1]:
         of_rest, place = rest.max(-1)
@@ -215,12 +215,14 @@ def _keep_nucleus(weights: RowUnits, top_p: float) -> RowUnits:
     return torch.zeros_like(weights).scatter(-1, order, largest * kept)
 
 
-def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> None:
+def _checked(rows: Rows, forbidden_ids: tuple[int, ...], held_back: HeldBack | None, chunk_rows: int) -> Forbidden:
     vocab = rows.shape[-1]
-    if any(not 0 <= token_id < vocab for token_id in forbidden_ids) or len(set(forbidden_ids)) >= vocab:
-        raise ConfigurationError(f"`forbidden_ids` must be ids below {vocab} and leave one to draw, found {forbidden_ids}.")
+    for name, ids in (("forbidden_ids", forbidden_ids), ("held_back", held_back.ids if held_back else ())):
+        if any(not 0 <= one < vocab for one in ids) or len({*forbidden_ids, *ids}) >= vocab:
+            raise ConfigurationError(f"`{name}` must be ids below {vocab} and leave one to draw, found {ids}.")
     if chunk_rows < 1:
         raise ConfigurationError(f"`chunk_rows` must be at least 1, found {chunk_rows}.")
+    return Forbidden.of(forbidden_ids, held_back)
 
 
 def _check_drawing(temperature: float, top_p: float, uniforms: DrawnValues | None) -> None:

@@ -6,12 +6,13 @@ and follows from tokens and looks alone: a position whose token is another than 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
+from prism_plugin.core.forbidding import Forbidden
 from prism_plugin.decoding.looks import Seen
 from prism_plugin.decoding.state import Canvas, Memory, State
 from prism_plugin.errors import UnknownNameError
@@ -31,6 +32,7 @@ class Glance:
         drawn: What was drawn at the masked positions that were wanted; entropy and margin where a feature reads them.
         noise: Fresh uniforms; None where no feature reads them.
         forbidden_ids: Tokens that are never written.
+        end_ids: Tokens that end a text, which are not written where that is too early.
     """
 
     state: State
@@ -40,6 +42,11 @@ class Glance:
     drawn: RowStats
     noise: PerToken | None
     forbidden_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+
+    def not_to_draw(self, index: FlatIndex) -> dict[str, Any]:
+        """What gets no probability at flat positions, as `draw_rows` takes it."""
+        return {"forbidden_ids": self.forbidden_ids, "held_back": self.state.canvas.held_back(self.end_ids, index)}
 
     def lay(self, index: FlatIndex, values: Tensor) -> Tensor:
         """Values at flat positions, laid out; 0 elsewhere."""
@@ -51,13 +58,14 @@ class Glance:
         """Probability that the model gives now to each visible token."""
         logits = self.seen.visible
         tokens = self.state.tokens.flatten()[logits.index]
-        return self.lay(logits.index, token_confidence(logits.rows, tokens, at=logits.at, forbidden_ids=self.forbidden_ids))
+        found = token_confidence(logits.rows, tokens, at=logits.at, **self.not_to_draw(logits.index))
+        return self.lay(logits.index, found)
 
     @cached_property
     def best_visible(self) -> tuple[TokenIds, PerToken]:
         """The most probable token at each visible position, and its probability."""
         logits = self.seen.visible
-        best = draw_rows(logits.rows, at=logits.at, forbidden_ids=self.forbidden_ids)
+        best = draw_rows(logits.rows, at=logits.at, **self.not_to_draw(logits.index))
         return self.lay(logits.index, best.candidates), self.lay(logits.index, best.confidence)
 
 
@@ -267,8 +275,7 @@ class _Divergence:
 
     def _compare(self, at: Glance, memory: Memory) -> Memory:
         rows, index = at.seen.masked.in_order().float().clone(), at.seen.masked.index
-        for token_id in at.forbidden_ids:
-            rows[:, token_id] = float("-inf")
+        Forbidden.of(**at.not_to_draw(index)).write(rows)
         now = rows.log_softmax(-1)
         before = memory["log_probabilities"].flatten(0, 1)
         terms = (now.exp() * (now - before[index])).masked_fill(now.isneginf(), 0.0)

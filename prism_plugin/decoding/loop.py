@@ -57,6 +57,7 @@ class Loop:
         num_steps: Steps over all blocks.
         mask_token_id: Id of the mask token.
         forbidden_ids: Tokens that are never drawn; the mask token among them.
+        end_ids: Tokens that end a text, which are not drawn where the canvas says that it is too early.
         chance: Where random numbers come from, by the rows' places.
         temperature: 0 takes the most probable token.
         top_p: Nucleus to sample from.
@@ -84,6 +85,7 @@ class Loop:
     max_remasks_per_position: int | None = None
     look: Look = field(default_factory=PlainLook)
     padded: bool = True
+    end_ids: tuple[int, ...] = ()
     vocab_size: int = 0
     draws_all: bool = False
     whole_batch: bool = False
@@ -282,8 +284,8 @@ class Loop:
             padded=self.padded,
         )
         seen, of_look = look(self.model, at, want, at.memory.get("look", {}))  # type: ignore[arg-type]  # None: it needs none
-        drawn = self._draw(seen, uniforms)
-        glance = Glance(at, seen, masked, visible, drawn, noise, self.forbidden_ids)
+        drawn = self._draw(seen, at.canvas, uniforms)
+        glance = Glance(at, seen, masked, visible, drawn, noise, self.forbidden_ids, self.end_ids)
         features, memory = {}, {"look": of_look} if of_look else {}
         for name, feature in self.features.items():
             features[name], remembered = feature(glance, at.memory.get(name, {}))
@@ -317,7 +319,7 @@ class Loop:
         cap = self.max_remasks_per_position
         return visible if cap is None else visible & (at.times_remasked < cap)
 
-    def _draw(self, seen: Seen, uniforms: PerToken | None) -> RowStats:
+    def _draw(self, seen: Seen, canvas: Canvas, uniforms: PerToken | None) -> RowStats:
         logits = seen.masked
         return draw_rows(
             logits.rows,
@@ -325,6 +327,7 @@ class Loop:
             temperature=self.temperature,
             top_p=self.top_p,
             forbidden_ids=self.forbidden_ids,
+            held_back=canvas.held_back(self.end_ids, logits.index),
             uniforms=None if uniforms is None else uniforms.flatten()[logits.index.to(uniforms.device)],
             want_entropy="entropy" in self.reads,
             want_margin="margin" in self.reads,

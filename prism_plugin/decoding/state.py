@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+from prism_plugin.core.forbidding import HeldBack
+from prism_plugin.types import FlatIndex, PerRow, PerToken, TokenIds, TokenMask
 
 # What features and looks keep from one look to the next: name -> parts, each beginning with the batch.
 Memory = Mapping[str, Tensor]
@@ -22,10 +23,17 @@ class Canvas:
     editable: TokenMask
     block_of: TokenIds  # number of the block an editable position belongs to; -1 elsewhere
     num_blocks: PerRow
+    too_early: TokenMask | None = field(default=None, kw_only=True)  # no end of text may be drawn here; None: anywhere
+
+    def held_back(self, end_ids: tuple[int, ...], index: FlatIndex) -> HeldBack | None:
+        """At which of some flat positions the tokens that end a text may not be drawn; None: at all of them they may."""
+        return None if self.too_early is None else HeldBack(end_ids, self.too_early.flatten()[index])
 
     def take(self, rows: Tensor) -> Self:
         """The canvas of some rows, in the order of `rows`."""
-        return type(self)(*(getattr(self, one.name)[rows] for one in fields(self)))
+        parts = [getattr(self, one.name) for one in fields(self)]
+        taken: dict[str, Any] = {one.name: part[rows] for one, part in zip(fields(self), parts, strict=True) if part is not None}
+        return type(self)(**taken)
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,30 @@ def read_request(
     return input_ids, present
 
 
-def require_new_tokens(max_new_tokens: int) -> None:
-    """Check a number of tokens to generate.
+def require_new_tokens(max_new_tokens: int, min_new_tokens: int | None = None) -> None:
+    """Check a number of tokens to generate, and how many of them come before an end of text.
+
+    Raises:
+        SamplingError: If one is not an integer of at least 1, or the second is larger.
+    """
+    _require_count("max_new_tokens", max_new_tokens)
+    require_min_new_tokens(min_new_tokens)
+    if min_new_tokens is not None and min_new_tokens > max_new_tokens:
+        raise SamplingError(
+            f"`min_new_tokens` must be at most `max_new_tokens`, {max_new_tokens} here, got {min_new_tokens}; lower it."
+        )
+
+
+def require_min_new_tokens(min_new_tokens: int | None) -> None:
+    """Check a number of tokens before an end of text, if there is one.
 
     Raises:
         SamplingError: If it is not an integer of at least 1.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise SamplingError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
+    if min_new_tokens is not None:
+        _require_count("min_new_tokens", min_new_tokens)
+
+
+def _require_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SamplingError(f"`{name}` must be an integer of at least 1, got {value!r}.")

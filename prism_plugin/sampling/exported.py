@@ -37,6 +37,7 @@ def generate(
     input_ids: TokenIds | None = None,
     attention_mask: Tensor | None = None,
     max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
     generator: Generators = None,
     streamer: Any = None,
     return_dict_in_generate: bool = False,
@@ -56,6 +57,7 @@ def generate(
             tokens.
         attention_mask: 1 for the rows' own tokens, 0 for padding; None when there is no padding.
         max_new_tokens: Tokens to generate after each prompt, >= 1; None: fill the masks that are in place.
+        min_new_tokens: So many of them, or of a row's masks, come before an EOS at least.
         generator: One `torch.Generator` for the batch; one per row, so that a row's tokens do not depend on the others; None.
         streamer: Follows one row as it is filled, such as transformers' `TextDiffusionStreamer`.
         return_dict_in_generate: Return everything that is known about the run, not only the tokens.
@@ -79,7 +81,8 @@ def generate(
     if unknown:
         raise ConfigurationError(
             f"This sampler takes no {', '.join(map(repr, unknown))}: its settings are in {SAMPLER_CONFIG_NAME}, and a call may "
-            "give input_ids, attention_mask, max_new_tokens, generator, streamer, return_dict_in_generate and return_trace."
+            "give input_ids, attention_mask, max_new_tokens, min_new_tokens, generator, streamer, return_dict_in_generate and "
+            "return_trace."
         )
     if (inputs is None) == (input_ids is None):
         raise ConfigurationError("Token ids must be given once, as `input_ids` or by position; give one of the two.")
@@ -96,6 +99,7 @@ def generate(
         )
     with load_sampler(model, _folder(where, revision)) as sampler:
         options: dict[str, Any] = {"generator": generator, "return_trace": return_trace, "streamer": streamer}
+        options["min_new_tokens"] = min_new_tokens
         if max_new_tokens is None:
             output = sampler.infill(tokens, attention_mask, **options)
         else:

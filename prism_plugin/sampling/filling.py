@@ -1,7 +1,7 @@
 """`MaskFiller`: settings and a model, and the two ways to ask it for tokens by their ids."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from prism_plugin.decoding.loop import Loop
 from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.headed import HeadedBackbone
-from prism_plugin.sampling.canvas import LaidCanvas, lay_canvas, read_request, require_new_tokens
+from prism_plugin.sampling.canvas import LaidCanvas, lay_canvas, read_request, require_min_new_tokens, require_new_tokens
 from prism_plugin.sampling.records import StepRecord, record_of
 from prism_plugin.sampling.settings import SamplerSettings
 from prism_plugin.sampling.streaming import TokenStream
@@ -80,6 +80,13 @@ class MaskFiller(SamplerSettings):
             )
         if self.eos_token_id == self.model.mask_token_id:
             raise ConfigurationError(f"`eos_token_id` must not be the mask token, got {self.eos_token_id} for both.")
+        if self.suppress_tokens is not None and max(self.suppress_tokens) >= self._vocab_size:
+            raise ConfigurationError(
+                f"`suppress_tokens` must be in the model's vocabulary of {self._vocab_size} tokens, got "
+                f"{max(self.suppress_tokens)}."
+            )
+        if len(self._forbidden_ids) >= self._vocab_size:
+            raise ConfigurationError("`suppress_tokens` must leave a token to draw, but holds all of them; leave some out.")
 
     def sample(
         self,
@@ -87,6 +94,7 @@ class MaskFiller(SamplerSettings):
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
+        min_new_tokens: int | None = None,
         generator: Generators = None,
         on_step: Callable[[StepRecord], None] | None = None,
         return_trace: bool = False,
@@ -99,6 +107,8 @@ class MaskFiller(SamplerSettings):
                 `return_tensors="pt"`, which brings its mask.
             attention_mask: 1 for the prompts' tokens, 0 for padding; None when there is no padding.
             max_new_tokens: Tokens to generate after each prompt, >= 1.
+            min_new_tokens: So many of them come before an EOS at least: none is drawn there. The EOS is the sampler's
+                `eos_token_id`, and the tokenizer's.
             generator: One for the batch; one per row, so that a row's tokens do not depend on the others; or None.
             on_step: Called with the record of each look.
             return_trace: Keep the records in the output.
@@ -107,7 +117,7 @@ class MaskFiller(SamplerSettings):
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
-        require_new_tokens(max_new_tokens)
+        require_new_tokens(max_new_tokens, min_new_tokens)
         input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         if (input_ids == self.model.mask_token_id).any():
             raise SamplingError(
@@ -118,13 +128,15 @@ class MaskFiller(SamplerSettings):
         request = torch.cat((input_ids, new), dim=1)
         editable = torch.cat((torch.zeros_like(present), torch.ones_like(new, dtype=torch.bool)), dim=1)
         present = torch.cat((present, torch.ones_like(new, dtype=torch.bool)), dim=1)
-        return self._fill(self._lay(request, present, editable), generator, on_step, return_trace, streamer)
+        canvas = self._lay(request, present, editable, min_new_tokens)
+        return self._fill(canvas, generator, on_step, return_trace, streamer)
 
     def infill(
         self,
         input_ids: TokenIds | BatchEncoding,
         attention_mask: Tensor | None = None,
         *,
+        min_new_tokens: int | None = None,
         generator: Generators = None,
         on_step: Callable[[StepRecord], None] | None = None,
         return_trace: bool = False,
@@ -138,6 +150,7 @@ class MaskFiller(SamplerSettings):
         Args:
             input_ids: Rows with mask tokens anywhere but in padding; or what a tokenizer gives, as for `sample`.
             attention_mask: As for `sample`.
+            min_new_tokens: As for `sample`: no EOS is drawn at so many of the first masks of each row.
             generator: As for `sample`.
             on_step: As for `sample`.
             return_trace: As for `sample`.
@@ -146,15 +159,18 @@ class MaskFiller(SamplerSettings):
         Raises:
             SamplingError: If the request cannot be met, before any forward; or a rule breaks its contract.
         """
-        canvas = self.lay_infill(input_ids, attention_mask)
+        canvas = self.lay_infill(input_ids, attention_mask, min_new_tokens=min_new_tokens)
         return self._fill(canvas, generator, on_step, return_trace, streamer)
 
-    def lay_infill(self, input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None = None) -> LaidCanvas:
+    def lay_infill(
+        self, input_ids: TokenIds | BatchEncoding, attention_mask: Tensor | None = None, *, min_new_tokens: int | None = None
+    ) -> LaidCanvas:
         """Lay out what `infill` would fill, and check that it can be filled. No forward is made.
 
         Raises:
             SamplingError: If the request cannot be met.
         """
+        require_min_new_tokens(min_new_tokens)
         input_ids, present = read_request(input_ids, attention_mask, self._vocab_size)
         editable = input_ids == self.model.mask_token_id
         if not editable.any():
@@ -167,7 +183,7 @@ class MaskFiller(SamplerSettings):
                 "masks must be where `attention_mask` is 1, found the mask token in padding; pad with another token, or "
                 "include these positions."
             )
-        return self._lay(input_ids, present, editable)
+        return self._lay(input_ids, present, editable, min_new_tokens)
 
     def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
         """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
@@ -187,6 +203,7 @@ class MaskFiller(SamplerSettings):
             mask_token_id=self.model.mask_token_id,
             vocab_size=self._vocab_size,
             forbidden_ids=self._forbidden_ids,
+            end_ids=self._end_ids,
             chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in needs),
             temperature=self.temperature,
             top_p=self.top_p,
@@ -203,11 +220,15 @@ class MaskFiller(SamplerSettings):
 
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:
-        tokenizer = self.model.tokenizer
-        pad = None if tokenizer is None else tokenizer.pad_token_id
-        ends = {self.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id}
-        forbidden = {self.model.mask_token_id} | ({pad} if pad is not None and pad not in ends else set())
-        return tuple(sorted(forbidden))
+        pad = None if self.model.tokenizer is None else self.model.tokenizer.pad_token_id
+        forbidden = {self.model.mask_token_id, *(self.suppress_tokens or ())}
+        return tuple(sorted(forbidden | ({pad} if pad is not None and pad not in self._end_ids else set())))
+
+    @property
+    def _end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        of_tokenizer = None if self.model.tokenizer is None else self.model.tokenizer.eos_token_id
+        return tuple(sorted({one for one in (self.eos_token_id, of_tokenizer) if one is not None}))
 
     @property
     def fill_id(self) -> int:
@@ -216,7 +237,12 @@ class MaskFiller(SamplerSettings):
         known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
         return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
 
-    def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask) -> LaidCanvas:
+    def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask, min_new_tokens: int | None) -> LaidCanvas:
+        if min_new_tokens is not None and not self._end_ids:
+            raise SamplingError(
+                "`min_new_tokens` holds the EOS token back, but neither the sampler nor a tokenizer says which that is; set "
+                "`eos_token_id`, or leave it out."
+            )
         device = self.model.device
         request, present, editable = (tensor.to(device) for tensor in (request.long(), present, editable))
         if self.model.spec.attention_mask == "none" and not present.all():
@@ -225,6 +251,9 @@ class MaskFiller(SamplerSettings):
                 "padding; sample rows of one length together."
             )
         canvas = lay_canvas(request, present, editable, self.block_length)
+        if min_new_tokens is not None:
+            first = canvas.editable & (canvas.editable.cumsum(-1) <= min_new_tokens)
+            canvas = replace(canvas, too_early=first)
         _check_length(self.model, canvas.tokens.shape[1])
         most_blocks = int(canvas.num_blocks.max())
         if self.num_steps < most_blocks:

@@ -24,7 +24,7 @@ from prism_plugin.core.unmasking import (
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
 
 # Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
-_COMMON = ("temperature", "top_p", "block_length", "eos_token_id")
+_COMMON = ("temperature", "top_p", "block_length", "eos_token_id", "suppress_tokens")
 # More than any canvas holds: the schedule's own limit, what the rest of the steps can refill, is then the only one.
 _UNLIMITED = 2**31 - 1
 

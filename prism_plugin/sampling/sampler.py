@@ -14,6 +14,7 @@ from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
 from prism_plugin.modeling.persistence import locate
+from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.filling import MaskFiller
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.prompts import Chat, lay_prompts
@@ -25,9 +26,10 @@ class RemaskingSampler(MaskFiller):
     """Fills masks with a masked diffusion model, and takes back what looks wrong.
 
     A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
-    gives the same sampler with other settings. The mask token is never drawn, nor the tokenizer's padding token unless it
-    is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a lambda, is given
-    noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be named.
+    gives the same sampler with other settings. The mask token is never drawn, nor `suppress_tokens`, nor the tokenizer's
+    padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a
+    lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be
+    named.
 
     Attributes:
         model: The model that is asked; it is in eval mode while sampling, and as it was afterwards.
@@ -45,6 +47,7 @@ class RemaskingSampler(MaskFiller):
         prompts: Sequence[str] | Sequence[Chat],
         *,
         max_new_tokens: int,
+        min_new_tokens: int | None = None,
         generator: Generators = None,
         streamer: Any = None,
     ) -> list[str]:
@@ -56,6 +59,7 @@ class RemaskingSampler(MaskFiller):
         Args:
             prompts: Texts, or chats as lists of {"role", "content"}.
             max_new_tokens: Tokens to generate for each, >= 1.
+            min_new_tokens: As for `sample`.
             generator: As for `sample`.
             streamer: As for `sample`, for one prompt.
 
@@ -65,6 +69,7 @@ class RemaskingSampler(MaskFiller):
         Raises:
             SamplingError: If there is no tokenizer, no prompt, or a chat and no chat template; also as `sample`.
         """
+        require_new_tokens(max_new_tokens, min_new_tokens)
         laid = lay_prompts(
             self.model.tokenizer,
             prompts,
@@ -72,7 +77,8 @@ class RemaskingSampler(MaskFiller):
             mask_token_id=self.model.mask_token_id,
             pad_token_id=self.fill_id,
         )
-        output = self.infill(laid.input_ids, laid.attention_mask, generator=generator, streamer=streamer)
+        options: dict[str, Any] = {"min_new_tokens": min_new_tokens, "generator": generator, "streamer": streamer}
+        output = self.infill(laid.input_ids, laid.attention_mask, **options)
         new = laid.new_tokens(output.sequences, max_new_tokens)
         return self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
 

@@ -11,7 +11,7 @@ from prism_plugin.core.joint import DECIDERS
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule, Schedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
-from prism_plugin.core.validation import require_number
+from prism_plugin.core.validation import require_ints, require_number
 from prism_plugin.core.view import Decider
 from prism_plugin.decoding.decide import Separate
 from prism_plugin.errors import ConfigurationError
@@ -27,7 +27,7 @@ SAMPLER_FORMAT_VERSION = 1
 PLUG_INS: dict[str, Registry[Any]] = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
 }  # fmt: skip
-_OPTIONAL = ("editing", "decider")  # written only where they are set
+_OPTIONAL = ("editing", "decider", "suppress_tokens")  # written only where they are set
 
 _OF_A_DECIDER = ("needs", "reach", "blind", "repeats", "takes_back")
 _DEFAULTS = (ConfidenceUnmasking(), NeverRemasking(), None)
@@ -47,6 +47,7 @@ class SamplerSettings:
         block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once.
         eos_token_id: When a closed block holds it, what follows is filled with padding; None never stops early.
         max_remasks_per_position: Times that one position may be masked again, >= 1; None for no cap.
+        suppress_tokens: Ids that are never drawn, beside the mask token; None: no others.
         editing: Which revealed tokens to overwrite by another; None: none.
         decider: Ranks masks and tokens together, in place of the three rules; None: the rules decide, one after another.
     """
@@ -60,6 +61,7 @@ class SamplerSettings:
     block_length: int | None = None
     eos_token_id: int | None = None
     max_remasks_per_position: int | None = None
+    suppress_tokens: tuple[int, ...] | None = None
     editing: EditingRule | None = None
     decider: Decider | None = None
 
@@ -74,6 +76,13 @@ class SamplerSettings:
                 f"`top_p` {self.top_p} would be ignored at temperature 0, which takes the most probable token; "
                 "set `temperature` above 0 or `top_p` to 1."
             )
+        if self.suppress_tokens is not None:
+            object.__setattr__(self, "suppress_tokens", require_ints(self, "suppress_tokens", minimum=0))
+            if self.eos_token_id in self.suppress_tokens:
+                raise ConfigurationError(
+                    f"`eos_token_id` {self.eos_token_id} would be ignored, since `suppress_tokens` holds it and it is never "
+                    "drawn; leave one of them out."
+                )
         self._check_plug_ins()
 
     @property

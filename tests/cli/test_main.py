@@ -118,6 +118,11 @@ def test_sample_fills_masks_and_continues_prompts(writer, capsys):
     continued = ["sample", "the ", "--adapter", str(writer), "--max-new-tokens", "3", "--preset", "prism", "--num-steps", "3"]
     assert cli.main([*continued, "--set", "num_remask=1"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+    letters = [*range(2, 18), *range(19, 31)]  # all but the mask, padding, the end and "p"
+    assert cli.main([*continued, "--set", f"suppress_tokens={letters}", "--min-new-tokens", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"][0]["answer"].startswith("pp")
+    assert report["sampler"]["suppress_tokens"] == letters
 
 
 def test_answers_stay_beside_the_lines_of_the_file(writer, tmp_path, capsys):
@@ -161,6 +166,8 @@ def test_sample_needs_no_padding_token(writer, capsys):
             "must hold the mask token, '[MASK]', where something is to be filled, found it in none; write it, or give `--max",
         ),
         (["a[MASK]", "--max-new-tokens", "2"], "must not hold the mask token, '[MASK]', found it in one; leave `--max-new-tok"),
+        (["a", "--max-new-tokens", "2", "--min-new-tokens", "3"], "`min_new_tokens` must be at most `max_new_tokens`, 2 here"),
+        ([*PRESET, "a", "--set", "suppress_tokens=5"], "`suppress_tokens` of SamplerSettings must list integers"),
         (["a[MASK]", "--seed", "4294967296"], "`--seed` must be at least 0 and below 2**32, got 4294967296"),
         ([*PRESET, "a", "--set", "num_remask=[1"], "--set num_remask is not valid YAML"),
         ([*PRESET, "a", "--set", "temperature=warm"], "`temperature` of SamplerSettings must be a finite number"),

@@ -4,6 +4,7 @@ from reference import categorical as reference
 from views import step_view
 
 from prism_plugin.core.categorical import draw_rows, token_confidence
+from prism_plugin.core.forbidding import HeldBack
 from prism_plugin.core.unmasking import ConfidenceUnmasking
 from prism_plugin.core.view import Decision, apply_step
 from prism_plugin.errors import ConfigurationError
@@ -93,6 +94,29 @@ def test_forbidden_ids_are_never_drawn(temperature, top_p):
     drawn = draw_rows(rows, temperature=temperature, top_p=top_p, forbidden_ids=(0, 5), uniforms=extremes)
     assert set(drawn.candidates.tolist()) <= {1, 2, 3, 4}
     assert (drawn.confidence > 0.2).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("vocab", "ends"), [(40, 5), (700, 5), (5120, 400)])
+def test_ids_are_held_back_in_rows_of_their_own(vocab, ends, temperature):
+    """As if each row were drawn alone, without what is forbidden in it; `ends` ids apart make many blocks or spans of them."""
+    rows, uniforms = some_rows(12, vocab) * 3, MIDDLES[::80][:12]
+    forbidden, held = (0, vocab - 3, vocab - 2, vocab - 1), tuple(range(3, vocab - 3, ends))
+    where = torch.arange(12) % 3 == 0
+    at = torch.arange(11, -1, -1)
+    settings = {"temperature": temperature, "uniforms": uniforms, "want_entropy": True, "want_margin": True, "chunk_rows": 5}
+    drawn = draw_rows(rows, at=at, forbidden_ids=forbidden, held_back=HeldBack(held, where), **settings)
+    tokens = torch.full((12,), held[0])
+    given = token_confidence(rows, tokens, at=at, forbidden_ids=forbidden, held_back=HeldBack(held, where), chunk_rows=5)
+    for some in (where, ~where):
+        ids = forbidden + held if some[0] else forbidden
+        settings["uniforms"] = uniforms[some]
+        alone = draw_rows(rows[at][some], forbidden_ids=ids, **settings)
+        for name in ("candidates", "confidence", "entropy", "margin"):
+            assert torch.equal(getattr(drawn, name)[some], getattr(alone, name)), name
+        assert torch.equal(given[some], token_confidence(rows[at][some], tokens[some], forbidden_ids=ids))
+    assert not set(drawn.candidates[where].tolist()) & set(held)
+    assert torch.equal(given == 0, where)
 
 
 def test_chunks_change_nothing():
@@ -230,6 +254,7 @@ def test_one_step_equals_llada():
         ({"temperature": 1.0}, "Drawing at temperature 1.0 needs `uniforms`"),
         ({"forbidden_ids": (4,)}, "`forbidden_ids` must be ids below 4 and leave one to draw, found \\(4,\\)"),
         ({"forbidden_ids": (-1,)}, "`forbidden_ids` must be ids below 4"),
+        ({"held_back": HeldBack((4,), torch.ones(2, dtype=torch.bool))}, "`held_back` must be ids below 4"),
         ({"forbidden_ids": (0, 1, 2, 3)}, "`forbidden_ids` must be ids below 4 and leave one to draw"),
         ({"chunk_rows": 0}, "`chunk_rows` must be at least 1, found 0"),
     ],

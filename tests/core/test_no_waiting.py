@@ -52,13 +52,15 @@ def test_schedules(view):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_drawing(temperature):
-    rows = torch.rand(6, 9, device="meta")
+@pytest.mark.parametrize("forbidden_ids", [(8, 0), tuple(range(0, 90, 2))])
+def test_drawing(temperature, forbidden_ids):
+    rows = torch.rand(6, 99, device="meta")
     drawn = core.draw_rows(
         rows,
         temperature=temperature,
         top_p=0.9,
-        forbidden_ids=(8, 0),
+        forbidden_ids=forbidden_ids,
+        held_back=core.HeldBack((1,), torch.ones(6, dtype=torch.bool, device="meta")),
         uniforms=torch.rand(6, device="meta"),
         want_entropy=True,
         want_margin=True,

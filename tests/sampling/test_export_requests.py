@@ -249,9 +249,10 @@ def test_everything_is_returned_on_request(sampler, folder, loaded):
             self.ended += 1
 
     streamer = Drafts()
-    options = {"max_new_tokens": 4, "generator": generators(1), "return_trace": True}
+    options = {"max_new_tokens": 4, "min_new_tokens": 2, "generator": generators(1), "return_trace": True}
     output = generate(loaded, prompts(1, 3), return_dict_in_generate=True, streamer=streamer, **options)
     expected = sampler.sample(prompts(1, 3), **options | {"generator": generators(1)})
+    assert torch.equal(output.sequences, expected.sequences)
     assert torch.equal(output.quality.nan_to_num(), expected.quality.nan_to_num())
     assert len(output.trace) == len(expected.trace) == len(streamer.drafts)
     assert streamer.ended == 1
