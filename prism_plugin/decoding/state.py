@@ -32,7 +32,9 @@ class Canvas:
     def take(self, rows: Tensor) -> Self:
         """The canvas of some rows, in the order of `rows`."""
         parts = [getattr(self, one.name) for one in fields(self)]
-        taken: dict[str, Any] = {one.name: part[rows] for one, part in zip(fields(self), parts, strict=True) if part is not None}
+        taken: dict[str, Any] = {
+            one.name: part[rows] for one, part in zip(fields(self), parts, strict=True) if part is not None
+        }
         return type(self)(**taken)
 
 

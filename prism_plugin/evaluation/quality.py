@@ -21,15 +21,14 @@ from prism_plugin.core.remasking import NeverRemasking
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import ConfidenceUnmasking
 from prism_plugin.core.view import Budget, Decider, Decision, StepView
-from prism_plugin.data import PrismCollator, as_dataset
+from prism_plugin.data import as_dataset
 from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
-from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.tokenizing import special_ids
 from prism_plugin.training import Objective
-from prism_plugin.training.checks import check_recorded
+from prism_plugin.training.checks import check_recorded, collator_of
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
@@ -283,7 +282,7 @@ def judge_states(
 
 def _batches(model: PrismModel, rows: datasets.Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Batches of rows, shortest first; of one length each where the family takes no attention mask."""
-    collate = PrismCollator(pad_token_id=_harmless_pad(model))
+    collate = collator_of(model)
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = sorted(range(len(rows)), key=lambda index: lengths[index])
     start = 0
@@ -293,12 +292,6 @@ def _batches(model: PrismModel, rows: datasets.Dataset, batch_size: int) -> Iter
             chosen = [index for index in chosen if lengths[index] == lengths[chosen[0]]]
         yield {name: tensor.to(model.device) for name, tensor in collate([rows[index] for index in chosen]).items()}
         start += len(chosen)
-
-
-def _harmless_pad(model: PrismModel) -> int:
-    """An id for padding that is not the mask's, which would ask to be filled."""
-    pad = pad_token_id(model)
-    return pad if pad != model.mask_token_id else int(model.mask_token_id == 0)
 
 
 def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed: int) -> tuple[Mapping[str, Tensor], TokenIds]:

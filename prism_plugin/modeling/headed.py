@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prism_plugin.backbones.call import call_arguments, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
@@ -81,8 +82,8 @@ class HeadedBackbone(BackbonePassthrough):
 
         Args:
             input_ids: Tokens; the mask token where nothing is revealed.
-            attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding. A family that takes
-                no mask is called without it.
+            attention_mask: True (or 1) where there is a token, False (or 0) at padding on either side, which changes nothing
+                for the row; None: no padding. A family that takes no mask is called without it.
             logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
                 the flattened canvas (an index spares the device a synchronisation); None: none.
             with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
@@ -95,7 +96,12 @@ class HeadedBackbone(BackbonePassthrough):
         """
         if not isinstance(input_ids, Tensor):
             raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
-        row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment)
+        device, turning = input_ids.device, None
+        if attention_mask is not None and self.spec.attention_mask != "none":
+            turning = RowTurning.of(attention_mask)
+        row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment, turning=turning)
+        if turning is not None:
+            input_ids, attention_mask = map(turning.turn, (input_ids, attention_mask))  # type: ignore[arg-type]  # both there
         require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
         kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
@@ -105,12 +111,12 @@ class HeadedBackbone(BackbonePassthrough):
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
                 f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
             )
-        return PrismModelOutput(
-            logits=None if logits_at is None else logits.squeeze(0),
-            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
-            quality_logits=self.quality_head(request.hidden_states).to(input_ids.device) if with_quality else None,
-            hidden_states=request.hidden_states if output_hidden_states else None,
-        )
+        # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+        quality = self.quality_head(request.hidden_states).to(device) if with_quality else None
+        hidden_states = request.hidden_states if output_hidden_states else None
+        if turning is not None:
+            quality, hidden_states = (one if one is None else turning.back(one) for one in (quality, hidden_states))
+        return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, hidden_states)
 
     def release_backbone(self) -> None:
         """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""

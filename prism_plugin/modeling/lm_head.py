@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import FlatIndex, HiddenStates, Rows, TokenMask
 
@@ -71,7 +72,9 @@ def _gather_rows(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | 
     return (hidden_states.flatten(0, 1).index_select(0, row_index).unsqueeze(0), *args[1:])
 
 
-def to_row_index(logits_at: TokenMask | FlatIndex | None, input_ids: Tensor, *, alignment: str) -> FlatIndex:
+def to_row_index(
+    logits_at: TokenMask | FlatIndex | None, input_ids: Tensor, *, alignment: str, turning: RowTurning | None = None
+) -> FlatIndex:
     """Turn a request for logits about positions into the rows of hidden states that give them.
 
     Args:
@@ -79,6 +82,7 @@ def to_row_index(logits_at: TokenMask | FlatIndex | None, input_ids: Tensor, *, 
         input_ids: Tokens of the call, [batch, length].
         alignment: "same_position", or "next_token": then the row of the position before is taken. The first position
             of a sequence has none before it and takes its own, as Dream does.
+        turning: How the rows are turned before the call; None: they are not.
 
     Raises:
         ConfigurationError: If `logits_at` is neither.
@@ -94,6 +98,8 @@ def to_row_index(logits_at: TokenMask | FlatIndex | None, input_ids: Tensor, *, 
             f"`logits_at` must be a bool mask of shape {tuple(input_ids.shape)} or an int64 index of flat positions, "
             f"got {logits_at.dtype} of shape {tuple(logits_at.shape)}."
         )
+    if turning is not None:
+        row_index = turning.index(row_index)
     if alignment == "next_token":
         row_index = torch.where(row_index % input_ids.shape[1] == 0, row_index, row_index - 1)
     return row_index

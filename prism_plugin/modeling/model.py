@@ -73,7 +73,8 @@ class PrismModel(HeadedBackbone):
 
         Args:
             texts_or_ids: Texts, which are tokenised by the model's tokenizer and padded on its side; tokens, [batch, length];
-                or what a tokenizer gives with `return_tensors="pt"`, which brings its mask.
+                or what a tokenizer gives with `return_tensors="pt"`, which brings its mask. On which side a row is padded,
+                and how long the others are, changes nothing for it but rounding.
             attention_mask: True where there is a token; only with tokens.
             batch_size: Rows per forward pass, >= 1.
 

@@ -15,11 +15,9 @@ from prism_plugin.types import TokenIds, TokenMask
 
 
 def pad_token_id(model: HeadedBackbone) -> int:
-    """The id for padding: the tokenizer's, else the config's, else 0."""
-    for owner in (model.tokenizer, model.config):
-        if getattr(owner, "pad_token_id", None) is not None:
-            return owner.pad_token_id
-    return 0  # padding is not attended to, so any id will do
+    """The id for padding: the tokenizer's, else the config's, else any that is not the mask's, which would ask to be filled."""
+    known = (getattr(owner, "pad_token_id", None) for owner in (model.tokenizer, model.config))
+    return next((pad for pad in known if pad not in (None, model.mask_token_id)), int(model.mask_token_id == 0))
 
 
 def require_texts(given: Any, name: str, wanted: str, refuse: Refuse) -> None:
@@ -54,6 +52,8 @@ def rows_to_score(
         if attention_mask is not None:
             raise ConfigurationError("`attention_mask` goes with token ids; for texts the tokenizer makes it, so leave it out.")
         input_ids, mask = _encode_texts(model, given)
+    if mask is not None:
+        input_ids = input_ids.where(mask, pad_token_id(model))  # padding may hold anything
     _check_ids(model, input_ids)
     return input_ids, mask
 

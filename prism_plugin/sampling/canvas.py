@@ -30,7 +30,9 @@ class LaidCanvas(Canvas):
         return torch.where(self.present, values.gather(1, self.place), outside)
 
 
-def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None) -> LaidCanvas:
+def lay_canvas(
+    request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None, *, fill_id: int = 0
+) -> LaidCanvas:
     """Lay out a request.
 
     Args:
@@ -39,6 +41,7 @@ def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block
         editable: Positions to generate, a subset of `present`.
         block_length: Positions per block, >= 1, counted from the row's first editable position; None for one block. A
             block without an editable position is left out, so blocks are numbered without gaps.
+        fill_id: What the network sees where a row is padded, whatever the request has there.
     """
     order = (~present).to(torch.int8).argsort(dim=-1, stable=True)
     lengths = present.sum(-1)
@@ -48,7 +51,7 @@ def lay_canvas(request: TokenIds, present: TokenMask, editable: TokenMask, block
     editable = editable.gather(1, order) & own
     block_of, num_blocks = _number_blocks(editable, block_length)
     return LaidCanvas(
-        tokens=request.gather(1, order),
+        tokens=request.gather(1, order).where(own, fill_id),
         attention_mask=own.long(),
         editable=editable,
         block_of=block_of,

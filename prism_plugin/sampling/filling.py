@@ -235,7 +235,9 @@ class MaskFiller(SamplerSettings):
         """What stands after an EOS and in our own padding: the padding token where there is one, else the EOS token."""
         sources = (self.model.tokenizer, self.model.config)
         known = [getattr(source, "pad_token_id", None) for source in sources] + [self.eos_token_id]
-        return next((fill for fill in known if fill not in (None, self.model.mask_token_id)), 0)
+        return next(
+            (fill for fill in known if fill not in (None, self.model.mask_token_id)), int(self.model.mask_token_id == 0)
+        )
 
     def _lay(self, request: TokenIds, present: TokenMask, editable: TokenMask, min_new_tokens: int | None) -> LaidCanvas:
         if min_new_tokens is not None and not self._end_ids:
@@ -250,7 +252,7 @@ class MaskFiller(SamplerSettings):
                 f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
                 "padding; sample rows of one length together."
             )
-        canvas = lay_canvas(request, present, editable, self.block_length)
+        canvas = lay_canvas(request, present, editable, self.block_length, fill_id=self.fill_id)
         if min_new_tokens is not None:
             first = canvas.editable & (canvas.editable.cumsum(-1) <= min_new_tokens)
             canvas = replace(canvas, too_early=first)
