@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.compat import finish_loading, patch_model_class, transformers_4_names
+from prism_plugin.backbones.compat import finish_loading, patch_config_class, patch_model_class, transformers_4_names
 from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
@@ -196,6 +196,7 @@ def _with_remote_code(
         config_class.register_for_auto_class()  # so that saving writes the code and the `auto_map`
         model_class.register_for_auto_class(auto_class)
         patch_model_class(model_class)
+        patch_config_class(config_class)
         if layers:  # MDLM names none, so that `device_map="auto"` could put half a layer on one device, half on another
             model_class._no_split_modules = list(layers)
         backbone = make(where, _AsAutoClass(model_class), config_class.from_pretrained(where, revision=revision), options)

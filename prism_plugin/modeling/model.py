@@ -34,6 +34,7 @@ from prism_plugin.modeling.persistence import load_parts, load_weights, read_sto
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.texts import rows_to_score
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import BackboneSnapshot, require_trainable_weights, wrap_with_adapter
 from prism_plugin.types import PerToken, TokenIds, TokenMask
 
@@ -240,7 +241,7 @@ def attach_quality_head(
         The model; its `prism_config` has everything filled in.
 
     Raises:
-        BackboneError: If the family is unknown, or the model cannot be used as it is.
+        BackboneError: If the family is unknown, or the model cannot be used as it is, or not saved where it is to be trained.
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
         ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
     """
@@ -254,6 +255,8 @@ def attach_quality_head(
         )
     if config.train_backbone or lora is not None:
         require_trainable_weights(backbone)
+    if config.train_backbone:
+        require_saveable(backbone)
     snapshot = BackboneSnapshot.take(backbone, spec)
     try:
         for parameter in backbone.parameters():

@@ -44,6 +44,7 @@ from prism_plugin.modeling.config_file import (
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
 from prism_plugin.modeling.strict_files import read_tensors, require_finite
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
 from prism_plugin.writing import staged_files
 
@@ -90,10 +91,13 @@ def save_model(
 
     Raises:
         SavingError: If the files cannot be written.
+        BackboneError: If the backbone is to be written, and transformers refuses its config.
         NonFiniteError: If a weight is NaN or infinite.
         ConfigurationError: If several adapters are active.
     """
     directory = Path(directory)
+    if model.holds_own_backbone:
+        require_saveable(model.plain_backbone)
     with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
         config = write_files(model, stage, directory, state_dict=state_dict)
         has_adapter = isinstance(model.backbone, PeftModel)
