@@ -40,6 +40,10 @@ class MissingQualityError(PrismError, ValueError):
     """A rule needs the quality head, but the model in use has none."""
 
 
+class DetachedError(PrismError, AttributeError):
+    """A model is used whose backbone was given back by `detach`."""
+
+
 class DataFormatError(PrismError, ValueError):
     """A data file or a row of it cannot be used."""
 

@@ -24,7 +24,7 @@ from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.filling import filled_in
+from prism_plugin.modeling.filling import filled_in, require_bare
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
@@ -245,6 +245,7 @@ def attach_quality_head(
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
         ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
     """
+    require_bare(backbone)
     spec = get_backbone_spec(backbone)
     config = filled_in(config or PrismConfig(), backbone, spec, tokenizer)
     if config.train_backbone and lora is not None:

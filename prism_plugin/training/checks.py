@@ -36,6 +36,12 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
     """
     if model.holds_own_backbone:
         require_saveable(model.plain_backbone)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        way = "load it by `PrismModel.from_pretrained(..., is_trainable=True)`"
+        raise ConfigurationError(
+            "There is nothing to train in this model, since all of its weights are frozen; "
+            f"{'let those that shall learn be trained by `requires_grad_()`' if model.loaded_from is None else way}."
+        )
     check_metric(objective, args)
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
     of_language = [term for term in objective.terms if not term.reads_quality]
