@@ -32,6 +32,10 @@ class BackboneError(PrismError, ValueError):
     """A model cannot be used as a backbone as it is."""
 
 
+class UnreachableBackboneError(BackboneError):
+    """A backbone is not on this disk, and could not be loaded from the Hub."""
+
+
 class MaskTokenError(PrismError, ValueError):
     """The mask token id is missing, outside the vocabulary, or sources disagree on it."""
 
