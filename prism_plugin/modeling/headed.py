@@ -10,7 +10,7 @@ from prism_plugin.backbones.call import call_arguments, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.backbones.turning import RowTurning
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError, DetachedError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
@@ -54,6 +54,17 @@ class HeadedBackbone(BackbonePassthrough):
         self.call_changes = CallChanges(self.plain_backbone)
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "backbone" in self._modules or "quality_head" not in self._modules:
+                raise
+        raise DetachedError(
+            f"This {type(self).__name__} gave its backbone back by `detach()`, so it can no longer be used; attach a head to "
+            "that backbone again, or load what was saved before."
+        )
 
     @property
     def mask_token_id(self) -> int:

@@ -13,7 +13,7 @@ from prism_plugin.decoding.chance import Generators
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
-from prism_plugin.modeling.persistence import locate
+from prism_plugin.modeling.stored_model import locate
 from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.filling import MaskFiller
 from prism_plugin.sampling.presets import preset_settings
