@@ -75,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def stopped(_: argparse.Namespace) -> str:
+    """Say how to go on after Ctrl-C."""
+    return "stopped; nothing was printed or written, and the same command with the same `--seed` gives the same texts."
+
+
 def _is_blank(args: argparse.Namespace, line: str) -> bool:
     """Whether a line of the file asks for nothing. A text on the command line always asks for something."""
     return args.file is not None and not line.strip()

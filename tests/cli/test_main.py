@@ -217,15 +217,6 @@ def test_what_the_disk_refuses_is_one_sentence(monkeypatch, capsys, code, cause)
     assert_one_sentence(capsys.readouterr(), "sample", f"out/weights: {cause}; ")
 
 
-def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
-    def broken(_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(sample, "run", broken)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        cli.main(["sample", "a", "--adapter", "x"])
-
-
 def test_help_names_every_verb_without_importing_torch():
     code = (
         "import sys; from prism_plugin.cli.main import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"

@@ -174,12 +174,3 @@ def test_what_the_disk_refuses_anywhere_is_one_sentence(recipe, capsys, monkeypa
     monkeypatch.setattr(train, "raw_rows", refused)
     assert run(recipe) == 2
     assert f"prism-plugin train: {words}" in capsys.readouterr().err
-
-
-def test_an_error_of_another_kind_is_not_explained_away(recipe, monkeypatch):
-    def broken(*args, **settings):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(train, "raw_rows", broken)
-    with pytest.raises(OSError, match="broken"):
-        run(recipe)
