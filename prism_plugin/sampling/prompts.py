@@ -69,5 +69,8 @@ def _encode_prompt(tokenizer: Any, prompt: str | Chat, number: int) -> tuple[lis
         )
     chat = require_chat(prompt, f"prompts[{number}]", SamplingError)
     if tokenizer.chat_template is None:
-        raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
+        raise SamplingError(
+            "a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`, or put a "
+            "chat_template.jinja beside the tokenizer's files."
+        )
     return write_chat(tokenizer, chat, SamplingError, ask=True), []
