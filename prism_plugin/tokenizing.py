@@ -17,6 +17,8 @@ def require_text(text: Any, name: str, refuse: Refuse) -> str:
 
 def encode(tokenizer: Any, text: str, refuse: Refuse, **options: Any) -> Mapping[str, Any]:
     """Tokenise a text. What the tokenizer cannot read is refused."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise refuse(f"a text must be valid Unicode, found {text[:60]!r}, which holds half a character; write it in UTF-8.")
     try:
         return tokenizer(text, **options)
     except Exception as error:

@@ -15,6 +15,7 @@ _CAUSES = {
     errno.EDQUOT: ("the disk quota is used up", "make room or choose another folder"),
     errno.EACCES: ("access is denied", "change the permissions or choose another folder"),
     errno.EROFS: ("the file system is read-only", "choose another folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 _MORE = "`--traceback` shows how it came to that"
 _OURS = Path(prism_plugin.__file__).parent
@@ -22,8 +23,8 @@ _STANDARD = Path(sysconfig.get_path("stdlib"))
 _PACKAGES = tuple({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
 # What is called to compute or to read fails because of what it was given: whoever called it tells more.
 _TOOLS = ("torch", "numpy", "yaml", "rich")
-# A name as a message of the library has it: `max_new_tokens`, or with a value, `trust_remote_code=True`.
-_NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+# A name as a message of the library has it: `max_new_tokens`, `trust_remote_code=True`, or `num_steps` of SamplerSettings.
+_NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`(?: of [A-Z]\w+)?")
 
 
 def explain(error: Exception, args: argparse.Namespace | None, parser: argparse.ArgumentParser | None) -> str | None:

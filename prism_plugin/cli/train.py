@@ -20,6 +20,7 @@ from prism_plugin.cli.from_recipe import (
     check_backbone_section,
     check_evaluation,
     check_output_dir,
+    check_processes,
     raw_rows,
     taken_for_an_id,
     training_arguments,
@@ -117,6 +118,7 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     training = training_arguments(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
+    check_processes(training, source)
     check_output_dir(recipe, source)
     with claimed(training, partial(require_usable, fresh=fresh)):
         return _train(recipe, objective, training, source=source, fresh=fresh)

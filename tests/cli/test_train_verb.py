@@ -93,6 +93,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
             ["--quantization", "nf4", "--lora", "null", "--diffusion_weight", "0"],
             "leaves 4-bit weights, which cannot be trained",
         ),
+        (["--fsdp", "full_shard"], "`training.fsdp` shares the weights out over processes, and this is the only one; start"),
         (["--quantization", "int3"], "must be one of nf4 or None, got 'int3'"),
     ],
 )
