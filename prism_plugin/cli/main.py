@@ -12,7 +12,8 @@ _PROG = "prism-plugin"
 VERBS = {
     "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
     "train": "train a quality head by a recipe",
-    "sample": "fill masks or continue prompts with a trained adapter",
+    "sample": "fill masks, continue prompts or answer chats with a trained adapter",
+    "score": "say of each token of a text how likely it is to be right",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
     "doctor": "check a model before a quality head is attached, and estimate the memory of training it",

@@ -148,8 +148,9 @@ def test_sample_needs_no_padding_token(writer, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "takes texts on the command line or `--file`; give one of the two"),
-        (["a", "--file", "x"], "give one of the two"),
+        ([], "Texts come on the command line, in `--file FILE`, or through a pipe; give one of these"),
+        (["a", "--file", "x"], "give one of these"),
+        (["a", "--file", "-"], "give one of these"),
         (["--file", "none.txt"], "none.txt cannot be read"),
         (["--file", "empty.txt"], "empty.txt holds no text"),
         (["--file", "page.html", "--report", "./page.html"], "must stay as it is, but page.html is the file of the texts"),
@@ -176,6 +177,7 @@ def test_sample_refuses_mistakes_in_one_sentence(writer, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "page.html").write_text("a[MASK]\n")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert cli.main(["sample", *arguments, "--adapter", str(writer)]) == 2
     assert_one_sentence(capsys.readouterr(), "sample", words)
 
