@@ -22,6 +22,11 @@ low, high = quality.min().item(), quality.max().item()
 assert low == high
 print(f"quality by an untrained head: {low:.3f} at each of {len(quality)} tokens")
 
+# With their names, and where they stand in the text. On the command line: `prism-plugin score TEXT --adapter FOLDER`.
+scored = model.score(["the cat sat"], return_tokens=True)
+named = [f"{token!r} at {place[0]}" for token, place in zip(scored.tokens[0], scored.offsets[0], strict=True)]
+print(f"the first three: {', '.join(named[:3])}")
+
 # One forward gives both: quality everywhere, and logits only where they are asked for.
 input_ids = tokenizer("the [MASK]at sat", return_tensors="pt")["input_ids"]
 output = model(input_ids, logits_at=input_ids == model.mask_token_id)

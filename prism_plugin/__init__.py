@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prism_plugin.core import mask_tokens, prism_loss
     from prism_plugin.data import PrismCollator
     from prism_plugin.errors import PrismError
-    from prism_plugin.modeling import PrismConfig, PrismModel, PrismModelOutput, attach_quality_head
+    from prism_plugin.modeling import PrismConfig, PrismModel, PrismModelOutput, ScoredTokens, attach_quality_head
     from prism_plugin.sampling import RemaskingSampler, SamplerOutput, export_sampler
     from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 
@@ -30,6 +30,7 @@ __all__ = [
     "PrismTrainingArguments",
     "RemaskingSampler",
     "SamplerOutput",
+    "ScoredTokens",
     "attach_quality_head",
     "export_sampler",
     "get_backbone_spec",
@@ -52,6 +53,7 @@ _HOME = {
     "PrismTrainingArguments": "training",
     "RemaskingSampler": "sampling",
     "SamplerOutput": "sampling",
+    "ScoredTokens": "modeling",
     "attach_quality_head": "modeling",
     "export_sampler": "sampling",
     "get_backbone_spec": "backbones",

@@ -17,6 +17,8 @@ def require_text(text: Any, name: str, refuse: Refuse) -> str:
 
 def encode(tokenizer: Any, text: str, refuse: Refuse, **options: Any) -> Mapping[str, Any]:
     """Tokenise a text. What the tokenizer cannot read is refused."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise refuse(f"a text must be valid Unicode, found {text[:60]!r}, which holds half a character; write it in UTF-8.")
     try:
         return tokenizer(text, **options)
     except Exception as error:
@@ -79,10 +81,17 @@ def write_chat(tokenizer: Any, chat: Sequence[Mapping[str, Any]], refuse: Refuse
     Args:
         tokenizer: Has a chat template.
         chat: Messages.
-        refuse: Makes the error where the template refuses what it does not know, such as a system message.
+        refuse: Makes the error where the template refuses what it does not know, such as a system message, or fails.
         ask: Write the beginning of a reply after it.
     """
     try:
         return list(tokenizer.apply_chat_template(list(chat), add_generation_prompt=ask, tokenize=True, return_dict=False))
-    except jinja2.TemplateError as error:
-        raise refuse(f"the tokenizer's chat template must be able to write the conversation, but refuses: {error}") from error
+    except Exception as error:
+        # A template is a program: it was seen to refuse (TemplateError), to add text to numbers, to divide by zero;
+        # and what it writes may be what the tokenizer cannot read (Exception).
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        reason = str(error).rstrip(".")
+        raise refuse(
+            f"the tokenizer's chat template must be able to write the conversation, but refuses: {kind}{reason}; correct the "
+            "template, or the messages."
+        ) from error

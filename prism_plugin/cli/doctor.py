@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from prism_plugin.backbones import (
     BackboneSpec,
@@ -23,6 +24,7 @@ from prism_plugin.backbones import (
     is_registered,
     load_backbone,
     load_tokenizer,
+    max_row_length,
     resolve_mask_token_id,
 )
 from prism_plugin.backbones.probe import not_run
@@ -34,6 +36,7 @@ from prism_plugin.report.tables import checks_table, memory_table
 from prism_plugin.training import get_objective
 from prism_plugin.training.memory import StepShape, estimate_memory
 
+_LENGTH = 1024
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-token-id", type=int, help="id of the mask token, where model and tokenizer do not say")
     step = parser.add_argument_group("the training step whose memory is estimated")
     step.add_argument("--batch-size", type=int, default=4, help="rows on one device (default: %(default)s)")
-    step.add_argument("--length", type=int, default=1024, help="tokens of a row (default: %(default)s)")
+    step.add_argument("--length", type=int, help=f"tokens of a row (default: {_LENGTH}, or as many as the model takes)")
     step.add_argument(
         "--masked-share", type=float, default=1.0, help="share of masked positions (default: %(default)s, the largest step)"
     )
@@ -98,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"`--lora-rank` must be at least 0, got {args.lora_rank}.")
     if args.lora_targets and not args.lora_rank:
         raise ConfigurationError("`--lora-targets` says where LoRA goes, but `--lora-rank 0` asks for none; leave one out.")
-    shape = _shape(args, dtype=torch.float32)  # wrong sizes are found before anything is loaded
+    shape = _shape(
+        args, _LENGTH if args.length is None else args.length, torch.float32
+    )  # wrong sizes are found before anything is loaded
     with _without_warnings():
         diagnosis = examine(args, shape)
     if args.json:
@@ -108,10 +113,10 @@ def run(args: argparse.Namespace) -> int:
     return int(diagnosis.failed)
 
 
-def _shape(args: argparse.Namespace, dtype: torch.dtype) -> StepShape:
+def _shape(args: argparse.Namespace, length: int, dtype: torch.dtype) -> StepShape:
     return StepShape(
         args.batch_size,
-        args.length,
+        length,
         masked_share=args.masked_share,
         autocast=None if dtype == torch.float32 else dtype,
         four_bit=args.four_bit,
@@ -142,7 +147,7 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     source = "--mask-token-id" if args.mask_token_id is not None else source
     known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": spec.logits_alignment}
     known |= {"mask_token_id": mask_token_id, "mask_token_source": source}
-    known |= {"shape": _shape(args, backbone.dtype), "changed_while_attached": {}}
+    known |= {"shape": _shape(args, _length(args, backbone), backbone.dtype), "changed_while_attached": {}}
     checks = [_check_spec(spec)]
     lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
     began = time.perf_counter()
@@ -167,6 +172,19 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     return Diagnosis(
         **known, checks=checks, trainable_parameters=trained, memory_gb=estimate.in_gb(), model=model, seconds=seconds
     )
+
+
+def _length(args: argparse.Namespace, backbone: PreTrainedModel) -> int:
+    """Tokens of a row of the step; without a wish no more than the model was made for."""
+    limit = max_row_length(backbone)
+    if args.length is None:
+        made_for = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+        return min(length for length in (_LENGTH, limit, made_for) if length)
+    if limit is not None and args.length > limit:
+        raise ConfigurationError(
+            f"`--length` must be at most {limit}, as many as {backbone.config.model_type} has positions for, got {args.length}."
+        )
+    return args.length
 
 
 def _check_spec(spec: BackboneSpec) -> Check:

@@ -1,6 +1,6 @@
 """The texts of `sample`, a batch at a time. A text's tokens depend on its number and the seed, not on its neighbours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.show import Show
+from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
-from prism_plugin.types import PerRow, TokenIds, TokenMask
+from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,36 @@ def fill_in_batches(
 
 def _batches(sampler: RemaskingSampler, input_ids: TokenIds, attention_mask: TokenMask, batch_size: int) -> list[list[int]]:
     """Numbers of the rows that hold masks, in order."""
-    asked = (input_ids == sampler.model.mask_token_id).any(-1).tolist()
-    lengths, of_one_length = attention_mask.sum(-1).tolist(), sampler.model.spec.attention_mask == "none"
+    asked = (input_ids == sampler.model.mask_token_id).any(-1).nonzero().squeeze(-1).tolist()
+    return batches_of(sampler.model, asked, attention_mask.sum(-1).tolist(), batch_size)
+
+
+def batches_of(model: PrismModel, rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Put rows into batches, in order.
+
+    Args:
+        model: A family that takes no padding gets rows of one length in a batch.
+        rows: Their numbers.
+        lengths: Of all rows, tokens.
+        batch_size: Rows in a batch at most.
+    """
+    of_one_length = model.spec.attention_mask == "none"
     batches: list[list[int]] = []
-    for row in (row for row, holds_mask in enumerate(asked) if holds_mask):
+    for row in rows:
         last = batches[-1] if batches else []
         if not last or len(last) == batch_size or (of_one_length and lengths[row] != lengths[last[0]]):
             batches.append([])
         batches[-1].append(row)
     return batches
+
+
+def rated(model: PrismModel, sequences: TokenIds, attention_mask: TokenMask, *, batch_size: int) -> PerToken:
+    """The quality of finished rows as they stand, by one more look at each, on the CPU; 0 at padding."""
+    quality = torch.zeros(sequences.shape)
+    for rows in batches_of(model, range(len(sequences)), attention_mask.sum(-1).tolist(), batch_size):
+        ids, mask = _cut(sequences, attention_mask, rows)
+        quality[rows, : ids.shape[1]] = model.score(ids, mask, batch_size=batch_size).cpu()
+    return quality
 
 
 def _cut(input_ids: TokenIds, attention_mask: TokenMask, rows: list[int]) -> Iterator[Tensor]:

@@ -89,6 +89,19 @@ def check_evaluation(recipe: Recipe, training: PrismTrainingArguments, source: P
         )
 
 
+def check_processes(training: PrismTrainingArguments, source: Path) -> None:
+    """Refuse to share weights out over processes where there is one.
+
+    Raises:
+        ConfigurationError: If `fsdp` is set and nothing else was started.
+    """
+    if training.fsdp and training.world_size == 1:
+        raise ConfigurationError(
+            f"{source}: `training.fsdp` shares the weights out over processes, and this is the only one; start several with "
+            "`accelerate launch -m prism_plugin.cli.train`, or leave it out."
+        )
+
+
 def check_output_dir(recipe: Recipe, source: Path) -> None:
     """Refuse an `output_dir` that would write to what is read.
 

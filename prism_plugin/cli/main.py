@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from prism_plugin import __version__
-from prism_plugin.cli.errors import explain_os_error, explain_out_of_memory
-from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
-from prism_plugin.errors import PrismError
+from prism_plugin.cli.verb import Call, ended, run_verb
 
+_PROG = "prism-plugin"
 VERBS = {
     "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
     "train": "train a quality head by a recipe",
-    "sample": "fill masks or continue prompts with a trained adapter",
+    "sample": "fill masks, continue prompts or answer chats with a trained adapter",
+    "score": "say of each token of a text how likely it is to be right",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
     "doctor": "check a model before a quality head is attached, and estimate the memory of training it",
@@ -21,10 +21,14 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns the exit code: 0, or 2 after one sentence on stderr."""
+    """Run a verb. Returns the exit code: 0, or 2 after one sentence on stderr; others are told at `ended`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return ended(Call(_PROG), lambda call: _run(call, arguments))
+
+
+def _run(call: Call, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="prism-plugin",
+        prog=_PROG,
         description="Self-correction for masked diffusion language models.",
         epilog="\n".join(f"  {verb:<8}{text}" for verb, text in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -32,35 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("verb", choices=VERBS, help="what to do; `prism-plugin VERB --help` says more")
     verb = parser.parse_args(arguments[:1]).verb
-    try:
-        of_user = import_modules(arguments[1:])  # before the verb lists what is known
-        module = importlib.import_module(f"prism_plugin.cli.{verb}")
-        about = str(module.__doc__).split("\n")[0]
-        # a part of `--import` would not import anything
-        of_verb = argparse.ArgumentParser(prog=f"prism-plugin {verb}", description=about, allow_abbrev=False)
-        module.add_arguments(of_verb)
-        of_verb.add_argument(OPTION, metavar="MODULE", help=HELP)
-        parsed = of_verb.parse_args(of_user)
-    except PrismError as error:
-        print(f"prism-plugin {verb}: {error}", file=sys.stderr)
-        return 2
-    try:
-        return module.run(parsed)
-    except PrismError as error:
-        print(f"prism-plugin {verb}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        explained = explain_os_error(error)
-        if explained is None:
-            raise
-        print(f"prism-plugin {verb}: {explained}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        explained = explain_out_of_memory(error, parsed)
-        if explained is None:
-            raise
-        print(f"prism-plugin {verb}: {explained}", file=sys.stderr)
-        return 2
+    call.prog = f"{_PROG} {verb}"
+    return run_verb(call, arguments[1:], lambda: importlib.import_module(f"prism_plugin.cli.{verb}"))
 
 
 if __name__ == "__main__":

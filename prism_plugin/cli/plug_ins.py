@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, PrismError
 
 OPTION = "--import"
 HELP = "import this Python module first: its registrations can be named then; may be given several times"
@@ -36,9 +36,10 @@ def import_modules(arguments: list[str]) -> list[str]:
     for name in names:
         try:
             importlib.import_module(name)
-        except (ImportError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever the module's own code raises: a SyntaxError, a name that is not defined, ...
+            kind = "" if isinstance(error, ImportError | PrismError) else f"{type(error).__name__}: "
             raise ConfigurationError(
                 f"`{OPTION}` takes a module that Python can import from here, such as `my_terms` for my_terms.py in "
-                f"{Path.cwd()}, but {name!r} cannot be: {error}."
+                f"{Path.cwd()}, but {name!r} cannot be: {kind}{str(error).rstrip('.')}."
             ) from error
     return rest

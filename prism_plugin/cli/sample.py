@@ -1,36 +1,38 @@
-"""`prism-plugin sample`: continue prompts, or fill masks in place, with a trained adapter."""
+"""`prism-plugin sample`: continue prompts, answer chats, or fill masks in place, with a trained adapter."""
 
 import argparse
 import json
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from prism_plugin.backbones import pad_rows
 from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
-from prism_plugin.cli.filling import fill_in_batches
+from prism_plugin.cli.filling import fill_in_batches, rated
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
+from prism_plugin.cli.texts import add_text_options, given_texts, require_tokenizer
 from prism_plugin.core.validation import require_seed
-from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, SamplingError
 from prism_plugin.modeling.places import require_other_file
+from prism_plugin.parsing import parse_json
+from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.prompts import lay_prompts
-from prism_plugin.tokenizing import encode
+from prism_plugin.tokenizing import encode, require_chat
 
 # The answer to a blank line.
-_NOTHING = {"text": "", "answer": "", "num_forward_passes": 0, "num_remasked": 0}
+_NOTHING = {"answer": "", "token_ids": [], "quality": [], "num_forward_passes": 0, "num_remasked": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="prompts, or texts with mask tokens")
+    add_text_options(parser, texts_are="prompts, or texts with mask tokens")
     add_adapter_options(parser)
     parser.add_argument(
-        "--file", type=Path, help="read the texts from this file, one a line; a blank line is answered by a blank one"
+        "--chats", action="store_true", help="the texts are chats to answer: each a JSON list of messages, in one line"
     )
     parser.add_argument(
         "--max-new-tokens", type=int, help="continue each text by this many tokens; without it, its mask tokens are filled"
@@ -42,67 +44,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, default=0, help="of the sampler's draws (default: %(default)s)")
     add_show_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object with the figures of each text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with tokens and figures of each text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Sample and print. Returns the exit code."""
-    lines, settings = _lines(args), chosen_settings(args)
-    texts = [line for line in lines if not _is_blank(args, line)]
-    require_seed(args.seed, "--seed")
-    if args.max_new_tokens is not None:
-        require_new_tokens(args.max_new_tokens, args.min_new_tokens)
-    check_show_options(args)
+    _check(args)
+    given, settings = given_texts(args), chosen_settings(args)
+    prompts = [_chat(line, place) if args.chats else line for place, line in given.asking().items()]
     if args.report is not None:
-        require_other_file(args.report, {"the file of the texts": args.file})
+        require_other_file(args.report, {"the file of the texts": given.file})
     model = load_adapter(args, placement(args))
     sampler = build_sampler(args, model, settings)
-    if model.tokenizer is None:
-        raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")
-    input_ids, attention_mask, starts = _lay(args, sampler, texts)
-    show = Show(args, sampler, texts, attention_mask)
+    tokenizer = require_tokenizer(model, args)
+    input_ids, attention_mask, starts = _lay(args, sampler, prompts)
+    show = Show(args, sampler, [_named(prompt) for prompt in prompts], attention_mask)
     how = {"min_new_tokens": args.min_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
     output = fill_in_batches(sampler, input_ids, attention_mask, **how, show=show)
     if starts is None:
-        new = [row[own].tolist() for row, own in zip(output.sequences, attention_mask, strict=True)]
+        own = [mask.nonzero().squeeze(-1) for mask in attention_mask]
     else:
-        placed = zip(output.sequences.tolist(), starts, strict=True)
-        new = [row[start : start + args.max_new_tokens] for row, start in placed]
-    answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    figures = zip(texts, answers, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
-    rows = [
-        {"text": text, "answer": answer, "num_forward_passes": passes, "num_remasked": remasked}
-        for text, answer, passes, remasked in figures
-    ]
+        own = [torch.arange(start, start + args.max_new_tokens) for start in starts]
+    new = [row[where].tolist() for row, where in zip(output.sequences, own, strict=True)]
+    answers = tokenizer.batch_decode(new, skip_special_tokens=True)
     show.report()
-    told = iter(rows)  # answers stay beside what they answer
-    rows = [{**_NOTHING, "text": line} if _is_blank(args, line) else next(told) for line in lines]
-    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}) if args.json else "\n".join(row["answer"] for row in rows))
+    if not args.json:
+        told = iter(answers)  # answers stay beside what they answer
+        print("\n".join("" if given.is_blank(line) else next(told) for line in given.lines))
+        return 0
+    quality = rated(model, output.sequences, attention_mask, batch_size=args.batch_size)
+    rates = [row[where].tolist() for row, where in zip(quality, own, strict=True)]
+    figures = zip(answers, new, rates, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
+    asked = ({"messages": prompt} if args.chats else {"text": prompt} for prompt in prompts)
+    found = ({**one, **dict(zip(_NOTHING, row, strict=True))} for one, row in zip(asked, figures, strict=True))
+    rows = [{"text": line, **_NOTHING} if given.is_blank(line) else next(found) for line in given.lines]
+    print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}))
     return 0
 
 
-def _is_blank(args: argparse.Namespace, line: str) -> bool:
-    """Whether a line of the file asks for nothing. A text on the command line always asks for something."""
-    return args.file is not None and not line.strip()
+def stopped(_: argparse.Namespace) -> str:
+    """Say how to go on after Ctrl-C."""
+    return "stopped; nothing was printed or written, and the same command with the same `--seed` gives the same texts."
 
 
-def _lines(args: argparse.Namespace) -> list[str]:
-    if bool(args.texts) == (args.file is not None):
-        raise ConfigurationError("`sample` takes texts on the command line or `--file`; give one of the two.")
-    if args.file is None:
-        return args.texts
-    lines = read_lines(args.file)
-    if all(_is_blank(args, line) for line in lines):
-        raise ConfigurationError(f"{args.file} holds no text; write one a line.")
-    return lines
+def _check(args: argparse.Namespace) -> None:
+    require_seed(args.seed, "--seed")
+    check_show_options(args)
+    if args.max_new_tokens is not None:
+        require_new_tokens(args.max_new_tokens, args.min_new_tokens)
+    elif args.chats:
+        raise ConfigurationError("`--chats` are answered, not filled in place; give `--max-new-tokens` too.")
+
+
+def _chat(line: str, place: str) -> list[dict[str, Any]]:
+    """A line with a chat: its messages, or an object that holds them as rows of training data do."""
+    try:
+        chat = parse_json(line)
+    except (ValueError, RecursionError) as error:
+        raise SamplingError(f"{place} must be a chat, a JSON list of messages, but is no JSON: {error}.") from error
+    if isinstance(chat, dict) and set(chat) == {"messages"}:
+        chat = chat["messages"]
+    with naming(place):
+        messages = require_chat(chat, "messages", SamplingError)
+        if not messages:
+            raise SamplingError("a chat must hold a message that can be answered, found none.")
+        return messages
+
+
+def _named(prompt: str | list[dict[str, Any]]) -> str:
+    """What a text is called where it is shown: a chat by its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _lay(
-    args: argparse.Namespace, sampler: RemaskingSampler, texts: list[str]
+    args: argparse.Namespace, sampler: RemaskingSampler, prompts: list[Any]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int] | None]:
     """Token ids with masks to fill, their attention mask, and where new tokens start; None where masks were in the texts."""
     tokenizer, mask_token_id = sampler.model.tokenizer, sampler.model.mask_token_id
-    rows = [encode(tokenizer, text, SamplingError)["input_ids"] for text in texts]
+    rows = [] if args.chats else [encode(tokenizer, text, SamplingError)["input_ids"] for text in prompts]
     holds_mask, mask_token = any(mask_token_id in row for row in rows), tokenizer.convert_ids_to_tokens(mask_token_id)
     if args.max_new_tokens is not None:
         if holds_mask:
@@ -112,7 +131,7 @@ def _lay(
             )
         laid = lay_prompts(
             tokenizer,
-            texts,
+            prompts,
             max_new_tokens=args.max_new_tokens,
             mask_token_id=mask_token_id,
             pad_token_id=sampler.fill_id,

@@ -1,12 +1,14 @@
 """Options of the verbs that take a sampler: the adapter's own, or a preset with settings."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.parsing_yaml import parse_yaml
+from prism_plugin.reader import naming
 from prism_plugin.sampling import PRESETS, SAMPLER_CONFIG_NAME, RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 
@@ -45,7 +47,9 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any] | None:
             raise ConfigurationError(f"`--set` takes each setting once, found {name!r} twice; leave one of them out.")
         settings[name] = parse_yaml(value, f"--set {name}")
     chosen = preset_settings(args.preset, settings)
-    SamplerSettings(num_steps=args.num_steps, **chosen)  # what is out of range is found here
+    budget = SamplerSettings(num_steps=args.num_steps)
+    with naming("--set"):
+        replace(budget, **chosen)  # what is out of range is found here
     return chosen
 
 

@@ -110,7 +110,7 @@ class Show:
             doubt_below=doubt_below(self._sampler),
         )
         console = Console(stderr=True)
-        live = console.is_terminal and not console.is_dumb_terminal and not console.no_color
+        live = shows_styles(console)
         pause = self._args.pause if self._args.pause is not None else PAUSE * live
         if not live and not self._has_legend:
             print(f"marks: {canvas.plain_legend()}", file=sys.stderr)
@@ -145,6 +145,11 @@ class Show:
             return
         write_trace_page(self._args.report, self._generations)
         print(f"The looks can be replayed in {self._args.report}", file=sys.stderr)
+
+
+def shows_styles(console: Console) -> bool:
+    """Whether colours can be seen there; where they cannot, plain marks take their place."""
+    return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
 @contextmanager

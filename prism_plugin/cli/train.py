@@ -15,28 +15,28 @@ from transformers import set_seed
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli.dry_run import dry_run, dry_run_table
-from prism_plugin.cli.errors import explain_os_error
 from prism_plugin.cli.from_recipe import (
     attached,
     check_backbone_section,
     check_evaluation,
     check_output_dir,
+    check_processes,
     raw_rows,
     taken_for_an_id,
     training_arguments,
     where_of,
 )
-from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
 from prism_plugin.cli.run_record import RunRecord, begin, refuse_other_run, require_usable
+from prism_plugin.cli.verb import Call, ended, run_verb
 from prism_plugin.data import fingerprint, prepare_rows
-from prism_plugin.errors import ConfigurationError, PrismError
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint
 from prism_plugin.training.run_folder import claimed, where_saved
 
-_TAKEN = ("recipe", "dry-run", "fresh", "json")  # the verb's own options
+_TAKEN = ("recipe", "dry-run", "fresh", "json", "traceback")  # the verb's own options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,23 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train by a recipe. Returns the exit code: 0, or 2 after one sentence on stderr."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-            summary, is_main = _carry_out(args)
-    except (PrismError, ImportError) as error:  # a tracker or an optimizer may need a package that is not installed
-        print(f"prism-plugin train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        told = explain_os_error(error)
-        if told is None:
-            raise
-        print(f"prism-plugin train: {told}", file=sys.stderr)
-        return 2
+    """Train by a recipe, and print what came of it on the main process. Returns the exit code."""
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        summary, is_main = _carry_out(args)
     if is_main:
         in_words = dry_run_table if args.dry_run else _table
         print(json.dumps(summary) if args.json else in_words(summary))
     return 0
+
+
+def stopped(args: argparse.Namespace) -> str:
+    """Say how to go on after Ctrl-C."""
+    if args.dry_run:
+        return "stopped; a dry run writes nothing."
+    again = "the same command, without `--fresh`," if args.fresh else "the same command"
+    output_dir = Path(_recipe(args).training["output_dir"])
+    newest = last_checkpoint(output_dir)
+    if newest is None:
+        return f"stopped before a checkpoint was written; {again} starts over, and a smaller `save_steps` saves more often."
+    return f"stopped; {newest} is whole, and {again} goes on from there."
 
 
 def _carry_out(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
@@ -116,6 +118,7 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     training = training_arguments(recipe, source)
     check_evaluation(recipe, training, source)
     check_backbone_section(recipe, source)
+    check_processes(training, source)
     check_output_dir(recipe, source)
     with claimed(training, partial(require_usable, fresh=fresh)):
         return _train(recipe, objective, training, source=source, fresh=fresh)
@@ -187,15 +190,7 @@ def _table(summary: dict[str, Any]) -> str:
 
 def main() -> int:
     """Entry point of `python -m prism_plugin.cli.train`."""
-    parser = argparse.ArgumentParser(prog="prism-plugin train", description=__doc__.split("\n")[0])
-    try:
-        arguments = import_modules(sys.argv[1:])  # before the recipe's keys are listed
-    except PrismError as error:
-        print(f"prism-plugin train: {error}", file=sys.stderr)
-        return 2
-    add_arguments(parser)
-    parser.add_argument(OPTION, metavar="MODULE", help=HELP)
-    return run(parser.parse_args(arguments))
+    return ended(Call("prism-plugin train"), lambda call: run_verb(call, sys.argv[1:], lambda: sys.modules[__name__]))
 
 
 if __name__ == "__main__":

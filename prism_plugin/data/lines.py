@@ -1,5 +1,6 @@
 """A text file's lines, the same wherever one is read."""
 
+from io import TextIOWrapper
 from pathlib import Path
 
 from prism_plugin.errors import DataFormatError
@@ -18,8 +19,24 @@ def read_lines(path: str | Path) -> list[str]:
         DataFormatError: If the file cannot be read, or is not UTF-8.
     """
     try:
-        text = Path(path).read_text(encoding=ENCODING)
+        return _lines_of(Path(path).read_text(encoding=ENCODING))
     except (OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{path} cannot be read: {error}") from error
+
+
+def read_piped_lines(stream: TextIOWrapper) -> list[str]:
+    """Read what comes through a pipe, as `read_lines` reads a file.
+
+    Raises:
+        DataFormatError: If it cannot be read, or is not UTF-8.
+    """
+    try:
+        stream.reconfigure(encoding=ENCODING, errors="strict")
+        return _lines_of(stream.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"What is piped in cannot be read: {error}") from error
+
+
+def _lines_of(text: str) -> list[str]:
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]  # what the last line end is followed by is no line

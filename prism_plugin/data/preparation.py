@@ -97,10 +97,13 @@ def _unasked_header(tokenizer: Any) -> list[int]:
 
     def write(*contents: str, asked: bool) -> list[int]:
         chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), contents, strict=False)]
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=asked, tokenize=True, return_dict=False)
+        return write_chat(tokenizer, chat, DataFormatError, ask=asked)
 
-    prompt, whole = write("a", asked=False), write("a", "b", asked=False)
-    if prompt != write("a", asked=True):
+    try:
+        prompt, asked, whole = write("a", asked=False), write("a", asked=True), write("a", "b", asked=False)
+    except DataFormatError:  # it wants other chats than these, such as one with a system message; the rows will tell
+        return []
+    if prompt != asked:
         return []
     # Behind contents that differ, a prompt and a whole chat end alike: with the end of a message, and that beginning.
     backwards = zip(reversed(prompt), reversed(whole), strict=False)
@@ -256,6 +259,10 @@ class _Encoder:
         messages = require_chat(row["messages"], "messages", refuse)
         if not messages or messages[-1]["role"] != "assistant":
             raise refuse("`messages` must end with a message whose role is assistant.")
+        if len(messages) == 1:
+            raise refuse(
+                "`messages` must hold a message that the last one answers, found the answer alone; add it, or give `text`."
+            )
         prompt = write_chat(self.tokenizer, messages[:-1], refuse, ask=True)
         ids = write_chat(self.tokenizer, messages, refuse)
         if ids[: len(prompt)] != prompt:

@@ -304,8 +304,8 @@ def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed
     if not given.any(-1).all():
         row = batch["example_id"][~given.any(-1)][0]
         raise DataFormatError(
-            f"Row {int(row)}: with all of it masked, nothing says which tokens are right; mask a share (`masked` below 1, "
-            "`--masked 0.5`), or give rows with a prompt."
+            f"Row {int(row)}: with all of it masked, nothing says which tokens are right; mask a share (`masked=0.5`), or "
+            "give rows with a prompt."
         )
     return batch, torch.where(chosen, model.mask_token_id, input_ids)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -32,6 +32,7 @@ from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
+from prism_plugin.modeling.scored import ScoredTokens, with_tokens
 from prism_plugin.modeling.stored_model import load_parts, read_stored
 from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.trial_save import require_saveable
@@ -62,6 +63,26 @@ class PrismModel(HeadedBackbone):
         self.card_facts: CardFacts | None = None
         self._snapshot = snapshot
 
+    @overload
+    def score(
+        self,
+        texts_or_ids: Sequence[str] | TokenIds | BatchEncoding,
+        attention_mask: TokenMask | None = None,
+        *,
+        batch_size: int = 32,
+        return_tokens: Literal[False] = False,
+    ) -> PerToken: ...
+
+    @overload
+    def score(
+        self,
+        texts_or_ids: Sequence[str] | TokenIds | BatchEncoding,
+        attention_mask: TokenMask | None = None,
+        *,
+        batch_size: int = 32,
+        return_tokens: Literal[True],
+    ) -> ScoredTokens: ...
+
     @torch.no_grad()
     def score(
         self,
@@ -69,7 +90,8 @@ class PrismModel(HeadedBackbone):
         attention_mask: TokenMask | None = None,
         *,
         batch_size: int = 32,
-    ) -> PerToken:
+        return_tokens: bool = False,
+    ) -> PerToken | ScoredTokens:
         """Rate every token: the probability that it is right, given the rest. The model's mode is left as it was.
 
         Args:
@@ -78,9 +100,10 @@ class PrismModel(HeadedBackbone):
                 and how long the others are, changes nothing for it but rounding.
             attention_mask: True where there is a token; only with tokens.
             batch_size: Rows per forward pass, >= 1.
+            return_tokens: Give the quality with the tokens, their names and their places in the texts.
 
         Returns:
-            Quality in [0, 1], float32; 0 at padding.
+            Quality in [0, 1], float32; 0 at padding. With `return_tokens`, `ScoredTokens`.
 
         Raises:
             ConfigurationError: If there is nothing to rate, or something else than these; texts come without a tokenizer, or
@@ -103,7 +126,11 @@ class PrismModel(HeadedBackbone):
                 mask = None if attention_mask is None else attention_mask[rows].to(self.device)
                 quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
                 batches.append(quality if mask is None else quality.where(mask, 0.0))
-        return require_numbers(torch.cat(batches), "quality")
+        quality = require_numbers(torch.cat(batches), "quality")
+        if not return_tokens:
+            return quality
+        texts = None if isinstance(texts_or_ids, Tensor | BatchEncoding) else texts_or_ids
+        return with_tokens(self.tokenizer, texts, input_ids, attention_mask, quality)
 
     def merge_and_unload(self) -> PreTrainedModel:
         """Add the adapter to the backbone's weights, for good, and drop the wrapper. The head stays on this model.

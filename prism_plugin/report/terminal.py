@@ -123,8 +123,8 @@ class TerminalCanvas:
         row = self._rows[number]
         title = f"{row.title}, " if row.title else ""
         if row.columns is None:
-            return f"{title}{row.headline} | {''.join(map(_plain, row.cells))}"
-        cells = [_plain((piece.strip(), state)) for piece, state in row.cells]
+            return f"{title}{row.headline} | {''.join(map(plain_cell, row.cells))}"
+        cells = [plain_cell((piece.strip(), state)) for piece, state in row.cells]
         width = max(map(len, cells))
         lines = _grid_lines([cell.center(width) for cell in cells], row.columns, width, rules="|-+")
         return "\n".join([f"{title}{row.headline}", *("  " + "".join(line).rstrip() for line in lines)])
@@ -173,21 +173,22 @@ def _styled_grid(row: _Row, columns: int) -> Text:
 def _styled_text(cells: Sequence[tuple[str, str]]) -> Text:
     text = Text()
     for piece, state in cells:
-        space, bare = _split(piece)
+        space, bare = split_piece(piece)
         text.append(space)
         text.append(_TEXT_MASK if state == "masked" else bare.replace("\n", "\u21b5\n"), MARKS[state].style)
     return text
 
 
-def _plain(cell: tuple[str, str]) -> str:
+def plain_cell(cell: tuple[str, str]) -> str:
+    """A piece with the marks of its state, in plain characters."""
     piece, state = cell
     if state == "masked":
         return _PLAIN_MASK
-    space, bare = _split(piece)
+    space, bare = split_piece(piece)
     return space + MARKS[state].before + bare.replace("\n", "\u21b5") + MARKS[state].after
 
 
-def _split(piece: str) -> tuple[str, str]:
+def split_piece(piece: str) -> tuple[str, str]:
     """The space before a word, which is not marked, and the rest; a token of spaces alone is all marked."""
     bare = piece.lstrip(" ")
     return (piece[: len(piece) - len(bare)], bare) if bare else ("", piece)

@@ -51,7 +51,9 @@ def lay_prompts(
     require_new_tokens(max_new_tokens)
     encoded = [_encode_prompt(tokenizer, prompt, number) for number, prompt in enumerate(prompts)]
     if any(mask_token_id in before for before, _ in encoded):
-        raise SamplingError("a prompt must not contain the mask token, found it in `prompts`; use `infill` on token ids.")
+        raise SamplingError(
+            "a prompt must not contain the mask token, found it in `prompts`; leave it out, or fill it in place with `infill`."
+        )
     rows = [before + [mask_token_id] * max_new_tokens + after for before, after in encoded]
     input_ids, attention_mask = pad_rows(rows, pad_token_id)
     return LaidPrompts(input_ids, attention_mask, starts=[len(before) for before, _ in encoded])
@@ -69,5 +71,8 @@ def _encode_prompt(tokenizer: Any, prompt: str | Chat, number: int) -> tuple[lis
         )
     chat = require_chat(prompt, f"prompts[{number}]", SamplingError)
     if tokenizer.chat_template is None:
-        raise SamplingError("a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`.")
+        raise SamplingError(
+            "a chat needs a tokenizer with a chat template, found none; set `tokenizer.chat_template`, or put a "
+            "chat_template.jinja beside the tokenizer's files."
+        )
     return write_chat(tokenizer, chat, SamplingError, ask=True), []

@@ -74,6 +74,16 @@ def test_the_options_of_the_step_are_used(bert, capsys):
     assert "LM head in bfloat16" in frozen["checks"][-1]["detail"], "as `quantization: nf4` loads it"
 
 
+def test_a_row_of_the_step_is_no_longer_than_the_model_takes(bert, capsys):
+    assert cli.main(["doctor", bert]) == 0
+    printed = capsys.readouterr().out
+    assert "memory of a training step: 4 rows of 65 tokens" in printed
+    assert "not known" not in printed
+    assert cli.main(["doctor", bert, "--length", "66"]) == 2
+    said = "`--length` must be at most 65, as many as bert has positions for, got 66."
+    assert capsys.readouterr().err == f"prism-plugin doctor: {said}\n"
+
+
 def test_words_for_people(bert, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["doctor", bert, *STEP]) == 0
@@ -176,7 +186,7 @@ def test_an_unknown_family_is_described(tmp_path, capsys):
     [
         (["--lora-rank", "-1"], "`--lora-rank` must be at least 0, got -1"),
         (["--lora-rank", "0", "--lora-targets", "query"], "`--lora-rank 0` asks for none; leave one out"),
-        (["--batch-size", "0"], "`batch_size` of StepShape must be an integer of at least 1, found 0"),
+        (["--batch-size", "0"], "`--batch-size` must be an integer of at least 1, found 0"),
         (["--mask-token-id", "32"], "must be an integer in [0, 32)"),
         (["--lora-targets", "qqq"], "PEFT cannot put `lora` on BertForMaskedLM"),
     ],

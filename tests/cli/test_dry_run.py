@@ -1,13 +1,12 @@
-import argparse
 import json
 
 import datasets
 import pytest
 import yaml
 from remote_families import STANDIN_FAMILIES
+from train_verb import run as train
 from training_methods import METHODS
 
-from prism_plugin.cli import train
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 from prism_plugin.training import register_objective
 from prism_plugin.training.presets import PRESETS
@@ -20,9 +19,7 @@ LLADA_8B = {
 
 
 def run(recipe, *options):
-    parser = argparse.ArgumentParser(prog="prism-plugin train")
-    train.add_arguments(parser)
-    return train.run(parser.parse_args(["--recipe", str(recipe), "--dry-run", *options]))
+    return train(recipe, "--dry-run", *options)
 
 
 def write(folder, backbone="backbone", **sections):

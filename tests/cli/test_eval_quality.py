@@ -247,7 +247,7 @@ def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
         ([*DRAFTS, "--data", "none.jsonl"], "A data file must exist, found nothing readable as one at none.jsonl"),
         ([*DRAFTS, "--data", "prompts.jsonl"], "found none in prompt"),
         ([*DRAFTS, "--data", "masks.jsonl"], "Row 0: data must not contain the mask token (id 31); it does"),
-        ([*DRAFTS, "--data", "long.jsonl"], "set `max_length`"),
+        ([*DRAFTS, "--data", "long.jsonl"], "set `--max-length`"),
         (["--on", "states", "--data", "text.jsonl"], "Row 0: with all of it masked, nothing says which tokens are right"),
         (
             ["--on", "states", "--preset", "confidence", "--num-steps", "1"],

@@ -93,6 +93,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
             ["--quantization", "nf4", "--lora", "null", "--diffusion_weight", "0"],
             "leaves 4-bit weights, which cannot be trained",
         ),
+        (["--fsdp", "full_shard"], "`training.fsdp` shares the weights out over processes, and this is the only one; start"),
         (["--quantization", "int3"], "must be one of nf4 or None, got 'int3'"),
     ],
 )
@@ -174,12 +175,3 @@ def test_what_the_disk_refuses_anywhere_is_one_sentence(recipe, capsys, monkeypa
     monkeypatch.setattr(train, "raw_rows", refused)
     assert run(recipe) == 2
     assert f"prism-plugin train: {words}" in capsys.readouterr().err
-
-
-def test_an_error_of_another_kind_is_not_explained_away(recipe, monkeypatch):
-    def broken(*args, **settings):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(train, "raw_rows", broken)
-    with pytest.raises(OSError, match="broken"):
-        run(recipe)

@@ -1,11 +1,7 @@
 """Calls the verb `train` in this process."""
 
-import argparse
-
-from prism_plugin.cli import train
+from prism_plugin.cli import main as cli
 
 
 def run(recipe, *options):
-    parser = argparse.ArgumentParser(prog="prism-plugin train")
-    train.add_arguments(parser)
-    return train.run(parser.parse_args(["--recipe", str(recipe), *map(str, options)]))
+    return cli.main(["train", "--recipe", str(recipe), *map(str, options)])

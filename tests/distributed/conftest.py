@@ -1,4 +1,3 @@
-import argparse
 import os
 import random
 from pathlib import Path
@@ -8,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from prism_plugin.cli import train
+from prism_plugin.cli import main as cli
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +44,7 @@ def write_recipe(directory, **training):
 
 def run_verb(recipe, *options):
     """`prism-plugin train` in this process."""
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    return train.run(parser.parse_args(["--recipe", str(recipe), *map(str, options)]))
+    return cli.main(["train", "--recipe", str(recipe), *map(str, options)])
 
 
 @pytest.fixture
