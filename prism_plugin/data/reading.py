@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from prism_plugin.data.columns import HARMLESS_COLUMNS
 from prism_plugin.data.file_faults import CELLS_END, bad_json_line, require_utf8, require_whole_table
 from prism_plugin.data.lines import ENCODING
+from prism_plugin.data.origin import Origin
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.errors import DataFormatError, UnreachableDataError
 from prism_plugin.parsing import parse_json
@@ -162,7 +163,7 @@ def _holds_dates(array: pyarrow.Array) -> bool:
 
 def _of_list(entries: list[Any], file: Path) -> datasets.Dataset:
     """A list of objects, or of texts, as rows."""
-    return as_dataset([{"text": one} if isinstance(one, str) else one for one in entries], str(file))
+    return as_dataset([{"text": one} if isinstance(one, str) else one for one in entries], Origin(str(file), counted=True))
 
 
 def _objects_in(text: str) -> list[Any]:

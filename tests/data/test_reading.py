@@ -92,7 +92,7 @@ def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', "a.jsonl, line 2: .* \\(text given twice\\)"),
         ("a.jsonl", '{"text": "a\u2028b"}\n{"text": \n', "a.jsonl, line 2: a line must be one JSON object"),
         ("a.json", '[{"text": "b", "text": "c"}]', "a.json cannot be read as json: text given twice"),
-        ("a.json", "[1]", "Row 0 of `.*a.json` must be a mapping of column names to values, .* found int"),
+        ("a.json", "[1]", "a.json, row 1 must be a mapping of column names to values, .* found int"),
         ("a::b.jsonl", '{"text": "a"}\n', "a::b.jsonl: a data file's path must not hold `::`"),
         ("a.txt", b"ab\xff\n", "a.txt must be UTF-8 text, found byte 0xff at offset 2"),
         ("a.jsonl", b'{"text": "ab\xff"}\n', "a.jsonl must be UTF-8 text, found byte 0xff at offset 12"),
