@@ -9,22 +9,35 @@ import yaml
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.parsing import given_twice
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and truth values, and no key twice: PyYAML reads 1.1, where 010 is eight, 1:30 ninety, `no` false."""
+    """YAML 1.2's numbers and truth values, `<<`, no key twice: PyYAML reads 1.1, with 010 eight, 1:30 ninety, `no` false."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        twice = given_twice([self.construct_object(key, deep=True) for key, _ in node.value])
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._merged: list[yaml.MappingNode] = []
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` merges. A key that is merged may be given by the mapping itself, which wins."""
+        if node in self._merged:
+            return  # by now it holds merged keys too, which its own come after
+        twice = given_twice([self._key(key) for key, _ in node.value])
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        self._merged.append(node)
+        super().flatten_mapping(node)
+
+    def _key(self, node: yaml.Node) -> Any:
+        return node.value if node.tag == _MERGE else self.construct_object(node, deep=True)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-_KEPT_OF_YAML_1_1 = {"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
+_KEPT_OF_YAML_1_1 = {"tag:yaml.org,2002:null", _MERGE}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag in _KEPT_OF_YAML_1_1]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -69,7 +69,7 @@ def require_chat(chat: Any, name: str, refuse: Refuse) -> list[dict[str, Any]]:
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 raise refuse(
-                    f"`{key}` of message {number} in `{name}` must be text, found {type(message.get(key)).__name__}; write '' "
+                    f"`{key}` of `{name}[{number}]` must be text, found {type(message.get(key)).__name__}; write '' "
                     "where there is none."
                 )
     return [{key: value for key, value in message.items() if value is not None} for message in chat]

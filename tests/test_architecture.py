@@ -29,6 +29,7 @@ LEVELS = [
     {"report"},
     {"__init__"},
     {"cli", "testing"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # What a level may import from outside, beyond the standard library and what lower levels may.

@@ -18,6 +18,7 @@ from prism_plugin.cli.from_recipe import (
     check_backbone_section,
     check_evaluation,
     check_output_dir,
+    origins_of,
     raw_rows,
     taken_for_an_id,
     training_arguments,
@@ -25,20 +26,19 @@ from prism_plugin.cli.from_recipe import (
 )
 from prism_plugin.cli.recipe import Recipe
 from prism_plugin.cli.run_record import require_usable
-from prism_plugin.data import given_columns, longest_row, prepare_rows
+from prism_plugin.data import Origin, given_columns, longest_row, prepare_rows
 from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
 from prism_plugin.training.checks import (
-    as_prepared,
-    check_optimization,
     check_together,
-    chosen_optimizer,
     collator_of,
     freeze_unread_head,
     rows_per_step,
 )
+from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.training.memory import StepShape, estimate_memory
+from prism_plugin.training.optimization import check_optimization, chosen_optimizer
 from prism_plugin.training.sharding import check_sharding
 
 SAMPLE_ROWS = 100
@@ -129,9 +129,10 @@ def _look_at_data(
     found["columns"] = given_columns(rows)
     if model.tokenizer is None and "input_ids" not in {*rows.column_names, *recipe.data.columns}:
         return found, None, [f"tokens of the data: {recipe.backbone.path} holds no tokenizer"]
-    sample = _prepared_sample(rows, recipe, model, "train_dataset")
+    of_training, of_evaluation = origins_of(recipe.data)
+    sample = _prepared_sample(rows, recipe, model, of_training)
     if eval_rows is not None:
-        _prepared_sample(eval_rows, recipe, model, "eval_dataset")
+        _prepared_sample(eval_rows, recipe, model, of_evaluation)
     collate = collator_of(model)
     for start in range(0, len(sample), batch_size):  # rows that cannot be one batch
         collate([sample[index] for index in range(start, min(start + batch_size, len(sample)))])
@@ -141,10 +142,10 @@ def _look_at_data(
     return found, longest_row(sample), []
 
 
-def _prepared_sample(rows: datasets.Dataset, recipe: Recipe, model: PrismModel, name: str) -> datasets.Dataset:
+def _prepared_sample(rows: datasets.Dataset, recipe: Recipe, model: PrismModel, origin: Origin) -> datasets.Dataset:
     sample = rows.select(range(min(SAMPLE_ROWS, len(rows))))
-    prepared = prepare_rows(sample, model.tokenizer, mask_token_id=model.mask_token_id, settings=recipe.data)
-    return as_prepared(prepared, model, name)
+    how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": recipe.data, "origin": origin}
+    return as_prepared(prepare_rows(sample, model.tokenizer, **how), model, origin)
 
 
 def _steps(training: PrismTrainingArguments, rows: int | None) -> dict[str, int | None]:

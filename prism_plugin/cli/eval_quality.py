@@ -16,7 +16,7 @@ from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.core.validation import require_seed
-from prism_plugin.data import DataSettings, prepare_rows, read_rows
+from prism_plugin.data import DataSettings, Origin, prepare_rows, read_rows
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.calibration import (
     ChosenThreshold,
@@ -37,7 +37,7 @@ from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, get_objective, objective_to_dict
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.writing import require_place
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
@@ -47,7 +47,7 @@ RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the task's options."""
     add_adapter_options(parser)
-    parser.add_argument("--data", required=True, help="rows it was not trained on: json, jsonl, csv, parquet, txt")
+    parser.add_argument("--data", required=True, help="rows it was not trained on: json, jsonl, csv, tsv, parquet, txt")
     parser.add_argument("--on", choices=list(NAMES), help="judge drafts or sampler states only (default: both)")
     parser.add_argument(
         "--drafts", metavar="YAML", help="a draft rule, or a list of them, instead of those that the adapter was trained on"
@@ -229,8 +229,9 @@ def _rows(args: argparse.Namespace, model: PrismModel, raw: Any) -> datasets.Dat
         raw = task.known(task.rows(path, args.limit))
     else:
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
-    prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings)
-    return as_prepared(prepared, model, "--data")
+    origin = Origin(args.data, counted=True)
+    prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings, origin=origin)
+    return as_prepared(prepared, model, origin)
 
 
 def _judge(
@@ -250,6 +251,7 @@ def _judge(
     with ExitStack() as stack:
         if sampler is not None:
             on_look = stack.enter_context(counting_progress(names["states"], batches * sampler.num_steps, "looks"))
+            how["origin"] = Origin(args.data, counted=True)
             judged["states"] = judge_states(sampler, rows, masked=_masked(args), on_look=on_look, **how)
     return judged
 

@@ -13,13 +13,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from prism_plugin.backbones import load_tokenizer
 from prism_plugin.cli.recipe import CONFIG_FILES, AttachSection, BackboneSection, DataSection, Recipe
-from prism_plugin.data import ROW_NUMBER, check_columns, given_columns, read_rows
+from prism_plugin.data import ROW_NUMBER, Origin, check_columns, given_columns, read_rows
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.reader import naming
 from prism_plugin.training import Objective, PrismTrainingArguments
-from prism_plugin.training.checks import check_recorded
+from prism_plugin.training.given_rows import check_recorded
 
 
 def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
@@ -50,11 +50,16 @@ def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset,
             the objective and their recorded drafts do not go together.
     """
     rows, eval_rows = _train_and_eval(data)
-    for name, part in (("train_dataset", rows), ("eval_dataset", eval_rows)):
+    for origin, part in zip(origins_of(data), (rows, eval_rows), strict=True):
         if part is not None:
             check_columns(given_columns(part), data)
-            check_recorded(objective, {*part.column_names, *data.columns}, name)
+            check_recorded(objective, {*part.column_names, *data.columns}, origin)
     return rows, eval_rows
+
+
+def origins_of(data: DataSection) -> tuple[Origin, Origin]:
+    """What the rows to train on, and those to evaluate on, are called in messages: where they were read."""
+    return Origin(data.path, counted=True), Origin(data.eval_path or data.path, counted=True)
 
 
 def _train_and_eval(data: DataSection) -> tuple[datasets.Dataset, datasets.Dataset | None]:

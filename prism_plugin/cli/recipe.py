@@ -31,7 +31,7 @@ class DataSection(DataSettings):
     """Which data, and how rows become tokens."""
 
     path: str = field(
-        metadata={"help": "Local json, jsonl, csv, parquet or txt file, or Hub data set (id or id:configuration)."}
+        metadata={"help": "Local json, jsonl, csv, tsv, parquet or txt file, or Hub data set (id or id:configuration)."}
     )
     split: str | None = field(default=None, metadata={"help": "Split of a Hub data set."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a Hub data set."})

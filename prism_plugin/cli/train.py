@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import set_seed
 
 from prism_plugin.backbones import load_backbone
@@ -21,6 +22,7 @@ from prism_plugin.cli.from_recipe import (
     check_evaluation,
     check_output_dir,
     check_processes,
+    origins_of,
     raw_rows,
     taken_for_an_id,
     training_arguments,
@@ -29,11 +31,13 @@ from prism_plugin.cli.from_recipe import (
 from prism_plugin.cli.recipe import DataSection, Recipe, load_recipe, settings
 from prism_plugin.cli.run_record import RunRecord, begin, refuse_other_run, require_usable
 from prism_plugin.cli.verb import Call, ended, run_verb
-from prism_plugin.data import fingerprint, prepare_rows
+from prism_plugin.data import Origin, fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint
+from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.training.run_folder import claimed, where_saved
 
 _TAKEN = ("recipe", "dry-run", "fresh", "json", "traceback")  # the verb's own options
@@ -133,9 +137,10 @@ def _train(
     with taken_for_an_id(section.path):
         backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
     model = attached(recipe, backbone)
-    prepare: dict[str, Any] = {"tokenizer": model.tokenizer, "mask_token_id": model.mask_token_id, "settings": recipe.data}
-    train_rows = prepare_rows(train_rows, **prepare)
-    eval_rows = None if eval_rows is None else prepare_rows(eval_rows, **prepare)
+    train_rows, eval_rows = (
+        None if rows is None else _prepared(rows, recipe.data, model, origin)
+        for rows, origin in zip((train_rows, eval_rows), origins_of(recipe.data), strict=True)
+    )
     record = RunRecord(
         recipe=recipe.given,
         num_processes=training.world_size,
@@ -156,6 +161,12 @@ def _train(
     model.card_facts = _card_facts(recipe.data, len(train_rows), figures, objective)
     trainer.save_model()
     return _summary(trainer, figures, seconds), trainer.is_world_process_zero()
+
+
+def _prepared(rows: datasets.Dataset, data: DataSection, model: PrismModel, origin: Origin) -> datasets.Dataset:
+    """Prepared rows, looked at here, where they still have the name of their file."""
+    how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": data, "origin": origin}
+    return as_prepared(prepare_rows(rows, model.tokenizer, **how), model, origin)
 
 
 def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float], objective: Objective) -> CardFacts:

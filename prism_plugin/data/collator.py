@@ -50,15 +50,17 @@ class PrismCollator:
             DataFormatError: If they are no list of prepared rows, must be equally long and are not, or only some have
                 `draft_ids`.
         """
-        require_list_of_rows(rows, "rows")
+        require_list_of_rows(rows)
         if not len(rows):
             raise DataFormatError("A batch needs at least one row, found none.")
         for row in rows:
-            check_prepared(row, "rows")
+            check_prepared(row)
         with_drafts = [row.get("draft_ids") is not None for row in rows]
         if any(with_drafts) and not all(with_drafts):
             without = rows[with_drafts.index(False)]["example_id"]
-            raise DataFormatError(f"All rows of a batch need `draft_ids`, or none; row {without} has none and others have.")
+            raise DataFormatError(
+                f"All rows of a batch need `draft_ids`, or none; the one with `example_id` {without} has none and others have."
+            )
         longest = max(len(row["input_ids"]) for row in rows)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         ids = {
@@ -107,5 +109,7 @@ def require_batch(batch: Mapping[str, Tensor], *, with_drafts: bool = False) -> 
 def _flags(values: Any, name: str, row: Mapping[str, Any]) -> Tensor:
     flags = torch.as_tensor(values)
     if not ((flags == 0) | (flags == 1)).all():
-        raise DataFormatError(f"`{name}` of row {row['example_id']} must hold true or false, or 1 or 0, found other values.")
+        raise DataFormatError(
+            f"`{name}` of the row with `example_id` {row['example_id']} must hold true or false, or 1 or 0, found other values."
+        )
     return flags.bool()

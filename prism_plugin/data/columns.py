@@ -49,6 +49,11 @@ def renamed(columns: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
     return {theirs: ours for ours, theirs in names.items()}
 
 
+def columns_of_a_kind(names: Collection[str]) -> bool:
+    """Whether some names are, or hold, the columns of a kind of row."""
+    return any(set(columns) <= set(names) for columns in KINDS.values())
+
+
 def kind_of(columns: Sequence[str]) -> str:
     """The kind of row that columns make.
 

@@ -33,8 +33,17 @@ def require_utf8(file: Path) -> None:
             before += len(chunk)
 
 
-def require_whole_table(file: Path) -> list[str]:
-    """Read a CSV file once, and see that every row has the cells that its header names.
+# What ends a cell of a table that is text, by the ending of the file's name.
+CELLS_END = {".csv": ",", ".tsv": "\t"}
+_IN_WORDS = {",": "commas", "\t": "tabs"}
+
+
+def require_whole_table(file: Path, between: str) -> list[str]:
+    """Read a table once, and see that every row has the cells that its header names.
+
+    Args:
+        file: A file of comma-separated or tab-separated cells.
+        between: What ends a cell.
 
     Returns:
         The names of its columns.
@@ -44,7 +53,7 @@ def require_whole_table(file: Path) -> list[str]:
             columns have one name; names the line.
     """
     with _long_cells(), file.open(encoding=ENCODING, newline="") as stream:
-        rows = csv.reader(stream, strict=True)
+        rows = csv.reader(stream, delimiter=between, strict=True)
         names: list[str] | None = None
         line = 1
         try:
@@ -55,13 +64,13 @@ def require_whole_table(file: Path) -> list[str]:
                     wanted = "1 cell" if len(names) == 1 else f"{len(names)} cells"
                     raise DataFormatError(
                         f"{file}, line {line}: a line must have {wanted} like the first, found {len(cells)}; put a text that "
-                        "holds commas in double quotes."
+                        f"holds {_IN_WORDS[between]} in double quotes."
                     )
                 line = rows.line_num + 1
         except csv.Error as error:
             raise DataFormatError(
-                f"{file}, line {line}: the line cannot be read as CSV ({error}); put a text that holds commas, quotes or line "
-                "ends in double quotes, and double the quotes inside."
+                f"{file}, line {line}: the line cannot be read as {file.suffix[1:].upper()} ({error}); put a text that holds "
+                f"{_IN_WORDS[between]}, quotes or line ends in double quotes, and double the quotes inside."
             ) from error
     return names or []
 

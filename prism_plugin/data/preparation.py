@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from prism_plugin.data.columns import (
     DRAFT_COLUMN,
@@ -27,6 +28,7 @@ from prism_plugin.data.columns import (
     refuse_unread,
     renamed,
 )
+from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.data.settings import DataSettings
 from prism_plugin.errors import ConfigurationError, DataFormatError, Refuse
@@ -34,21 +36,25 @@ from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_
 
 _IGNORED_LABEL = -100
 
+logger = logging.get_logger(__name__)
+
 
 def prepare_rows(
-    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+    rows: datasets.Dataset | Sequence[Mapping[str, Any] | str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     mask_token_id: int,
     settings: DataSettings | None = None,
+    origin: Origin = IN_MEMORY,
 ) -> datasets.Dataset:
     """Tokenise rows and mark what may be masked; each row's index becomes its `example_id`.
 
     Args:
-        rows: Raw rows of one of the four kinds above.
+        rows: Raw rows of one of the four kinds above: a data set, a list of mappings or of texts, or a DataFrame.
         tokenizer: Needed by all kinds but `input_ids`.
         mask_token_id: Id of the mask token, which data must not contain.
-        settings: Defaults when None.
+        settings: Defaults when None. How many rows are longer than `max_length` is logged as a warning.
+        origin: What the rows are called in errors: an argument, or their file.
 
     Returns:
         A data set with the columns `example_id`, `input_ids` and `maskable`, and `draft_ids` if the rows have it.
@@ -58,12 +64,12 @@ def prepare_rows(
         ConfigurationError: If the settings ask for what the tokenizer does not have.
     """
     settings = settings or DataSettings()
-    rows = as_dataset(rows)
+    rows = as_dataset(rows, origin)
     if not len(rows):
-        raise DataFormatError("The data holds no row; training needs at least one.")
+        raise DataFormatError(f"{origin} holds no row; training needs at least one.")
     kind = check_columns(given_columns(rows), settings)
     rows = rows.rename_columns(renamed(given_columns(rows), settings.columns))
-    encoder = _Encoder(kind, tokenizer, settings, mask_token_id, sample=rows[0])
+    encoder = RowEncoder(kind, tokenizer, settings, mask_token_id, rows[0], origin)
     id_columns = ["input_ids", *([DRAFT_COLUMN] if encoder.with_drafts else [])]
     wanted = [name for name in (*columns_read(kind), ROW_NUMBER) if name in rows.column_names]
     prepared = rows.select_columns(wanted).map(
@@ -82,10 +88,22 @@ def prepare_rows(
         desc="Preparing rows",
     )
     if settings.overlong == "drop":
+        if encoder.num_overlong == len(rows):
+            raise DataFormatError(
+                f"{origin}: all {len(rows)} rows are longer than `max_length` {settings.max_length}; raise it."
+            )
         prepared = prepared.filter(lambda ids: [len(one) > 0 for one in ids], batched=True, input_columns="input_ids")
-        if not len(prepared):
-            raise DataFormatError(f"All {len(rows)} rows are longer than `max_length` {settings.max_length}; raise it.")
+    if encoder.num_overlong:
+        logger.warning(
+            f"{origin}: {encoder.num_overlong} of {len(rows)} rows are longer than `max_length` {settings.max_length}, and "
+            f"{overlong_rows_are(settings)}."
+        )
     return prepared
+
+
+def overlong_rows_are(settings: DataSettings) -> str:
+    """What happened to rows that are longer than `max_length`, in words."""
+    return {"truncate": "were cut to it (`overlong: truncate`)", "drop": "were left out (`overlong: drop`)"}[settings.overlong]
 
 
 def _unasked_header(tokenizer: Any) -> list[int]:
@@ -130,12 +148,29 @@ def check_columns(columns: Sequence[str], settings: DataSettings) -> str:
     return kind
 
 
-class _Encoder:
-    """One raw row -> one prepared row. A class, so that what never changes is looked up once."""
+class RowEncoder:
+    """One raw row and its example id -> one prepared row. A class, so that what never changes is looked up once.
+
+    Args:
+        kind: Of the rows, as `check_columns` tells it.
+        tokenizer: As for `prepare_rows`.
+        settings: As for `prepare_rows`.
+        mask_token_id: As for `prepare_rows`.
+        sample: The first row.
+        origin: What rows are called in errors.
+
+    Attributes:
+        num_overlong: Rows so far that are longer than `max_length`, and so were cut or are to be left out.
+
+    Raises:
+        ConfigurationError: If the settings ask for what the tokenizer does not have.
+        DataFormatError: If the first row cannot be used.
+    """
 
     def __init__(
-        self, kind: str, tokenizer: Any, settings: DataSettings, mask_token_id: int, sample: Mapping[str, Any]
+        self, kind: str, tokenizer: Any, settings: DataSettings, mask_token_id: int, sample: Mapping[str, Any], origin: Origin
     ) -> None:
+        self.origin, self.num_overlong = origin, 0
         self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
         self.eos_token_id: Any = None if tokenizer is None else tokenizer.eos_token_id
         self.with_drafts = DRAFT_COLUMN in sample
@@ -156,26 +191,29 @@ class _Encoder:
         self.leading, self.trailing = ([], []) if is_chat or kind == "input_ids" else self._added_specials(sample)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        return {"example_id": index, **self._encode(row, row.get(ROW_NUMBER, index))}
+        return {"example_id": index, **self._encode(row, self._refusing(row, index))}
 
-    def _encode(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        ids, maskable = getattr(self, f"_{self.kind}")(row, index)
+    def _refusing(self, row: Mapping[str, Any], index: int) -> Refuse:
+        """Makes the error of what is wrong with a row, named as its reader finds it."""
+        return lambda words: DataFormatError(f"{self.origin.row(row.get(ROW_NUMBER, index))}: {words}")
+
+    def _encode(self, row: Mapping[str, Any], refuse: Refuse) -> dict[str, Any]:
+        ids, maskable = getattr(self, f"_{self.kind}")(row, refuse)
         if self.mask_token_id in ids:
-            raise DataFormatError(f"Row {index}: data must not contain the mask token (id {self.mask_token_id}); it does.")
-        draft = self._draft(row, ids, maskable, index) if self.with_drafts else []
-        ids, maskable = self._fit(ids, maskable, index)
+            raise refuse(f"data must not contain the mask token (id {self.mask_token_id}); it does.")
+        draft = self._draft(row, ids, maskable, refuse) if self.with_drafts else []
+        ids, maskable = self._fit(ids, maskable, refuse)
         if ids and not any(maskable):
-            raise DataFormatError(
-                f"Row {index}: nothing may be masked in its {len(ids)} tokens; raise `max_length`, set `overlong: drop`, or "
-                "remove it."
+            raise refuse(
+                f"nothing may be masked in its {len(ids)} tokens; raise `max_length`, set `overlong: drop`, or remove it."
             )
         prepared = {"input_ids": ids, "maskable": maskable}
         if not self.with_drafts:
             return prepared
         draft = draft[: len(ids)]
         if ids and not any(may and token != self.mask_token_id for may, token in zip(maskable, draft, strict=True)):
-            raise DataFormatError(
-                f"Row {index}: `{DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
+            raise refuse(
+                f"`{DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
                 f"all {sum(maskable)} are masked; remove the row."
             )
         return {**prepared, DRAFT_COLUMN: draft}
@@ -192,31 +230,30 @@ class _Encoder:
                 f"`{setting}` adds tokens to `input_ids` that the recorded `{DRAFT_COLUMN}` do not have; leave it out."
             )
 
-    def _draft(self, row: Mapping[str, Any], ids: list[int], maskable: list[bool], index: int) -> list[int]:
+    def _draft(self, row: Mapping[str, Any], ids: list[int], maskable: list[bool], refuse: Refuse) -> list[int]:
         """The recorded draft of a row, checked against its right tokens."""
-        draft, length = self._ids(row, DRAFT_COLUMN, index), len(row["input_ids"] or ())
+        draft, length = self._ids(row, DRAFT_COLUMN, refuse), len(row["input_ids"] or ())
         if len(draft) != length:
-            raise DataFormatError(
-                f"Row {index}: `{DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {length}."
-            )
-        draft = draft[self._own(row, length, index)]
+            raise refuse(f"`{DRAFT_COLUMN}` must be as long as `input_ids`, found {len(draft)} and {length}.")
+        draft = draft[self._own(row, length, refuse)]
         changed = [at for at, may in enumerate(maskable) if not may and draft[at] != ids[at]]
         if changed:
-            raise DataFormatError(
-                f"Row {index}: `{DRAFT_COLUMN}` must equal `input_ids` where tokens are not maskable, found "
+            raise refuse(
+                f"`{DRAFT_COLUMN}` must equal `input_ids` where tokens are not maskable, found "
                 f"{draft[changed[0]]} for {ids[changed[0]]} at position {changed[0]}."
             )
         return draft
 
-    def _fit(self, ids: list[int], maskable: list[bool], index: int) -> tuple[list[int], list[bool]]:
+    def _fit(self, ids: list[int], maskable: list[bool], refuse: Refuse) -> tuple[list[int], list[bool]]:
         longest = self.settings.max_length
         if not ids:
-            raise DataFormatError(f"Row {index} is empty; remove it.")
+            raise refuse("the row is empty; remove it.")
         if longest is None:
             return ids, maskable
         if len(ids) > longest:
             if self.settings.overlong == "error":
-                raise DataFormatError(f"Row {index} has {len(ids)} tokens, more than `max_length` {longest}.")
+                raise refuse(f"the row has {len(ids)} tokens, more than `max_length` {longest}; raise it, or shorten the row.")
+            self.num_overlong += 1
             if self.settings.overlong == "drop":
                 return [], []
         ids, maskable = ids[:longest], maskable[:longest]
@@ -227,9 +264,9 @@ class _Encoder:
 
     def _added_specials(self, sample: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """The special tokens that this tokenizer puts before and after a text, read off one text of the data."""
-        column, index = KINDS[self.kind][-1], sample.get(ROW_NUMBER, 0)
-        text = require_text(sample[column], column, _refuse(index))
-        leading, _, trailing = encode_apart(self.tokenizer, text, _refuse(index))
+        column, refuse = KINDS[self.kind][-1], self._refusing(sample, 0)
+        text = require_text(sample[column], column, refuse)
+        leading, _, trailing = encode_apart(self.tokenizer, text, refuse)
         return leading, trailing
 
     def _wrap(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[bool]]:
@@ -239,23 +276,22 @@ class _Encoder:
         fixed = len(self.leading) + len(prompt)
         return ids, [False] * fixed + [True] * len(completion) + [False] * len(self.trailing)
 
-    def _tokens(self, text: Any, column: str, index: int) -> list[int]:
-        require_text(text, column, _refuse(index))
-        return encode(self.tokenizer, text, _refuse(index), add_special_tokens=False)["input_ids"]
+    def _tokens(self, text: Any, column: str, refuse: Refuse) -> list[int]:
+        require_text(text, column, refuse)
+        return encode(self.tokenizer, text, refuse, add_special_tokens=False)["input_ids"]
 
-    def _text(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
-        return self._wrap([], self._tokens(row["text"], "text", index))
+    def _text(self, row: Mapping[str, Any], refuse: Refuse) -> tuple[list[int], list[bool]]:
+        return self._wrap([], self._tokens(row["text"], "text", refuse))
 
-    def _completion(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
+    def _completion(self, row: Mapping[str, Any], refuse: Refuse) -> tuple[list[int], list[bool]]:
         if self.settings.as_chat:
-            told = {name: require_text(row[name], name, _refuse(index)) for name in KINDS["completion"]}
+            told = {name: require_text(row[name], name, refuse) for name in KINDS["completion"]}
             roles = {"user": told["prompt"], "assistant": told["completion"]}
-            return self._messages({"messages": [{"role": role, "content": text} for role, text in roles.items()]}, index)
+            return self._messages({"messages": [{"role": role, "content": text} for role, text in roles.items()]}, refuse)
         # Tokenised apart, since that is how they meet at sampling time: the prompt is given, the rest is generated.
-        return self._wrap(*(self._tokens(row[column], column, index) for column in ("prompt", "completion")))
+        return self._wrap(*(self._tokens(row[column], column, refuse) for column in ("prompt", "completion")))
 
-    def _messages(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
-        refuse = _refuse(index)
+    def _messages(self, row: Mapping[str, Any], refuse: Refuse) -> tuple[list[int], list[bool]]:
         messages = require_chat(row["messages"], "messages", refuse)
         if not messages or messages[-1]["role"] != "assistant":
             raise refuse("`messages` must end with a message whose role is assistant.")
@@ -266,8 +302,8 @@ class _Encoder:
         prompt = write_chat(self.tokenizer, messages[:-1], refuse, ask=True)
         ids = write_chat(self.tokenizer, messages, refuse)
         if ids[: len(prompt)] != prompt:
-            raise DataFormatError(
-                f"Row {index}: the chat template must write the conversation as the prompt followed by the reply, and does "
+            raise refuse(
+                "the chat template must write the conversation as the prompt followed by the reply, and does "
                 "not; give `prompt` and `completion` instead."
             )
         if self.unasked and ids[-len(self.unasked) :] == self.unasked:
@@ -276,62 +312,56 @@ class _Encoder:
             ids = [*ids, self.eos_token_id]
         return ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
-    def _ids(self, row: Mapping[str, Any], column: str, index: int) -> list[int]:
+    def _ids(self, row: Mapping[str, Any], column: str, refuse: Refuse) -> list[int]:
         ids = [] if row[column] is None else row[column]
         listed = isinstance(ids, list)
         wrong = [one for one in ids if type(one) is not int or not 0 <= one < 2**31] if listed else [ids]
         if wrong:
-            raise DataFormatError(f"Row {index}: `{column}` must list token ids, integers of at least 0, found {wrong[0]!r}.")
+            raise refuse(f"`{column}` must list token ids, integers of at least 0, found {wrong[0]!r}.")
         return ids
 
-    def _flags(self, row: Mapping[str, Any], column: str, length: int, index: int) -> list[bool] | None:
+    def _flags(self, row: Mapping[str, Any], column: str, length: int, refuse: Refuse) -> list[bool] | None:
         """A column that says yes or no to each token; None where the row has none."""
         flags = row.get(column)
         if flags is None:
             return None
         if not isinstance(flags, list) or len(flags) != length:
             found = len(flags) if isinstance(flags, list) else repr(flags)[:60]
-            raise DataFormatError(f"Row {index}: {length} `input_ids` need a list of as many `{column}`, found {found}.")
+            raise refuse(f"{length} `input_ids` need a list of as many `{column}`, found {found}.")
         wrong = [one for one in flags if type(one) not in (bool, int) or one not in (0, 1)]
         if wrong:
-            raise DataFormatError(f"Row {index}: `{column}` must hold true or false, or 1 or 0, found {wrong[0]!r}.")
+            raise refuse(f"`{column}` must hold true or false, or 1 or 0, found {wrong[0]!r}.")
         return [bool(one) for one in flags]
 
-    def _own(self, row: Mapping[str, Any], length: int, index: int) -> slice:
+    def _own(self, row: Mapping[str, Any], length: int, refuse: Refuse) -> slice:
         """Where the tokens stand that are the row's own; `attention_mask` says what is padding."""
-        mask = self._flags(row, "attention_mask", length, index)
+        mask = self._flags(row, "attention_mask", length, refuse)
         if mask is None or not any(mask):
             return slice(length if mask is None else 0)
         own = slice(mask.index(True), length - mask[::-1].index(True))
         if not all(mask[own]):
-            raise DataFormatError(
-                f"Row {index}: `attention_mask` must pad on the left or on the right only, found padding between tokens at "
+            raise refuse(
+                "`attention_mask` must pad on the left or on the right only, found padding between tokens at "
                 f"position {own.start + mask[own].index(False)}; pad at the ends, or make two rows."
             )
         return own
 
-    def _input_ids(self, row: Mapping[str, Any], index: int) -> tuple[list[int], list[bool]]:
-        ids = self._ids(row, "input_ids", index)
-        own, labels = self._own(row, len(ids), index), row.get("labels")
-        maskable = self._flags(row, "maskable", len(ids), index)
+    def _input_ids(self, row: Mapping[str, Any], refuse: Refuse) -> tuple[list[int], list[bool]]:
+        ids = self._ids(row, "input_ids", refuse)
+        own, labels = self._own(row, len(ids), refuse), row.get("labels")
+        maskable = self._flags(row, "maskable", len(ids), refuse)
         if any(row.get("token_type_ids") or ()):
-            raise DataFormatError(
-                f"Row {index}: `token_type_ids` must be zeros, which is how the model is called; leave the column out."
-            )
+            raise refuse("`token_type_ids` must be zeros, which is how the model is called; leave the column out.")
         if labels is not None and maskable is not None:
-            raise DataFormatError(f"Row {index}: give `labels` or `maskable`, not both.")
+            raise refuse("give `labels` or `maskable`, not both.")
         if labels is not None:
             if not isinstance(labels, list) or len(labels) != len(ids):
                 found = len(labels) if isinstance(labels, list) else repr(labels)[:60]
-                raise DataFormatError(f"Row {index}: {len(ids)} `input_ids` need a list of as many `labels`, found {found}.")
+                raise refuse(f"{len(ids)} `input_ids` need a list of as many `labels`, found {found}.")
             maskable = [label != _IGNORED_LABEL for label in labels]
             if any(label not in (_IGNORED_LABEL, token) for label, token in zip(labels[own], ids[own], strict=True)):
-                raise DataFormatError(f"Row {index}: a label must be its token's id, or {_IGNORED_LABEL} where not maskable.")
+                raise refuse(f"a label must be its token's id, or {_IGNORED_LABEL} where not maskable.")
         ids, maskable = ids[own], [True] * len(ids[own]) if maskable is None else maskable[own]
         if self.settings.append_eos:
             ids, maskable = [*ids, self.eos_token_id], [*maskable, True]
         return ids, maskable
-
-
-def _refuse(index: int) -> Refuse:
-    return lambda words: DataFormatError(f"Row {index}: {words}")

@@ -10,13 +10,14 @@ import pyarrow
 import pyarrow.compute
 
 from prism_plugin.data.columns import DRAFT_COLUMN, refuse_unread
+from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.errors import DataFormatError
 
 PREPARED_COLUMNS = ("example_id", "input_ids", "maskable")
 BESIDE_PREPARED = (DRAFT_COLUMN, "attention_mask")
 
 
-def check_prepared(row: Mapping[str, Any], name: str) -> None:
+def check_prepared(row: Mapping[str, Any], origin: Origin = IN_MEMORY) -> None:
     """Refuse a row that is not a prepared one.
 
     Raises:
@@ -24,12 +25,12 @@ def check_prepared(row: Mapping[str, Any], name: str) -> None:
     """
     if not isinstance(row, Mapping):
         raise DataFormatError(
-            f"The rows of `{name}` must be mappings of column names to values, found {type(row).__name__}; make them with "
+            f"The rows of {origin} must be mappings of column names to values, found {type(row).__name__}; make them with "
             "`prepare_rows`."
         )
     if missing := [column for column in PREPARED_COLUMNS if column not in row]:
         raise DataFormatError(
-            f"The rows of `{name}` need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
+            f"The rows of {origin} need {', '.join(PREPARED_COLUMNS)}, found no {', '.join(missing)}; make them with "
             "`prepare_rows`."
         )
     refuse_unread(row, (*PREPARED_COLUMNS, *BESIDE_PREPARED), "prepared rows", "drop what is not meant")

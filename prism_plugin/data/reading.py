@@ -11,13 +11,14 @@ import pyarrow.compute
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from prism_plugin.data.columns import HARMLESS_COLUMNS
-from prism_plugin.data.file_faults import bad_json_line, require_utf8, require_whole_table
+from prism_plugin.data.file_faults import CELLS_END, bad_json_line, require_utf8, require_whole_table
 from prism_plugin.data.lines import ENCODING
+from prism_plugin.data.origin import Origin
 from prism_plugin.data.rows import as_dataset
 from prism_plugin.errors import DataFormatError, UnreachableDataError
 from prism_plugin.parsing import parse_json
 
-_BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+_BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 # How a date is written that was a text.
 _DATE_MADE_TEXT = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 # What `datasets` was seen to raise on files and ids that it cannot read.
@@ -38,10 +39,10 @@ def is_data_file(name: str) -> bool:
 
 
 def read_rows(path: str, *, split: str | None = None, revision: str | None = None) -> datasets.Dataset:
-    """Read raw rows, with texts as they stand: each cell of a CSV file is text, and so is a JSON string that looks like a date.
+    """Read raw rows, with texts as they stand: each cell of a table is text, and so is a JSON string that looks like a date.
 
     Args:
-        path: A local file (json, jsonl, csv, parquet, txt: one row a line, blank lines skipped) or a Hub data set id,
+        path: A local file (json, jsonl, csv, tsv, parquet, txt: one row a line, blank lines skipped) or a Hub data set id,
             with its configuration after a colon where it has several (`allenai/c4:en`). A file's name is taken literally:
             `*` and `[` stand for themselves.
         split: Split of the data set. A Hub data set needs one; a local file has only "train".
@@ -107,13 +108,15 @@ def _read_text(file: Path) -> datasets.Dataset:
 
 def _read_csv(file: Path) -> datasets.Dataset:
     """Read all cells as text. Left alone, the reader makes numbers of them, nothing of `NA`, and an index of a first column."""
-    names = require_whole_table(file)
+    between = CELLS_END[file.suffix]
+    names = require_whole_table(file, between)
     if not names:
         raise _no_row(file)
     return _load(
         "csv",
         file,
         encoding=ENCODING,
+        sep=between,
         features=datasets.Features({name: datasets.Value("string") for name in names}),
         names=names,
         header=0,
@@ -160,7 +163,7 @@ def _holds_dates(array: pyarrow.Array) -> bool:
 
 def _of_list(entries: list[Any], file: Path) -> datasets.Dataset:
     """A list of objects, or of texts, as rows."""
-    return as_dataset([{"text": one} if isinstance(one, str) else one for one in entries], str(file))
+    return as_dataset([{"text": one} if isinstance(one, str) else one for one in entries], Origin(str(file), counted=True))
 
 
 def _objects_in(text: str) -> list[Any]:

@@ -21,14 +21,15 @@ from prism_plugin.core.remasking import NeverRemasking
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import ConfidenceUnmasking
 from prism_plugin.core.view import Budget, Decider, Decision, StepView
-from prism_plugin.data import as_dataset
+from prism_plugin.data import IN_MEMORY, Origin, as_dataset
 from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.tokenizing import special_ids
 from prism_plugin.training import Objective
-from prism_plugin.training.checks import check_recorded, collator_of
+from prism_plugin.training.checks import collator_of
+from prism_plugin.training.given_rows import check_recorded
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
@@ -148,7 +149,7 @@ def judge_drafts(
     rows = as_dataset(rows)
     if not objective.reads_quality_of("draft"):
         raise _no_labels(objective)
-    check_recorded(objective, rows.column_names, "rows")
+    check_recorded(objective, rows.column_names, IN_MEMORY)
     # no loss is read: what terms on the noised tokens read of the LM head is not computed, and weights say nothing
     judging = replace(objective, terms=tuple(replace(term, weight=1.0) for term in objective.on("draft")), name=None)
     gathered = _Gathered()
@@ -231,6 +232,7 @@ def judge_states(
     batch_size: int = 32,
     seed: int = 0,
     on_look: Callable[[], None] | None = None,
+    origin: Origin = IN_MEMORY,
 ) -> JudgedTokens:
     """Let a sampler fill rows whose tokens are known, and judge at each look the tokens that it could have taken back.
 
@@ -241,6 +243,7 @@ def judge_states(
         batch_size: Rows at once.
         seed: Of the positions and the sampler's draws, by row: the batch size changes nothing but rounding.
         on_look: Called after each look at a batch.
+        origin: What the rows are called in errors.
 
     Raises:
         ConfigurationError: If `masked` is out of range.
@@ -258,7 +261,7 @@ def judge_states(
         )
     model, gathered = sampler.model, _Gathered()
     # all of them, so that a row that cannot be judged is found before any work
-    requests = [_request(model, batch, masked, seed) for batch in _batches(model, rows, batch_size)]
+    requests = [_request(model, batch, masked, seed, origin) for batch in _batches(model, rows, batch_size)]
     for batch, input_ids in requests:
         watch = _Watch(sampler.decide)
         on_cpu = {name: batch[name].cpu() for name in ("input_ids", "maskable", "example_id")}
@@ -294,7 +297,9 @@ def _batches(model: PrismModel, rows: datasets.Dataset, batch_size: int) -> Iter
         start += len(chosen)
 
 
-def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed: int) -> tuple[Mapping[str, Tensor], TokenIds]:
+def _request(
+    model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed: int, origin: Origin
+) -> tuple[Mapping[str, Tensor], TokenIds]:
     """Mask a share of each row, at least one token, and check that something is left to go by."""
     input_ids, maskable = batch["input_ids"], batch["maskable"]
     noise = uniforms(seed, EVALUATION_EPOCH, batch["example_id"], "asked", input_ids.shape[1])
@@ -304,8 +309,8 @@ def _request(model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed
     if not given.any(-1).all():
         row = batch["example_id"][~given.any(-1)][0]
         raise DataFormatError(
-            f"Row {int(row)}: with all of it masked, nothing says which tokens are right; mask a share (`masked=0.5`), or "
-            "give rows with a prompt."
+            f"{origin.row(int(row))}: with all of it masked, nothing says which tokens are right; mask a share (`masked=0.5`), "
+            "or give rows with a prompt."
         )
     return batch, torch.where(chosen, model.mask_token_id, input_ids)
 

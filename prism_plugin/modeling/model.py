@@ -24,6 +24,7 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.filling import filled_in, require_bare
+from prism_plugin.modeling.given_settings import as_adapter, as_prism_config
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
@@ -248,9 +249,9 @@ class PrismModel(HeadedBackbone):
 
 def attach_quality_head(
     backbone: PreTrainedModel,
-    config: PrismConfig | None = None,
+    config: PrismConfig | Mapping[str, Any] | None = None,
     *,
-    lora: PeftConfig | None = None,
+    lora: PeftConfig | Mapping[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     probe: bool = True,
 ) -> PrismModel:
@@ -261,8 +262,9 @@ def attach_quality_head(
 
     Args:
         backbone: A transformers model with its LM head, whose family has a BackboneSpec.
-        config: Settings of the head; None: the defaults.
-        lora: Any PEFT config that adapts weights. Without `target_modules` it takes those of the spec.
+        config: Settings of the head, or a mapping of them; None: the defaults.
+        lora: Any PEFT config that adapts weights, or a mapping of LoraConfig's settings. Without `target_modules` it takes
+            those of the spec.
         tokenizer: The backbone's tokenizer, used by `score`, the sampler's `generate` and saving.
         probe: Refuse a model that fails the probes of `prism_plugin.modeling.probing`: three forward passes on a few tokens.
 
@@ -272,18 +274,19 @@ def attach_quality_head(
     Raises:
         BackboneError: If the family is unknown, or the model cannot be used as it is, or not saved where it is to be trained.
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
+        UnknownKeyError: If a mapping holds a key that is no setting.
         ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
     """
     require_bare(backbone)
-    spec = get_backbone_spec(backbone)
-    config = filled_in(config or PrismConfig(), backbone, spec, tokenizer)
-    if config.train_backbone and lora is not None:
+    adapter, spec = as_adapter(lora), get_backbone_spec(backbone)
+    config = filled_in(as_prism_config(config), backbone, spec, tokenizer)
+    if config.train_backbone and adapter is not None:
         raise ConfigurationError("`train_backbone=True` trains all weights, which excludes `lora`; choose one of them.")
     if config.train_backbone and getattr(backbone, "is_quantized", False):
         raise ConfigurationError(
             "`train_backbone=True` needs floating-point weights, but the backbone is quantised; use `lora`."
         )
-    if config.train_backbone or lora is not None:
+    if config.train_backbone or adapter is not None:
         require_trainable_weights(backbone)
     if config.train_backbone:
         require_saveable(backbone)
@@ -291,7 +294,7 @@ def attach_quality_head(
     try:
         for parameter in backbone.parameters():
             parameter.requires_grad_(config.train_backbone)
-        wrapped = backbone if lora is None else wrap_with_adapter(backbone, lora, spec, snapshot)
+        wrapped = backbone if adapter is None else wrap_with_adapter(backbone, adapter, spec, snapshot)
         apply_settings(backbone, spec)
     except BaseException:
         snapshot.restore(backbone)

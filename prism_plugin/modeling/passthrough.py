@@ -109,3 +109,17 @@ class BackbonePassthrough(nn.Module):
     def activation_checkpointing_disable(self) -> None:
         """Keep the backbone's activations again."""
         self.plain_backbone.activation_checkpointing_disable()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Do as `activation_checkpointing_enable` does, under its older name.
+
+        Raises:
+            BackboneError: If the layers of the family cannot do it.
+        """
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Do as `activation_checkpointing_disable` does, under its older name."""
+        self.activation_checkpointing_disable()

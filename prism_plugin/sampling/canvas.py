@@ -87,9 +87,10 @@ def read_request(
     present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
     runs = present[:, :1].sum(-1) + (present[:, 1:] & ~present[:, :-1]).sum(-1)
     if (runs > 1).any():
+        row = int((runs > 1).nonzero()[0])
         raise SamplingError(
-            f"`attention_mask` must pad on the left or on the right only, but row {int((runs > 1).nonzero()[0])} has padding "
-            "between its tokens; pad at the ends."
+            f"`attention_mask` must pad on the left or on the right only, but `attention_mask[{row}]` has padding between its "
+            "tokens; pad at the ends."
         )
     outside = present & ((input_ids < 0) | (input_ids >= vocab_size))
     if outside.any():

@@ -1,7 +1,8 @@
 """Arguments of `PrismTrainer`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -81,3 +82,30 @@ class PrismTrainingArguments(TrainingArguments):
             )
         if self.data_seed is None:
             self.data_seed = self.seed
+        # Batches of a stream differ in length, and could not be put together by one process for all.
+        loading: Any = self.accelerator_config  # declared as what it is made of
+        if loading.dispatch_batches:
+            raise ConfigurationError(
+                "`accelerator_config.dispatch_batches` must be false, because each process reads a stream and takes its own "
+                "rows; leave it out."
+            )
+        loading.dispatch_batches = False
+
+
+def as_prism_arguments(args: Any) -> PrismTrainingArguments:
+    """Take transformers' own arguments too: what was changed in them, and our defaults for the rest.
+
+    Raises:
+        ConfigurationError: If they are something else, or hold what is refused.
+    """
+    if isinstance(args, PrismTrainingArguments):
+        return args
+    if type(args) is not TrainingArguments:
+        raise ConfigurationError(
+            f"`args` must be PrismTrainingArguments, found {type(args).__name__}; make them, "
+            '`PrismTrainingArguments("FOLDER", max_steps=1000, ...)`.'
+        )
+    untouched = TrainingArguments(args.output_dir, use_cpu=args.use_cpu)
+    given = {one.name: getattr(args, one.name) for one in fields(TrainingArguments) if one.init}
+    changed = {name: value for name, value in given.items() if value != getattr(untouched, name)}
+    return PrismTrainingArguments(**{"output_dir": args.output_dir, "use_cpu": args.use_cpu, **changed})

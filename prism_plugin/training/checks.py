@@ -1,20 +1,15 @@
-"""What has to fit together before a step is made: model, objective, arguments and data."""
+"""What has to fit together before a step is made: model, objective and arguments. `given_rows` looks at the data."""
 
-from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import datasets
 from peft import PeftModel
-from torch import nn
-from torch.optim import Optimizer
-from transformers import Trainer, get_scheduler
-from transformers.trainer_optimizer import is_optimizer_factory
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from prism_plugin.backbones import max_row_length, vocab_size_of
+from prism_plugin.backbones import check_backbone, resolve_mask_token_id
 from prism_plugin.backbones.quantization import packed_layers
-from prism_plugin.data import PrismCollator, check_prepared, id_range, longest_row, prepare_rows, require_list_of_rows
-from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.data import PrismCollator
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.reopening import reread_config
 from prism_plugin.modeling.texts import pad_token_id
@@ -27,8 +22,47 @@ from prism_plugin.training.objective import Objective
 logger = logging.get_logger(__name__)
 
 
-def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
+def require_prism_model(model: Any) -> None:
+    """Check that what is to be trained has a quality head.
+
+    Raises:
+        ConfigurationError: If it has none.
+    """
+    if not isinstance(model, PrismModel):
+        raise ConfigurationError(
+            f"`model` must be a PrismModel, a backbone with a quality head, found {type(model).__name__}; make one by "
+            "`attach_quality_head(backbone, ...)`."
+        )
+
+
+def take_tokenizer(model: PrismModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Let a model have the tokenizer that a trainer is given; what it would prepare and save otherwise is said nowhere.
+
+    Raises:
+        ConfigurationError: If the model has another one already.
+        BackboneError: If the tokenizer does not fit the backbone.
+        MaskTokenError: If its mask token is another than the model's.
+    """
+    if tokenizer is None:
+        return
+    if model.tokenizer is not None and model.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ConfigurationError(
+            "`processing_class` must be the tokenizer of the model, but the model was attached with one of another vocabulary; "
+            "leave it out, or attach with it."
+        )
+    check_backbone(model.plain_backbone, model.spec, tokenizer)
+    resolve_mask_token_id(model.mask_token_id, model.config, tokenizer, model.spec)
+    model.tokenizer = tokenizer
+
+
+def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments, *, any_metric: bool = False) -> None:
     """Refuse settings under which something would learn nothing, unlearn, or be ignored.
+
+    Args:
+        model: What is trained.
+        objective: What it learns.
+        args: How.
+        any_metric: The best checkpoint may be chosen by a figure that the objective does not know.
 
     Raises:
         ConfigurationError: If model, objective and arguments cannot go together.
@@ -42,7 +76,8 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             "There is nothing to train in this model, since all of its weights are frozen; "
             f"{'let those that shall learn be trained by `requires_grad_()`' if model.loaded_from is None else way}."
         )
-    check_metric(objective, args)
+    if not any_metric:
+        check_metric(objective, args)
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
     of_language = [term for term in objective.terms if not term.reads_quality]
     for term in of_language:
@@ -109,49 +144,6 @@ def check_metric(objective: Objective, args: PrismTrainingArguments) -> None:
         )
 
 
-def chosen_optimizer(
-    args: PrismTrainingArguments, model: nn.Module, given: tuple[type[Optimizer], dict[str, Any]] | None = None
-) -> tuple[type[Optimizer], dict[str, Any]]:
-    """The optimizer's class and settings: those that were given, or those that the arguments name.
-
-    Raises:
-        ConfigurationError: If it would choose its own groups of parameters.
-        ImportError: If it needs a package that is not installed.
-    """
-    chosen, settings = given or Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]  # any module
-    if is_optimizer_factory(chosen) or {"params", "model", "optimizer_dict"} & set(settings):
-        raise ConfigurationError(
-            f"`optim: {args.optim.value}` chooses its own parameter groups, so the head cannot have its learning rate; use "
-            "another, such as adamw_torch."
-        )
-    return chosen, settings
-
-
-def check_optimization(
-    args: PrismTrainingArguments, make_optimizer: Callable[[], Optimizer], num_steps: int, *, with_schedule: bool = True
-) -> None:
-    """Build the optimizer and the schedule of the learning rate, and keep neither.
-
-    Raises:
-        ConfigurationError: If one of them cannot be built.
-    """
-    try:
-        optimizer = make_optimizer()
-        if with_schedule:
-            get_scheduler(
-                args.lr_scheduler_type,
-                optimizer=optimizer,
-                num_warmup_steps=args.get_warmup_steps(num_steps),
-                num_training_steps=num_steps,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a dict once Trainer read it
-            )
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"`optim: {args.optim.value}` with `lr_scheduler_type: {args.lr_scheduler_type.value}` cannot be used as it is "
-            f"set: {error}"
-        ) from error
-
-
 def collator_of(model: PrismModel) -> PrismCollator:
     """The collator that suits a model: its padding token, and none of it where the model takes no attention mask."""
     return PrismCollator(pad_token_id=pad_token_id(model), equal_lengths=model.spec.attention_mask == "none")
@@ -170,103 +162,3 @@ def rows_per_step(rows: int, args: PrismTrainingArguments) -> int:
             f"data has {rows}; lower the batch size or add data."
         )
     return wanted
-
-
-def check_recorded(objective: Objective, columns: Collection[str], name: str) -> None:
-    """Refuse recorded drafts that the objective would ignore, and rows without those that it reads.
-
-    Args:
-        objective: Reads them if it says so by `reads_drafts`.
-        columns: Of the rows.
-        name: What the rows are called in errors.
-
-    Raises:
-        DataFormatError: If one has `draft_ids` and the other has no use for it, or the other way round.
-    """
-    reads, title = objective.reads_drafts, objective.title
-    if reads and "draft_ids" not in columns:
-        raise DataFormatError(
-            f"{title[0].upper()}{title[1:]} learns from recorded drafts, the column `draft_ids`, but `{name}` has none; record "
-            "them with a sampler, or train with the objective `prism`, which makes its own."
-        )
-    if not reads and "draft_ids" in columns:
-        raise DataFormatError(
-            f"`{name}` has recorded drafts, the column `draft_ids`, which {title} would ignore; train with "
-            "the objective `prism_recorded`, or drop the column."
-        )
-
-
-def _columns(rows: Any) -> Collection[Collection[str]]:
-    """The sets of columns that rows have: those of a list may differ, of other data sets one row stands for all."""
-    return {frozenset(row) for row in rows} if isinstance(rows, list | tuple) else [rows[0].keys()]
-
-
-def as_prepared(rows: Any, model: PrismModel, name: str, objective: Objective | None = None) -> Any:
-    """Prepare raw rows, and check that the model can read the longest one.
-
-    Args:
-        rows: Raw or prepared rows, or any data set of prepared rows, whose lengths are then not checked; None stays None.
-        model: Whose tokenizer and positions count.
-        name: What the rows are called in errors.
-        objective: What learns from them, where something does; recorded drafts are there for it, or not at all.
-
-    Raises:
-        DataFormatError: If there is no row, one cannot be used, one is longer than the model has positions for, or
-            objective and recorded drafts do not go together.
-    """
-    if rows is None:
-        return None
-    _require_rows(rows, name)
-    if not len(rows):
-        raise DataFormatError(f"`{name}` holds no row; pass None or give it at least one.")
-    whole = isinstance(rows, datasets.Dataset | list | tuple)
-    if not whole:
-        check_prepared(rows[0], name)
-    if objective is not None:
-        for columns in _columns(rows):
-            check_recorded(objective, columns, name)
-    if whole and "example_id" not in rows[0]:
-        rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id)
-    if whole:
-        check_prepared(rows[0], name)
-    limit = max_row_length(model.plain_backbone)
-    if whole and limit is not None and longest_row(rows) > limit:
-        raise DataFormatError(
-            f"A row of `{name}` must have at most {limit} tokens, as many as {model.spec.model_type} has positions for, found "
-            f"{longest_row(rows)}; set `max_length`."
-        )
-    if whole:
-        _check_vocabulary(rows, model, name)
-        _check_visible(rows, model, name)
-    return rows
-
-
-def _require_rows(rows: Any, name: str) -> None:
-    """Refuse what is no data set that can be read by index: files, dicts of splits, streams."""
-    if isinstance(rows, list | tuple | str | bytes | Mapping):
-        require_list_of_rows(rows, name)
-    elif not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-        raise DataFormatError(
-            f"`{name}` must have a length and be read by index, since rows are drawn in another order each epoch, but "
-            f"{type(rows).__name__} is not; make a list of its rows."
-        )
-
-
-def _check_visible(rows: Any, model: PrismModel, name: str) -> None:
-    if not model.spec.needs_visible_token:
-        return
-    index = next((index for index, row in enumerate(rows) if all(row["maskable"])), None)
-    if index is not None:
-        raise DataFormatError(
-            f"Each row of `{name}` must hold a token that is never masked, since a {model.spec.model_type} has no logits for "
-            f"masks alone, but row {index} is maskable throughout; add special tokens, or give `maskable`."
-        )
-
-
-def _check_vocabulary(rows: Any, model: PrismModel, name: str) -> None:
-    vocabulary, (smallest, largest) = vocab_size_of(model.get_output_embeddings()), id_range(rows)
-    if smallest < 0 or largest >= vocabulary:
-        raise DataFormatError(
-            f"The tokens of `{name}` must lie in the model's vocabulary, 0 to {vocabulary - 1}, found "
-            f"{smallest if smallest < 0 else largest}; use the tokenizer that belongs to the model."
-        )

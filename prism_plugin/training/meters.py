@@ -10,6 +10,7 @@ from torch import Tensor
 from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.float64 import float64_device
 from prism_plugin.core.terms import Term
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.training.objective import Objective, StepOutput
 
 _NAMES_OF_0_1 = ("quality_loss", "diffusion_loss", "base_rate")  # which wrote none
@@ -120,6 +121,22 @@ def metrics_of(objective: Objective, predictions: Any, targets: Any) -> dict[str
         figures[_key("base_rate", term, objective)] = measured.pop("base_rate")
         figures |= {f"{term.name}_{name}": figure for name, figure in measured.items()}
     return figures
+
+
+def with_more(figures: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Figures of an evaluation with those of somebody else.
+
+    Raises:
+        ConfigurationError: If they are no mapping, or a name is taken.
+    """
+    if not isinstance(more, Mapping):
+        raise ConfigurationError(f"`compute_metrics` must give a mapping of names to figures, found {type(more).__name__}.")
+    taken = sorted(set(more) & set(figures))
+    if taken:
+        raise ConfigurationError(
+            f"`compute_metrics` must give names of its own, but {', '.join(taken)} is measured already; choose another name."
+        )
+    return {**figures, **more}
 
 
 def quality_metrics(quality_logits: Tensor, targets: Tensor) -> dict[str, float]:

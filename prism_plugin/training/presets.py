@@ -95,6 +95,26 @@ def get_objective(name: str | None = None, *, source: str = "objective", **setti
         return replace(preset, corruptor=corruptor, terms=tuple(terms))
 
 
+def as_objective(given: Any) -> Objective:
+    """Make an objective of a name, or of a mapping such as a recipe has; None is PRISM's.
+
+    Raises:
+        UnknownNameError: If nothing has that name.
+        UnknownKeyError: If a setting is unknown.
+        ConfigurationError: If it is something else, or a value is out of range.
+    """
+    if isinstance(given, Objective):
+        return given
+    if given is None or isinstance(given, str):
+        return get_objective(given or "prism")
+    if isinstance(given, Mapping):
+        return get_objective(**given)
+    raise ConfigurationError(
+        f"`objective` must be an Objective, its name, or a mapping of its settings, found {type(given).__name__}; make one by "
+        '`get_objective("prism", ...)`.'
+    )
+
+
 def objective_to_dict(objective: Objective) -> dict[str, Any]:
     """Write an objective as what `get_objective` takes, ready for JSON; every setting is named.
 

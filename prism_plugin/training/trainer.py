@@ -3,65 +3,62 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, TrainerCallback
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_callback import ExportableState
 
 from prism_plugin.backbones import dropout_off, evaluation_mode
-from prism_plugin.core.float64 import to_float64
-from prism_plugin.data import PrismCollator
-from prism_plugin.errors import ConfigurationError, SavingError
+from prism_plugin.data import Origin, PrismCollator, RowStream
+from prism_plugin.errors import SavingError
 from prism_plugin.modeling.model import PrismModel
-from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
-from prism_plugin.parsing import parse_json
 from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
-from prism_plugin.training.arguments import PrismTrainingArguments
+from prism_plugin.training.arguments import PrismTrainingArguments, as_prism_arguments
 from prism_plugin.training.checks import (
-    as_prepared,
-    check_optimization,
-    check_recorded,
     check_together,
-    chosen_optimizer,
     collator_of,
     freeze_unread_head,
+    require_prism_model,
     rows_per_step,
+    take_tokenizer,
 )
 from prism_plugin.training.divergence import DivergenceCheck
-from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of
+from prism_plugin.training.given_rows import check_recorded, to_evaluate_on, to_train_on
+from prism_plugin.training.last_log import LogLastStep
+from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of, with_more
 from prism_plugin.training.objective import Objective, StepOutput
-from prism_plugin.training.presets import get_objective, objective_to_dict
-from prism_plugin.training.resuming import OnBegin, sum_of_logged
+from prism_plugin.training.optimization import check_optimization, chosen_optimizer, parameter_groups
+from prism_plugin.training.presets import as_objective, objective_to_dict
+from prism_plugin.training.resuming import LOG_STATE_FILE, OnBegin, ResumingTrainer
 from prism_plugin.training.row_order import EpochSampler
-from prism_plugin.training.run_folder import RunFolderTrainer
 from prism_plugin.training.sharding import check_sharding, gather_trained, save_optimizer
 
 EVALUATION_EPOCH = -1  # a key that training never uses, so that evaluation gives the same figure twice
-LOG_STATE_FILE = "log_state.json"
 
 
-class PrismTrainer(RunFolderTrainer):
+class PrismTrainer(ResumingTrainer):
     """Train a quality head, and LoRA or the backbone with it; design and figures are in the README.
 
     Args:
         model: A backbone with a quality head.
-        args: Training arguments.
-        objective: What is learnt; PRISM's when None.
-        train_dataset: Prepared rows, or raw rows (a `datasets.Dataset` or a list of mappings), which are then prepared with
-            the default `DataSettings` and the model's tokenizer.
-        eval_dataset: The same, for evaluation.
+        args: Training arguments, which must be given; transformers' own will do.
+        objective: What is learnt, or its name, or a mapping as in a recipe; PRISM's when None.
+        train_dataset: Prepared rows, or raw rows (a `datasets.Dataset`, a list of mappings or of texts, a DataFrame), which are
+            then prepared with the default `DataSettings` and the model's tokenizer; or a stream of either.
+        eval_dataset: The same, for evaluation, or a dict of several by name. A stream is read to its end.
         data_collator: `PrismCollator` with the model's pad id when None.
+        compute_metrics: More figures of an evaluation, by name. It is given what ours are computed from: as predictions the
+            quality logits and the losses by row and term, as labels the targets, negative where nothing is judged.
+        processing_class: The tokenizer, where the model was attached without one.
         callbacks: Trainer callbacks.
         optimizers: Optimizer and scheduler, instead of those that `args` describe.
 
@@ -79,27 +76,33 @@ class PrismTrainer(RunFolderTrainer):
     def __init__(
         self,
         model: PrismModel,
-        args: PrismTrainingArguments,
+        args: PrismTrainingArguments | TrainingArguments | None = None,
         *,
-        objective: Objective | None = None,
-        train_dataset: Dataset | datasets.Dataset | Sequence[Mapping[str, Any]] | None = None,
-        eval_dataset: Dataset | datasets.Dataset | Sequence[Mapping[str, Any]] | None = None,
+        objective: Objective | str | Mapping[str, Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         data_collator: PrismCollator | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ) -> None:
-        self.objective = objective or get_objective("prism")
-        check_together(model, self.objective, args)
+        require_prism_model(model)
+        args = as_prism_arguments(args)
+        self.objective, self.more_metrics = as_objective(objective), compute_metrics
+        any_metric = compute_metrics is not None or isinstance(eval_dataset, dict)
+        check_together(model, self.objective, args, any_metric=any_metric)
+        take_tokenizer(model, processing_class)
         self.prism_model = model
         freeze_unread_head(model, self.objective)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator or collator_of(model),
-            train_dataset=as_prepared(train_dataset, model, "train_dataset", self.objective),
-            eval_dataset=as_prepared(eval_dataset, model, "eval_dataset", self.objective),
+            train_dataset=to_train_on(train_dataset, model, args, self.objective),
+            eval_dataset=to_evaluate_on(eval_dataset, model, self.objective),
             compute_metrics=self._metrics,
-            callbacks=[*(callbacks or []), OnBegin(self._restore_log_state)],
+            callbacks=[*(callbacks or []), OnBegin(self._restore_log_state), LogLastStep()],
             optimizers=optimizers,  # type: ignore[arg-type]  # it takes any scheduler, and names but LambdaLR
         )
         if self.is_fsdp_enabled:
@@ -109,40 +112,6 @@ class PrismTrainer(RunFolderTrainer):
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
         self.divergence = DivergenceCheck(self)
-        self.resumed_from: Path | None = None
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train, from a checkpoint folder if one is given, or from the last whole one in `output_dir` if True.
-
-        Raises:
-            ConfigurationError: If there is no checkpoint to resume from, another process trains in `output_dir`, or it is not
-                apart from what the model was read from.
-            SavingError: If `output_dir` holds files of others that saving there would cost.
-            NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
-        """
-        if resume_from_checkpoint is True:
-            self.resumed_from = checkpoints.last_checkpoint(Path(self.args.output_dir))
-            if self.resumed_from is None:
-                raise ConfigurationError(
-                    f"Resuming needs a whole checkpoint in {self.args.output_dir}, found none; start afresh."
-                )
-        else:
-            self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self.resumed_from is None:
-            return super().train(None, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        finished = self._finished_state(self.resumed_from)
-        if finished is None:
-            return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        best = finished.best_model_checkpoint and self.args.load_best_model_at_end
-        from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
-        load_weights(self.prism_model, from_here)
-        self.state = finished
-        return TrainOutput(finished.global_step, float("nan"), {})
 
     def check_trainable(self) -> None:
         """Raise now what `train` would raise of too few rows, the optimizer or its schedule; nothing is kept of what is built.
@@ -158,13 +127,6 @@ class PrismTrainer(RunFolderTrainer):
         chosen, settings = chosen_optimizer(self.args, self.model, self.optimizer_cls_and_kwargs)
         groups = self._parameter_groups(self.model)
         return check_optimization(self.args, lambda: chosen(groups, **settings), max_steps, with_schedule=with_schedule)
-
-    def _finished_state(self, checkpoint: Path) -> TrainerState | None:
-        """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""
-        with checkpoints.reading(checkpoint):
-            state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
-        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        return state if state.global_step >= max_steps else None
 
     # ---- stations 7 to 11: two looks ----
 
@@ -183,7 +145,7 @@ class PrismTrainer(RunFolderTrainer):
         """Two looks; the first goes backward before the second is made, where it can. The meters take note."""
         keep_output_dtype(self.accelerator, self.prism_model)
         apart = backward_apart(self, model, self.prism_model, self.objective)
-        check_recorded(self.objective, inputs, "batch")  # rows that are given later, or by a loader of their own
+        check_recorded(self.objective, inputs, Origin("batch"))  # rows that are given later, or by a loader of their own
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
         )
@@ -199,7 +161,7 @@ class PrismTrainer(RunFolderTrainer):
             No loss, since it follows from the rest; and what `predictions_of` gives.
         """
         inputs = self._prepare_inputs(inputs)
-        check_recorded(self.objective, inputs, "batch")
+        check_recorded(self.objective, inputs, Origin("batch"))
         keep_output_dtype(self.accelerator, self.prism_model)
         with evaluation_mode(model), torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
@@ -214,9 +176,27 @@ class PrismTrainer(RunFolderTrainer):
     def _metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
         figures = metrics_of(self.objective, evaluated.predictions, evaluated.label_ids)
         self.divergence.evaluation(figures["loss"], self.state.global_step)
-        return figures
+        return figures if self.more_metrics is None else with_more(figures, self.more_metrics(evaluated))
 
-    # ---- the order of rows, and two learning rates ----
+    # ---- rows and their order, and two learning rates ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on the rows that the trainer has, or on others, which may be whatever `eval_dataset` of the trainer may be.
+
+        Raises:
+            DataFormatError: If they cannot be used.
+            NonFiniteError: If the loss is NaN or infinite.
+        """
+        named = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict) and eval_dataset in self.eval_dataset
+        if not named:
+            eval_dataset = to_evaluate_on(eval_dataset, self.prism_model, self.objective)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Load the rows of `predict`, which are prepared first if they are raw."""
+        return super().get_test_dataloader(to_evaluate_on(test_dataset, self.prism_model, self.objective, "test_dataset"))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         given: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -225,7 +205,8 @@ class PrismTrainer(RunFolderTrainer):
         return EpochSampler(rows, rows // global_batch * global_batch, self.args.data_seed, self._epoch)
 
     def _epoch(self) -> int:
-        return math.floor(self.state.epoch or 0)
+        # The ids of a stream's rows count on, so that its rows get fresh noise without.
+        return 0 if isinstance(self.train_dataset, RowStream) else math.floor(self.state.epoch or 0)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer that `args` names, with the head's parameters in groups of their own, after the others."""
@@ -237,21 +218,7 @@ class PrismTrainer(RunFolderTrainer):
         return super().create_optimizer(model)
 
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        decayed = set(self.get_decay_parameter_names(model))
-        head = {id(parameter) for parameter in self.prism_model.quality_head.parameters()}
-        head_rate = self.args.head_learning_rate or self.args.learning_rate
-        groups = []
-        for of_head, rate in ((False, self.args.learning_rate), (True, head_rate)):
-            for decay in (True, False):
-                members = [
-                    parameter
-                    for name, parameter in model.named_parameters()
-                    if parameter.requires_grad and (id(parameter) in head) == of_head and (name in decayed) == decay
-                ]
-                weight_decay = self.args.weight_decay if decay else 0.0
-                if members:
-                    groups.append({"params": members, "lr": rate, "weight_decay": weight_decay})
-        return groups
+        return parameter_groups(self.args, model, self.prism_model.quality_head, set(self.get_decay_parameter_names(model)))
 
     # ---- station 13: report ----
 
@@ -352,42 +319,3 @@ class PrismTrainer(RunFolderTrainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
         return None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.prism_model, resume_from_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoints.reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with checkpoints.reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _load_best_model(self) -> None:
-        load_weights(self.prism_model, checkpoints.best_checkpoint(self.state, Path(self.args.output_dir)))
-
-    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
-        self.divergence.weights(self.prism_model, self.state.global_step)
-        # Trainer divides the sum of the losses by the steps since it was resumed, and here it holds those before them too.
-        since_resumed = (self.state.global_step - self._initial_global_step) / max(self.state.global_step, 1)
-        self._total_loss_scalar *= since_resumed
-        self._tr_loss *= since_resumed
-        return super()._finalize_training(trial, num_train_samples, start_time)
-
-    def _log_state(self) -> dict[str, Any]:
-        """What was measured since the last log, so that a resumed run logs what an uninterrupted one does. Collective."""
-        loss = self.accelerator.reduce(to_float64(self._tr_loss.detach()), reduction="mean").item()
-        return {"loss": loss, "logged_at": self._globalstep_last_logged, "meters": self.meters.state(self.accelerator)}
-
-    def _restore_log_state(self) -> None:
-        """Go on measuring where the checkpoint was made, if there is one."""
-        if self.resumed_from is None:
-            return
-        with checkpoints.reading(self.resumed_from):
-            state = parse_json((self.resumed_from / LOG_STATE_FILE).read_text(encoding="utf-8"))
-        self._tr_loss += state["loss"]
-        self._globalstep_last_logged = state["logged_at"]
-        self._total_loss_scalar = sum_of_logged(self.state.log_history)
-        if self.accelerator.is_main_process:
-            self.meters.restore(state["meters"])

@@ -7,10 +7,11 @@ import torch
 from transformers import EsmConfig
 
 from prism_plugin.backbones import get_spec_by_model_type, load_backbone, resolve_mask_token_id
+from prism_plugin.data import Origin
 from prism_plugin.errors import BackboneError, DataFormatError
 from prism_plugin.modeling import attach_quality_head
 from prism_plugin.testing import tiny_backbone
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 
 
 def half_masked(backbone):
@@ -52,6 +53,6 @@ def test_dplm_2_is_not_taken_for_esm_2(kind):
 def test_rows_that_may_become_masks_alone_are_refused_before_training():
     rows = [{"input_ids": [2, 3, 4], "maskable": [False, True, True]}, {"input_ids": [5, 6]}]
     model = attach_quality_head(tiny_backbone("dplm"))
-    as_prepared(rows[:1], model, "train_dataset")
-    with pytest.raises(DataFormatError, match=r"`train_dataset` must hold a token that is never masked, .* but row 1 is"):
-        as_prepared([rows[0], {**rows[1], "maskable": [True, True]}], model, "train_dataset")
+    as_prepared(rows[:1], model, Origin("train_dataset"))
+    with pytest.raises(DataFormatError, match=r"`train_dataset\[1\]` must hold a token that is never masked, .* but is"):
+        as_prepared([rows[0], {**rows[1], "maskable": [True, True]}], model, Origin("train_dataset"))

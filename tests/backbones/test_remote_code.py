@@ -17,9 +17,10 @@ from prism_plugin.backbones import (
     load_tokenizer,
     pairwise_mask,
 )
+from prism_plugin.data import Origin
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.persistence import load_weights
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 
 IDS = torch.arange(2, 16).view(2, 7)
 
@@ -213,7 +214,7 @@ def test_a_vocabulary_that_is_padded_may_be_drawn_from(tmp_path):
     assert sampler.sample(drawn, max_new_tokens=2).sequences.shape == (2, 17)
     assert model.score(drawn).shape == drawn.shape
     rows = [{"example_id": 0, "input_ids": drawn[0].tolist(), "maskable": [True] * 15}]
-    assert as_prepared(rows, model, "rows")
+    assert as_prepared(rows, model, Origin("rows"))
 
 
 @pytest.mark.parametrize("name", ["llada", "mdlm"])

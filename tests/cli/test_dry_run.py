@@ -172,7 +172,7 @@ def test_rows_that_the_model_cannot_read_are_one_sentence(folder, capsys):
     tiny_backbone("bert", max_position_embeddings=11).config.save_pretrained(folder / "bert")
     tiny_tokenizer().save_pretrained(folder / "bert")
     assert run(write(folder, "bert")) == 2
-    assert "A row of `train_dataset` must have at most 12 tokens" in capsys.readouterr().err
+    assert "rows.txt must have at most 12 tokens" in capsys.readouterr().err
     assert run(write(folder, "bert"), "--max_length", "12") == 0
     STANDIN_FAMILIES["mdlm"].save(folder / "mdlm")
     tiny_tokenizer().save_pretrained(folder / "mdlm")

@@ -246,9 +246,12 @@ def test_puzzles_are_solved_to_be_judged(player, tmp_path, capsys):
         (["--drafts", "[{num_drafted: 4}", *PRISM], "--drafts is not valid YAML"),
         ([*DRAFTS, "--data", "none.jsonl"], "A data file must exist, found nothing readable as one at none.jsonl"),
         ([*DRAFTS, "--data", "prompts.jsonl"], "found none in prompt"),
-        ([*DRAFTS, "--data", "masks.jsonl"], "Row 0: data must not contain the mask token (id 31); it does"),
+        ([*DRAFTS, "--data", "masks.jsonl"], "masks.jsonl, row 1: data must not contain the mask token (id 31); it does"),
         ([*DRAFTS, "--data", "long.jsonl"], "set `--max-length`"),
-        (["--on", "states", "--data", "text.jsonl"], "Row 0: with all of it masked, nothing says which tokens are right"),
+        (
+            ["--on", "states", "--data", "text.jsonl"],
+            "text.jsonl, row 1: with all of it masked, nothing says which tokens are right",
+        ),
         (
             ["--on", "states", "--preset", "confidence", "--num-steps", "1"],
             "The sampler showed no revealed token in any of its",

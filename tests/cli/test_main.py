@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -234,6 +235,13 @@ def test_help_names_every_verb_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(verb in done.stdout for verb in cli.VERBS)
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prism-plugin", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("prism_plugin", run_name="__main__")
+    assert "usage: prism-plugin" in capsys.readouterr().out
 
 
 def test_an_unknown_verb_is_refused(capsys):

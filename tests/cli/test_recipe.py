@@ -45,6 +45,16 @@ def test_values_are_those_of_yaml_1_2(text, value):
     assert (read, type(read)) == (value, type(value))
 
 
+def test_mappings_are_merged_and_their_own_keys_win():
+    text = "{a: &a {x: 1, y: 2}, b: &b {<<: *a, x: 3}, c: [{<<: *b, y: 4}, {<<: [*b, {z: 5}]}, *b]}"
+    b = {"x": 3, "y": 2}
+    assert parse_yaml(text, "here") == {"a": {"x": 1, "y": 2}, "b": b, "c": [{"x": 3, "y": 4}, {**b, "z": 5}, b]}
+    with pytest.raises(ConfigurationError, match="here is not valid YAML: x given twice"):
+        parse_yaml("{a: &a {x: 1}, b: {<<: *a, x: 2, x: 3}}", "here")
+    with pytest.raises(ConfigurationError, match="<< given twice"):
+        parse_yaml("{a: &a {x: 1}, b: {<<: *a, <<: *a}}", "here")
+
+
 def test_paths_are_relative_to_the_recipe_or_to_who_types_them(tmp_path, monkeypatch):
     recipe = load(tmp_path)
     assert Path(recipe.data.path) == tmp_path / "rows.txt"

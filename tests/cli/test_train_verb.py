@@ -36,8 +36,7 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     for options in ([], ["--dry-run"]):
         assert run(recipe, *options) == 2
         assert (
-            "`train_dataset` has recorded drafts, the column `draft_ids`, which the objective `prism`"
-            in capsys.readouterr().err
+            "drafts.parquet has recorded drafts, the column `draft_ids`, which the objective `prism`" in capsys.readouterr().err
         )
     content["objective"] = {"name": "prism_recorded", "diffusion_weight": 0.25}
     recipe.write_text(yaml.safe_dump(content))
@@ -57,6 +56,11 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
 
 def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):
     assert run(recipe) == 0
+    assert run(recipe, "--max_steps", "5", "--save_steps", "1", "--logging_steps", "500", "--json") == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["steps"], "loss" in printed) == (5, True)
+    assert run(recipe, "--max_steps", "3") == 2
+    assert "checkpoint-5 is of step 5, but the run is to end after 3; raise `max_steps`" in capsys.readouterr().err
     assert run(recipe, "--learning_rate", "1e-3") == 2
     assert "run belongs to another run, which differs in training.learning_rate; choose another" in capsys.readouterr().err
     (tmp_path / "rows.txt").write_text("abc\n" * 12)
@@ -109,7 +113,7 @@ def test_a_bad_row_keeps_its_number_when_rows_are_held_out(recipe, tmp_path, cap
     lines = [json.dumps({"text": "" if index == 5 else "abcd"}) for index in range(12)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     assert run(recipe, "--data.path", str(tmp_path / "rows.jsonl")) == 2
-    assert "prism-plugin train: Row 5 is empty; remove it." in capsys.readouterr().err
+    assert "rows.jsonl, row 6: the row is empty; remove it." in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_refused_and_names_are_not_guessed(recipe, capsys):

@@ -27,7 +27,9 @@ def test_recorded_drafts_are_padded_too_and_all_rows_have_them_or_none():
     assert batch["draft_ids"].dtype == torch.int64
     assert batch["input_ids"].tolist() == [[3, 4, 5], [6, 9, 9]]
     for mixed in (ROWS[1], {**ROWS[1], "draft_ids": None}):
-        with pytest.raises(DataFormatError, match="All rows of a batch need `draft_ids`, or none; row 2 has none and others"):
+        with pytest.raises(
+            DataFormatError, match="All rows of a batch need `draft_ids`, or none; the one with `example_id` 2 has none and"
+        ):
             PrismCollator(pad_token_id=9)([rows[0], mixed])
 
 
@@ -43,13 +45,13 @@ def test_padding_that_rows_bring_is_neither_attended_to_nor_maskable():
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ({"input_ids": [[3]], "maskable": [[True]]}, "`rows` must be a list of rows, .* found dict; a dict holds columns"),
+        ({"input_ids": [[3]], "maskable": [[True]]}, "`rows` must be a list of rows, .* found dict; of columns by name"),
         ([], "A batch needs at least one row, found none"),
-        ([None], "Row 0 of `rows` must be a mapping"),
+        ([None], r"`rows\[0\]` must be a mapping"),
         ([{"input_ids": [3], "attention_mask": [1]}], "need example_id, input_ids, maskable, found no example_id, maskable"),
         ([{**ROWS[0], "labels": [3, 4, 5]}], "Nothing reads `labels` of prepared rows"),
         ([{**ROWS[0], "attention_mask": [1]}], "`input_ids` and `attention_mask` of a row must be equally long, found 3 and 1"),
-        ([{**ROWS[0], "maskable": [2, 0, 1]}], "`maskable` of row 7 must hold true or false, or 1 or 0"),
+        ([{**ROWS[0], "maskable": [2, 0, 1]}], "`maskable` of the row with `example_id` 7 must hold true or false, or 1 or 0"),
     ],
 )
 def test_what_is_no_list_of_prepared_rows_is_refused(rows, words):

@@ -2,7 +2,7 @@ import datasets
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from prism_plugin.data import DataSettings, check_prepared, fingerprint, prepare_rows
+from prism_plugin.data import DataSettings, Origin, check_prepared, fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.testing import tiny_tokenizer
 
@@ -104,11 +104,11 @@ def test_recorded_drafts_go_with_their_tokens():
 @pytest.mark.parametrize(
     ("changed", "settings", "words"),
     [
-        ({"draft_ids": [3, MASK]}, {}, "Row 1: `draft_ids` must be as long as `input_ids`, found 2 and 4"),
-        ({"draft_ids": None}, {}, "Row 1: `draft_ids` must be as long as `input_ids`, found 0 and 4"),
-        ({"draft_ids": [4, 4, 5, 6]}, {}, "Row 1: `draft_ids` must equal .* not maskable, found 4 for 3 at position 0"),
-        ({"draft_ids": [3, MASK, MASK, MASK]}, {}, "Row 1: `draft_ids` must hold a token at one maskable .* all 3 are masked"),
-        ({}, {"max_length": 2}, "Row 0: `draft_ids` must hold a token at one maskable position .* all 1 are masked"),
+        ({"draft_ids": [3, MASK]}, {}, r"`rows\[1\]`: `draft_ids` must be as long as `input_ids`, found 2 and 4"),
+        ({"draft_ids": None}, {}, r"`rows\[1\]`: `draft_ids` must be as long as `input_ids`, found 0 and 4"),
+        ({"draft_ids": [4, 4, 5, 6]}, {}, r"`rows\[1\]`: `draft_ids` must equal .* not maskable, found 4 for 3 at"),
+        ({"draft_ids": [3, MASK, MASK, MASK]}, {}, r"`rows\[1\]`: `draft_ids` must hold a token .* all 3 are masked"),
+        ({}, {"max_length": 2}, r"`rows\[0\]`: `draft_ids` must hold a token at one maskable .* all 1 are masked"),
         ({}, {"append_eos": True}, "`append_eos` adds tokens to `input_ids` that the recorded `draft_ids` do not have"),
         ({}, {"pads": "supervised", "max_length": 9}, "`pads: supervised` adds tokens to `input_ids` that the recorded"),
     ],
@@ -179,13 +179,13 @@ def test_a_tokenizers_own_padding_trains_the_same_rows(tokenizer):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("rows.jsonl", "`rows` must be a list of rows, .* found str; read a file with `read_rows`"),
-        ({"text": ["ab"]}, "`rows` must be a list of rows, .* found dict; a dict holds columns or splits"),
+        ("rows.jsonl", "`rows` must be a list of rows, .* found str; read a file with `prism_plugin.data.read_rows`"),
+        ({"text": ["ab"]}, "`rows` must be a list of rows, .* found dict; of columns by name make a data set"),
         ((row for row in [{"text": "ab"}]), "`rows` must be a list of rows, .* found generator"),
-        ([{"text": "ab"}, None], "Row 1 of `rows` must be a mapping of column names to values, .* found NoneType"),
-        (["ab"], "Row 0 of `rows` must be a mapping of column names to values, .* found str"),
-        ([{"text": "ab"}, {"text": 7}], "Row 1: `text` must be text, found int"),
-        ([{"text": b"ab"}], "Row 0: `text` must be text, found bytes"),
+        ([{"text": "ab"}, None], r"`rows\[1\]` must be a mapping of column names to values, .* found NoneType"),
+        (["ab", {"text": "ab"}], r"`rows\[0\]` must be a mapping of column names to values, .* found str"),
+        ([{"text": "ab"}, {"text": 7}], r"`rows\[1\]`: `text` must be text, found int"),
+        ([{"text": b"ab"}], r"`rows\[0\]`: `text` must be text, found bytes"),
         ([{"text": "ab", 1: 2}], "`rows` must hold texts, numbers, and lists and mappings of them"),
     ],
 )
@@ -199,9 +199,9 @@ def test_long_rows_are_cut_dropped_or_refused(tokenizer):
     assert [len(row["input_ids"]) for row in prepare(rows, tokenizer, max_length=4)] == [4, 2]
     dropped = prepare(rows, tokenizer, max_length=4, overlong="drop")
     assert [row["example_id"] for row in dropped] == [1]
-    with pytest.raises(DataFormatError, match="Row 0 has 6 tokens, more than `max_length` 4"):
+    with pytest.raises(DataFormatError, match=r"`rows\[0\]`: the row has 6 tokens, more than `max_length` 4"):
         prepare(rows, tokenizer, max_length=4, overlong="error")
-    with pytest.raises(DataFormatError, match="All 2 rows are longer than `max_length` 1; raise it"):
+    with pytest.raises(DataFormatError, match="`rows`: all 2 rows are longer than `max_length` 1; raise it"):
         prepare(rows, tokenizer, max_length=1, overlong="drop")
 
 
@@ -216,51 +216,51 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], "The data holds no row"),
+        ([], "`rows` holds no row"),
         ([{"body": "ab"}], r"Rows need the columns text or prompt\+completion or messages or input_ids.*found none in body"),
         ([{"text": "ab", "input_ids": [3]}], "found several of them in text, input_ids"),
-        ([{"text": "ab"}, {"text": None}], "Row 1: `text` must be text, found NoneType"),
-        ([{"text": "ab"}, {"text": ""}], "Row 1 is empty; remove it"),
-        ([{"text": ""}], "Row 0: a text must give at least one token, found ''"),
-        ([{"text": "a[MASK]b"}], r"Row 0: data must not contain the mask token \(id 31\); it does"),
-        ([{"prompt": "abc", "completion": ""}, {"prompt": "a", "completion": "b"}], "Row 0: a text must give at least one"),
-        ([{"prompt": "a", "completion": "b"}, {"prompt": "abc", "completion": ""}], "Row 1: nothing may be masked in its 3"),
-        ([{"input_ids": [3, 4], "labels": [3]}], "Row 0: 2 `input_ids` need a list of as many `labels`, found 1"),
-        ([{"input_ids": [3, 4], "labels": [3, 5]}], "Row 0: a label must be its token's id, or -100 where not maskable"),
-        ([{"input_ids": [3], "labels": [3], "maskable": [True]}], "Row 0: give `labels` or `maskable`, not both"),
-        ([{"input_ids": ["a"]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 'a'"),
-        ([{"input_ids": [3, 1.5]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 3.0"),
-        ([{"input_ids": [3]}, {"input_ids": [3, -1]}], "Row 1: `input_ids` must list token ids.* found -1"),
-        ([{"input_ids": [2**40]}], "Row 0: `input_ids` must list token ids.* found 1099511627776"),
-        ([{"input_ids": 7}], "Row 0: `input_ids` must list token ids, integers of at least 0, found 7"),
-        ([{"input_ids": [3], "labels": 3}], "Row 0: 1 `input_ids` need a list of as many `labels`, found 3"),
-        ([{"input_ids": [True, 3]}], "Row 0: `input_ids` must list token ids, integers of at least 0, found True"),
-        ([{"input_ids": [3, 4, 5], "maskable": [2, 0, 1]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 2"),
-        ([{"input_ids": [3], "maskable": [0.5]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 0.5"),
-        ([{"input_ids": [3], "maskable": ["no"]}], "Row 0: `maskable` must hold true or false, or 1 or 0, found 'no'"),
-        ([{"input_ids": [3, 4], "attention_mask": [1]}], "Row 0: 2 `input_ids` need a list of as many `attention_mask`"),
-        ([{"input_ids": [3, 4], "attention_mask": [1, 7]}], "Row 0: `attention_mask` must hold true or false, or 1 or 0"),
+        ([{"text": "ab"}, {"text": None}], r"`rows\[1\]`: `text` must be text, found NoneType"),
+        ([{"text": "ab"}, {"text": ""}], r"`rows\[1\]`: the row is empty; remove it"),
+        ([{"text": ""}], r"`rows\[0\]`: a text must give at least one token, found ''"),
+        ([{"text": "a[MASK]b"}], r"`rows\[0\]`: data must not contain the mask token \(id 31\); it does"),
+        ([{"prompt": "abc", "completion": ""}, {"prompt": "a", "completion": "b"}], r"`rows\[0\]`: a text must give at"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "abc", "completion": ""}], r"`rows\[1\]`: nothing may be masked in"),
+        ([{"input_ids": [3, 4], "labels": [3]}], r"`rows\[0\]`: 2 `input_ids` need a list of as many `labels`, found 1"),
+        ([{"input_ids": [3, 4], "labels": [3, 5]}], r"`rows\[0\]`: a label must be its token's id, or -100 where not maskable"),
+        ([{"input_ids": [3], "labels": [3], "maskable": [True]}], r"`rows\[0\]`: give `labels` or `maskable`, not both"),
+        ([{"input_ids": ["a"]}], r"`rows\[0\]`: `input_ids` must list token ids, integers of at least 0, found 'a'"),
+        ([{"input_ids": [3, 1.5]}], r"`rows\[0\]`: `input_ids` must list token ids, integers of at least 0, found 3.0"),
+        ([{"input_ids": [3]}, {"input_ids": [3, -1]}], r"`rows\[1\]`: `input_ids` must list token ids.* found -1"),
+        ([{"input_ids": [2**40]}], r"`rows\[0\]`: `input_ids` must list token ids.* found 1099511627776"),
+        ([{"input_ids": 7}], r"`rows\[0\]`: `input_ids` must list token ids, integers of at least 0, found 7"),
+        ([{"input_ids": [3], "labels": 3}], r"`rows\[0\]`: 1 `input_ids` need a list of as many `labels`, found 3"),
+        ([{"input_ids": [True, 3]}], r"`rows\[0\]`: `input_ids` must list token ids, integers of at least 0, found True"),
+        ([{"input_ids": [3, 4, 5], "maskable": [2, 0, 1]}], r"`rows\[0\]`: `maskable` must hold true or false, .* found 2"),
+        ([{"input_ids": [3], "maskable": [0.5]}], r"`rows\[0\]`: `maskable` must hold true or false, or 1 or 0, found 0.5"),
+        ([{"input_ids": [3], "maskable": ["no"]}], r"`rows\[0\]`: `maskable` must hold true or false, or 1 or 0, found 'no'"),
+        ([{"input_ids": [3, 4], "attention_mask": [1]}], r"`rows\[0\]`: 2 `input_ids` need a list of as many `attention_mask`"),
+        ([{"input_ids": [3, 4], "attention_mask": [1, 7]}], r"`rows\[0\]`: `attention_mask` must hold true or false"),
         (
             [{"input_ids": [0, 3, 4, 5], "attention_mask": [0, 1, 0, 1]}],
-            "Row 0: `attention_mask` must pad on the left or on the right only, found padding between tokens at position 2",
+            r"`rows\[0\]`: `attention_mask` must pad on the left or on the right only, .* between tokens at position 2",
         ),
-        ([{"input_ids": [3, 4], "attention_mask": [0, 0]}], "Row 0 is empty; remove it"),
-        ([{"input_ids": [3, 4], "token_type_ids": [0, 1]}], "Row 0: `token_type_ids` must be zeros"),
+        ([{"input_ids": [3, 4], "attention_mask": [0, 0]}], r"`rows\[0\]`: the row is empty; remove it"),
+        ([{"input_ids": [3, 4], "token_type_ids": [0, 1]}], r"`rows\[0\]`: `token_type_ids` must be zeros"),
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}],
-            "Row 0: `content` of message 1 in `messages` must be text, found NoneType; write '' where there is none",
+            r"`rows\[0\]`: `content` of `messages\[1\]` must be text, found NoneType; write '' where there is none",
         ),
         (
             [{"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}],
-            "Row 0: `content` of message 0 in `messages` must be text, found list",
+            r"`rows\[0\]`: `content` of `messages\[0\]` must be text, found list",
         ),
-        ([{"messages": ["a"]}], r"Row 0: `messages` must list messages with role and content, found \['a'\]"),
-        ([{"messages": "a"}], "Row 0: `messages` must list messages with role and content, found 'a'"),
-        ([{"messages": []}], "Row 0: `messages` must end with a message whose role is assistant"),
-        ([{"messages": [{"role": "user", "content": "a"}]}], "Row 0: `messages` must end with a message whose role is assist"),
+        ([{"messages": ["a"]}], r"`rows\[0\]`: `messages` must list messages with role and content, found \['a'\]"),
+        ([{"messages": "a"}], r"`rows\[0\]`: `messages` must list messages with role and content, found 'a'"),
+        ([{"messages": []}], r"`rows\[0\]`: `messages` must end with a message whose role is assistant"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], r"`rows\[0\]`: `messages` must end with a message whose role"),
         (
             [{"messages": [{"role": "assistant", "content": "a"}]}],
-            "Row 0: .* a message that the last one answers, found",
+            r"`rows\[0\]`: .* a message that the last one answers, found",
         ),
     ],
 )
@@ -288,14 +288,16 @@ def test_special_tokens_in_the_first_text_are_its_own(tokenizer):
 
 def test_null_is_no_text_in_a_chat_of_two_columns(tokenizer):
     tokenizer.chat_template = CHAT
-    with pytest.raises(DataFormatError, match="Row 1: `completion` must be text, found NoneType"):
+    with pytest.raises(DataFormatError, match=r"`rows\[1\]`: `completion` must be text, found NoneType"):
         prepare([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], tokenizer, as_chat=True)
 
 
 def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
     rows = [{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}]
-    with pytest.raises(DataFormatError, match=r"Row 0: the tokenizer's chat template must be able .* refuses: no system role"):
+    with pytest.raises(
+        DataFormatError, match=r"`rows\[0\]`: the tokenizer's chat template must be able .* refuses: no system role"
+    ):
         prepare(rows, tokenizer)
 
 
@@ -311,7 +313,7 @@ def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
 def test_a_template_that_fails_is_one_sentence(tokenizer, template, words):
     tokenizer.chat_template = template
     rows = [{"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}]
-    with pytest.raises(DataFormatError, match=f"Row 0: the tokenizer's chat template must .* refuses: {words}"):
+    with pytest.raises(DataFormatError, match=rf"`rows\[0\]`: the tokenizer's chat template must .* refuses: {words}"):
         prepare(rows, tokenizer)
 
 
@@ -322,10 +324,16 @@ def test_a_template_may_want_a_system_message(tokenizer):
 
 
 def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
+    """As after a split; and in a file rows are counted from 1, as lines are."""
     rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
-    with pytest.raises(DataFormatError, match="Row 2 is empty"):
+    with pytest.raises(DataFormatError, match=r"rows\.txt, row 3: the row is empty"):
+        prepare_rows(rows, tokenizer, mask_token_id=MASK, origin=Origin("rows.txt", counted=True))
+    with pytest.raises(DataFormatError, match=r"`rows\[2\]`: the row is empty"):
         prepare(rows, tokenizer)
-    for wrong, words in (("", "Row 2: a text must give at least one token"), (None, "Row 2: `text` must be text")):
+    for wrong, words in (
+        ("", r"`rows\[2\]`: a text must give at least one token"),
+        (None, r"`rows\[2\]`: `text` must be text"),
+    ):
         with pytest.raises(DataFormatError, match=words):
             prepare([{"text": wrong, "row_number": 2}], tokenizer)
     with pytest.raises(DataFormatError, match=r"found none in body\. Rename"):

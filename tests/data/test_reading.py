@@ -18,10 +18,11 @@ def test_every_format_gives_the_same_rows(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     (tmp_path / "rows.csv").write_text("text\nab\ncd\n")
+    (tmp_path / "rows.tsv").write_text("text\tid\nab\t1\ncd\t2\n")
     (tmp_path / "rows.txt").write_text("ab\n\ncd\n")
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    for suffix in ("jsonl", "json", "csv", "txt", "parquet"):
-        assert read_rows(str(tmp_path / f"rows.{suffix}")).to_list() == rows, suffix
+    for suffix in ("jsonl", "json", "csv", "tsv", "txt", "parquet"):
+        assert read_rows(str(tmp_path / f"rows.{suffix}")).select_columns("text").to_list() == rows, suffix
 
 
 def test_every_cell_of_a_csv_file_is_text_as_it_stands(tmp_path):
@@ -86,11 +87,12 @@ def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
         ("a.csv", 'text\nab\n"he said "hi""\n', "a.csv, line 3: the line cannot be read as CSV .* double the quotes inside"),
         ("a.csv", 'text\n"ab\n', "a.csv, line 2: the line cannot be read as CSV"),
         ("a.csv", "text,text\na,b\n", "a.csv, line 1: each column needs a name of its own, found 'text' twice"),
+        ("a.tsv", "text\tb\nx, y\t1\t2\n", "a.tsv, line 2: a line must have 2 cells like the first, found 3; .* holds tabs in"),
         ("a.csv", b"text\nab\xff\n", "a.csv must be UTF-8 text, found byte 0xff at offset 7"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', "a.jsonl, line 2: .* \\(text given twice\\)"),
         ("a.jsonl", '{"text": "a\u2028b"}\n{"text": \n', "a.jsonl, line 2: a line must be one JSON object"),
         ("a.json", '[{"text": "b", "text": "c"}]', "a.json cannot be read as json: text given twice"),
-        ("a.json", "[1]", "Row 0 of `.*a.json` must be a mapping of column names to values, .* found int"),
+        ("a.json", "[1]", "a.json, row 1 must be a mapping of column names to values, .* found int"),
         ("a::b.jsonl", '{"text": "a"}\n', "a::b.jsonl: a data file's path must not hold `::`"),
         ("a.txt", b"ab\xff\n", "a.txt must be UTF-8 text, found byte 0xff at offset 2"),
         ("a.jsonl", b'{"text": "ab\xff"}\n', "a.jsonl must be UTF-8 text, found byte 0xff at offset 12"),
@@ -101,7 +103,7 @@ def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
         ("a.csv", "\n", "a.csv holds no row"),
         ("a.txt", "\n \n", "a.txt holds no row"),
         ("a.parquet", "abc", "a.parquet cannot be read as parquet"),
-        ("a.xml", "abc", "a data file must end in .json, .jsonl, .csv, .parquet, .txt"),
+        ("a.xml", "abc", "a data file must end in .json, .jsonl, .csv, .tsv, .parquet, .txt"),
     ],
 )
 def test_a_bad_file_is_one_sentence_that_names_the_line(tmp_path, name, content, words):

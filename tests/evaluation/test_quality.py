@@ -183,7 +183,9 @@ def test_a_mask_token_of_id_0_is_no_padding():
 
 def test_what_cannot_be_judged_is_refused_in_one_sentence(model):
     text = prepare_rows([{"text": "abcd"}], tiny_tokenizer(), mask_token_id=MASK)
-    with pytest.raises(DataFormatError, match="Row 0: with all of it masked, nothing says which tokens are right; mask a"):
+    with pytest.raises(
+        DataFormatError, match="`rows\\[0\\]`: with all of it masked, nothing says which tokens are right; mask a"
+    ):
         judge_states(sampler_of(model), text)
     assert judge_states(sampler_of(model), text, masked=0.5).correct.numel()
     with pytest.raises(SamplingError, match="showed no revealed token in any of its 2 looks, so nothing could be judged; give"):

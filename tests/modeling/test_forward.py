@@ -131,12 +131,12 @@ def test_activation_checkpointing_changes_no_gradient(family, use_reentrant, ids
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     expected = gradients()
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})  # the older name, which people type
     assert model.is_activation_checkpointing
     assert model.is_gradient_checkpointing
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, expected[name])
-    model.activation_checkpointing_disable()
+    model.gradient_checkpointing_disable()
     assert not model.is_activation_checkpointing
 
 

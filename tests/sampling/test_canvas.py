@@ -84,7 +84,7 @@ IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
         (IDS - 2, None, "in the model's vocabulary, 0 to 9, found -1"),
         (IDS, torch.ones(2, 2), r"shape of `input_ids`, \[2, 3\], got float32 of shape \[2, 2\]"),
         (IDS, torch.tensor([[1, 1, 1], [1, 2, 1]]), "must hold 1 for the row's own tokens and 0 for padding"),
-        (IDS, torch.tensor([[1, 1, 1], [1, 0, 1]]), "left or on the right only, but row 1 has padding between"),
+        (IDS, torch.tensor([[1, 1, 1], [1, 0, 1]]), "left or on the right only, but `attention_mask\\[1\\]` has padding"),
     ],
 )
 def test_bad_requests_are_refused(input_ids, attention_mask, words):

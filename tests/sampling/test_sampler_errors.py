@@ -194,7 +194,7 @@ def test_a_quality_that_is_no_number_is_refused(model, temperature):
         ),
         (
             lambda s: s.generate([[{"role": "user", "content": None}]], max_new_tokens=2),
-            r"`content` of message 0 in `prompts\[0\]` must be text, found NoneType",
+            r"`content` of `prompts\[0\]\[0\]` must be text, found NoneType",
         ),
         (lambda s: s.generate(["ab"], max_new_tokens=0), "`max_new_tokens` must be an integer of at least 1"),
         (lambda s: s.generate(["a[MASK]"], max_new_tokens=2), "must not contain the mask token, found it in `prompts`"),

@@ -7,9 +7,10 @@ import pytest
 import torch
 from reference import training as reference
 
+from prism_plugin.data import Origin
 from prism_plugin.errors import ConfigurationError, DataFormatError, UnknownKeyError
 from prism_plugin.training import get_objective, objective_to_dict
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 
 
 def run(model, rows, lab, objective=None, *, seed=5, epoch=2, **how):
@@ -163,10 +164,10 @@ def test_every_row_of_a_list_is_looked_at(lab, raw):
         rows, plain = ([{key: one[key] for key in one if key != "example_id"} for one in given] for given in (rows, plain))
     model = lab.build_model()
     with pytest.raises(DataFormatError, match=r"`rows` has recorded drafts, .* which the objective `prism` would ignore"):
-        as_prepared([*plain[:2], *rows[2:]], model, "rows", get_objective("prism"))
+        as_prepared([*plain[:2], *rows[2:]], model, Origin("rows"), get_objective("prism"))
     with pytest.raises(DataFormatError, match=r"`prism_recorded` learns from recorded drafts, .* but `rows` has none"):
-        as_prepared([*rows[:2], *plain[2:]], model, "rows", get_objective("prism_recorded"))
-    assert len(as_prepared(rows, model, "rows", get_objective("prism_recorded"))) == 4
+        as_prepared([*rows[:2], *plain[2:]], model, Origin("rows"), get_objective("prism_recorded"))
+    assert len(as_prepared(rows, model, Origin("rows"), get_objective("prism_recorded"))) == 4
 
 
 def test_a_batch_that_no_check_has_seen_is_refused_by_itself(lab, tmp_path):
@@ -175,7 +176,7 @@ def test_a_batch_that_no_check_has_seen_is_refused_by_itself(lab, tmp_path):
     missing = "`prism_recorded` learns from recorded drafts, the column `draft_ids`, but `batch` has none"
     for objective, good, bad, words in ((None, plain, rows, ignored), (get_objective("prism_recorded"), rows, plain, missing)):
         trainer = lab.make_trainer(tmp_path, objective=objective, rows=good)
-        with pytest.raises(DataFormatError, match=words):
+        with pytest.raises(DataFormatError, match=words.replace("batch", "eval_dataset")):
             trainer.evaluate(datasets.Dataset.from_list(bad))
         with pytest.raises(DataFormatError, match=words):
             trainer.compute_loss(trainer.model, lab.collate(bad))

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import datasets
 import pytest
@@ -11,11 +12,12 @@ from transformers import LlamaForCausalLM
 from prism_plugin.core import terms as terms_module
 from prism_plugin.core.drafting import DraftRule
 from prism_plugin.core.labels import Labels
+from prism_plugin.data import Origin
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.training.meters import figures_of
 
 LEARNT = ("quality_loss", "diffusion_loss", "loss", "base_rate", "grad_norm")
@@ -273,19 +275,21 @@ def test_the_best_checkpoint_is_chosen_the_right_way_round(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("rows.jsonl", "`train_dataset` must be a list of rows, .* found str; read a file with `read_rows`"),
+        ("rows.jsonl", "`train_dataset` must be a list of rows, .* found str; read a file with `prism_plugin.data.read_rows`"),
         (
-            datasets.DatasetDict(),
-            "`train_dataset` must be a list of rows, .* found DatasetDict; a dict holds columns",
+            datasets.DatasetDict(train=datasets.Dataset.from_list([{"text": "ab"}])),
+            r"`train_dataset` must be .* found DatasetDict with the splits train; choose one, such as `data\['train'\]`",
         ),
-        ((row for row in ()), "`train_dataset` must have a length and be read by index, .* generator is not"),
-        ([{"text": "ab"}, "cd"], "Row 1 of `train_dataset` must be a mapping"),
+        ({"text": ["ab"]}, "`train_dataset` must be a list of rows, .* found dict; of columns by name make a data set"),
+        (Path("rows.jsonl"), "`train_dataset` must be a list of rows, .* found PosixPath; read a file with"),
+        ((row for row in ()), "`train_dataset` must be a list of rows, .* found generator; make a list of its rows"),
+        ([{"text": "ab"}, "cd"], r"`train_dataset\[1\]` must be a mapping"),
         (torch.ones(2, 3), "The rows of `train_dataset` must be mappings .*, found Tensor"),
     ],
 )
 def test_what_is_no_data_set_is_refused(lab, rows, words):
     with pytest.raises(DataFormatError, match=words):
-        as_prepared(rows, lab.build_model(), "train_dataset", get_objective("prism"))
+        as_prepared(rows, lab.build_model(), Origin("train_dataset"), get_objective("prism"))
 
 
 def test_data_that_cannot_be_trained_on_is_refused(lab, tmp_path):
