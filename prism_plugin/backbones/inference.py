@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prism_plugin.backbones.call_changes import CallChanges
-from prism_plugin.backbones.modes import evaluation_mode, kept_random_state
+from prism_plugin.backbones.modes import evaluation_mode, kept_random_state, trial_of_training
 from prism_plugin.backbones.probe import plain_tokens
 from prism_plugin.backbones.spec import BackboneSpec, device_of, find_spec
-from prism_plugin.errors import BackboneError
+from prism_plugin.errors import BackboneError, first_line, is_out_of_memory
 
 _WIDTH_NAMES = ("hidden_size", "d_model", "hidden_dim", "n_embd", "dim")
 
@@ -87,6 +87,7 @@ def infer_spec(backbone: PreTrainedModel) -> BackboneSpec:
         lora_target_modules=targets,
         activation_checkpointing=backbone.supports_gradient_checkpointing,
         hidden_size_name=hidden_size_name,
+        keeps_evaluation_mode=_fails_in_training(backbone),
         attention_mask="2d" if "attention_mask" in inspect.signature(backbone.forward).parameters else "none",
         auto_class="AutoModelForCausalLM" if is_decoder_class else "AutoModelForMaskedLM",
         causal_by_default=of_transformers and is_decoder_class,
@@ -125,14 +126,31 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
     try:
         with evaluation_mode(backbone), torch.no_grad(), kept_random_state(device), changes.watched(len(tokens)):
             backbone(input_ids=torch.tensor([tokens], device=device))
-    # What models were seen to raise: a missing argument, an index out of range, an operator that the device lacks.
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        raise _refusal(backbone, f"its forward fails on plain tokens ({type(error).__name__}: {error})") from error
+    except Exception as error:  # code of a repository may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise _refusal(backbone, f"its forward fails on plain tokens ({type(error).__name__}: {first_line(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
         changes.put_back()
     return calls, given
+
+
+def _fails_in_training(backbone: PreTrainedModel) -> bool:
+    """Whether its forward fails in training mode or gives no logits, as code does that takes labels and makes its own loss."""
+    tokens = plain_tokens(backbone.config, ())[:4]
+    device, changes = device_of(backbone.get_input_embeddings()), CallChanges(backbone)
+    try:
+        with trial_of_training(backbone), torch.no_grad(), kept_random_state(device), changes.watched(len(tokens)):
+            output = backbone(input_ids=torch.tensor([tokens], device=device))
+    except Exception as error:  # code of a repository may raise anything
+        if is_out_of_memory(error):
+            raise
+        return True
+    finally:
+        changes.put_back()
+    return getattr(output, "logits", None) is None
 
 
 def _final_hidden_at(

@@ -47,6 +47,9 @@ class BackboneSpec:
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too. None: it sees the whole row.
         needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
+        keeps_evaluation_mode: In training mode the code does something else, such as taking labels and making noise and loss
+            itself (SDAR, Fast-dLLM v2), so its modules stay in evaluation mode while it is trained. Dropout layers follow the
+            mode of the whole, an adapter's among them; dropout that the code applies by itself is off.
         pads: What the pretraining did with short rows: "ignored" hid their padding, "supervised" filled them with EOS
             tokens that were seen and learnt, which data preparation can repeat (`pads: supervised`).
         auto_class: Name of the transformers auto class that loads the family with its LM head.
@@ -79,6 +82,7 @@ class BackboneSpec:
     attention_mask: Literal["2d", "4d", "none"] = "2d"
     attention_block_length: int | None = None
     needs_visible_token: bool = False
+    keeps_evaluation_mode: bool = False
     pads: Literal["ignored", "supervised"] = "ignored"
     auto_class: str = "AutoModelForMaskedLM"
     prefers_own_code: bool = False

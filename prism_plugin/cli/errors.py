@@ -3,6 +3,8 @@
 import argparse
 import errno
 
+from prism_plugin.errors import is_out_of_memory
+
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", "make room or choose another folder"),
     errno.EDQUOT: ("the disk quota is used up", "make room or choose another folder"),
@@ -31,8 +33,7 @@ def explain_out_of_memory(error: RuntimeError, args: argparse.Namespace) -> str 
         The sentence; None if the error is of another kind, or the verb has none of these options.
     """
     cause = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
-    short = type(error).__name__ == "OutOfMemoryError" or "out of memory" in cause or "can't allocate memory" in cause
-    if not short or not hasattr(args, "device"):
+    if not is_out_of_memory(error) or not hasattr(args, "device"):
         return None
     ways = ["a smaller `--batch-size`"] * (getattr(args, "batch_size", 1) > 1)
     ways += ["`--dtype bfloat16`"] * (args.dtype in ("auto", "float32")) + ["another `--device`"]

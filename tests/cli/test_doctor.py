@@ -18,7 +18,7 @@ KEYS = [
     "family", "mask_token_id", "mask_token_source", "alignment", "changed_while_attached", "checks", "trainable_parameters",
     "memory_gb",
 ]  # fmt: skip
-LOOKS = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "rotary_tables"]
+LOOKS = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "training", "rotary_tables"]
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -159,7 +159,7 @@ def test_a_model_that_cannot_be_called(tmp_path, capsys):
         ("attributes", True),
         ("forward", False),
     ]
-    assert "its forward failed (AttributeError" in found["checks"][-1]["detail"]
+    assert "failed (AttributeError" in found["checks"][-1]["detail"]
 
 
 def test_an_unknown_family_is_described(tmp_path, capsys):
