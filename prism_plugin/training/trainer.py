@@ -39,6 +39,7 @@ from prism_plugin.training.checks import (
     rows_per_step,
 )
 from prism_plugin.training.divergence import DivergenceCheck
+from prism_plugin.training.gradients import allow_for_idle_parameters
 from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of
 from prism_plugin.training.objective import Objective, StepOutput
 from prism_plugin.training.presets import get_objective, objective_to_dict
@@ -133,11 +134,11 @@ class PrismTrainer(RunFolderTrainer):
                 )
         else:
             self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self.resumed_from is None:
-            return super().train(None, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        finished = self._finished_state(self.resumed_from)
-        if finished is None:
-            return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        finished = None if self.resumed_from is None else self._finished_state(self.resumed_from)
+        if self.resumed_from is None or finished is None:
+            allow_for_idle_parameters(self.prism_model, self.objective, self.args, self.accelerator)
+            checkpoint = None if self.resumed_from is None else str(self.resumed_from)
+            return super().train(checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
         best = finished.best_model_checkpoint and self.args.load_best_model_at_end
         from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
         load_weights(self.prism_model, from_here)
