@@ -72,6 +72,18 @@ class SamplingError(PrismError, ValueError):
     """A sampling request cannot be met."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, without the full stop; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory, which torch says in several classes and words."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "can't allocate memory" in text
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Say which known name is nearest to one that is not known, in brackets after a space; nothing if none is near."""
     near = get_close_matches(name, list(known), n=1)

@@ -129,6 +129,17 @@ STANDIN_FAMILIES = {
     ),
 }  # fmt: skip
 
+# Not in the contract, since its family has no spec of its own: code that trains itself in training mode.
+OWN_LOSS = RemoteFamily(
+    ("modeling_own_loss.py",),
+    {"AutoConfig": "modeling_own_loss.OwnLossConfig", "AutoModelForCausalLM": "modeling_own_loss.OwnLossForCausalLM"},
+    {
+        "model_type": "own_loss", "architectures": ["OwnLossForCausalLM"], "dtype": "float32", "is_causal": False,
+        "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 64, **_SPECIAL, **_MASK,
+    },
+)  # fmt: skip
+
 # Real code, by the folder that `git clone` makes and the place of the files in it.
 _LLADA = {
     "model_type": "llada", "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 32, "vocab_size": 32,

@@ -1,14 +1,15 @@
 """What one call of a backbone is given: the habits of each family with masks and extra arguments, settled in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from prism_plugin.backbones.spec import BackboneSpec
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError, PrismError, first_line, is_out_of_memory
 from prism_plugin.types import TokenIds, TokenMask
 
 
@@ -29,6 +30,28 @@ def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: Toke
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         arguments["attention_mask"] = pairwise_mask(present.bool(), spec.attention_block_length)
     return arguments
+
+
+@contextmanager
+def one_sentence(backbone: nn.Module) -> Iterator[None]:
+    """What a model's own code raises becomes a BackboneError, whatever it is; errors of ours stay, and too little memory.
+
+    Args:
+        backbone: The model that is called meanwhile.
+
+    Raises:
+        BackboneError: If something was raised.
+        Exception: If it says that memory did not suffice, as it was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PrismError) or is_out_of_memory(error):
+            raise
+        raise BackboneError(
+            f"The forward of {type(backbone).__name__} failed ({type(error).__name__}: {first_line(error)}); load it with "
+            "`load_backbone`, correct its BackboneSpec, or give it what its code expects."
+        ) from error
 
 
 def require_visible_token(

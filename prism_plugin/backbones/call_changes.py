@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prism_plugin.backbones.modes import is_of_a_library
 from prism_plugin.backbones.probe import is_sharded
 
-# torch's own layers do not change in a call, and what these others note on theirs is not the model's.
-_NOT_THE_MODELS = ("torch.", "peft.", "accelerate.", "bitsandbytes.")
 # Where a module holds what a call may change: its attributes (""), its buffers and its submodules.
 _KINDS = ("", "_buffers", "_modules")
 _ABSENT = object()
@@ -38,7 +37,8 @@ class CallChanges:
         self._kind: Hashable = None
         self._changed: list[tuple[object, str, str, Any]] = []
         self._written: list[tuple[object, str, Tensor]] = []
-        modules = [module for module in backbone.modules() if not type(module).__module__.startswith(_NOT_THE_MODELS)]
+        # torch's own layers do not change in a call, and what other libraries note on theirs is not the model's.
+        modules = [module for module in backbone.modules() if not is_of_a_library(module)]
         configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
         self._watched = [*((config, "") for config in configs.values()), *((one, kind) for one in modules for kind in _KINDS)]
 

@@ -2,18 +2,20 @@
 
 import inspect
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from prism_plugin.backbones.call_changes import CallChanges
-from prism_plugin.backbones.modes import evaluation_mode, kept_random_state
-from prism_plugin.backbones.probe import plain_tokens
+from prism_plugin.backbones.modes import evaluation_mode, kept_random_state, trial_of_training
+from prism_plugin.backbones.probe import is_sharded, judge_bidirectional, plain_tokens
 from prism_plugin.backbones.spec import BackboneSpec, device_of, find_spec
-from prism_plugin.errors import BackboneError
+from prism_plugin.errors import BackboneError, first_line, is_out_of_memory
 
 _WIDTH_NAMES = ("hidden_size", "d_model", "hidden_dim", "n_embd", "dim")
 
@@ -56,8 +58,9 @@ def infer_spec(backbone: PreTrainedModel) -> BackboneSpec:
     """Describe a model of an unknown family. Whether the description is right is for the probes to say.
 
     The quality head shall read what the model's body gives, so the place is the first module outside the body that is called
-    with it; where there is none, the LM head. LoRA goes to the linear layers in the body's repeated blocks, without names
-    that occur elsewhere in the model. Logits are taken to be about their own position.
+    with it; where there is none, the LM head. LoRA goes to the linear layers in the body's repeated blocks that are called, by
+    names that occur nowhere else in the model, or else by as much of their path as tells them apart; where there are none, it
+    goes nowhere by itself. Logits are taken to be about their own position.
 
     Args:
         backbone: A transformers model with its LM head; it may be on the meta device.
@@ -76,20 +79,20 @@ def infer_spec(backbone: PreTrainedModel) -> BackboneSpec:
     hidden_size_name = next((name for name in _WIDTH_NAMES if getattr(config, name, None) == width), None)
     if hidden_size_name is None:
         raise _refusal(backbone, f"its final hidden state is {width} wide, which its config does not say under a known name")
-    targets = _lora_targets(backbone, names, lm_head)
-    if not targets:
-        raise _refusal(backbone, "it has no linear layer inside that LoRA could go to")
     of_transformers = type(backbone).__module__.startswith("transformers.")
-    is_decoder_class = type(backbone).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    # XLM's and FlauBERT's classes end like those of decoders.
+    is_encoder_class = type(backbone).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    is_decoder_class = type(backbone).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not is_encoder_class
     return BackboneSpec(
         model_type=backbone.config.model_type,
         final_hidden_at=final_hidden_at,
-        lora_target_modules=targets,
+        lora_target_modules=_lora_targets(backbone, names, given),
         activation_checkpointing=backbone.supports_gradient_checkpointing,
         hidden_size_name=hidden_size_name,
+        keeps_evaluation_mode=_fails_in_training(backbone),
         attention_mask="2d" if "attention_mask" in inspect.signature(backbone.forward).parameters else "none",
         auto_class="AutoModelForCausalLM" if is_decoder_class else "AutoModelForMaskedLM",
-        causal_by_default=of_transformers and is_decoder_class,
+        causal_by_default=of_transformers and is_decoder_class and not _sees_what_follows(backbone),
         settings_while_attached=(("config.use_cache", False),) if hasattr(backbone.config, "use_cache") else (),
     )
 
@@ -117,22 +120,54 @@ def _look(backbone: PreTrainedModel) -> tuple[list[tuple[nn.Module, Tensor]], di
         if parts and isinstance(parts[0], Tensor):
             given[module] = parts[0]
 
-    tokens = plain_tokens(backbone.config, ())[:4]
-    device = device_of(backbone.get_input_embeddings())
+    tokens = torch.tensor([plain_tokens(backbone.config, ())[:4]])
     handles = [module.register_forward_pre_hook(before) for module in backbone.modules()]
     handles += [module.register_forward_hook(after) for module in backbone.modules()]
-    changes = CallChanges(backbone)
     try:
-        with evaluation_mode(backbone), torch.no_grad(), kept_random_state(device), changes.watched(len(tokens)):
-            backbone(input_ids=torch.tensor([tokens], device=device))
-    # What models were seen to raise: a missing argument, an index out of range, an operator that the device lacks.
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        raise _refusal(backbone, f"its forward fails on plain tokens ({type(error).__name__}: {error})") from error
+        with evaluation_mode(backbone):
+            _call(backbone, tokens)
+    except Exception as error:  # code of a repository may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise _refusal(backbone, f"its forward fails on plain tokens ({type(error).__name__}: {first_line(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
-        changes.put_back()
     return calls, given
+
+
+def _call(backbone: PreTrainedModel, tokens: Tensor) -> Any:
+    """Call the model in its mode, and leave it as it was."""
+    device, changes = device_of(backbone.get_input_embeddings()), CallChanges(backbone)
+    try:
+        with torch.no_grad(), kept_random_state(device), changes.watched(tokens.shape):
+            return backbone(input_ids=tokens.to(device))
+    finally:
+        changes.put_back()
+
+
+def _sees_what_follows(backbone: PreTrainedModel) -> bool:
+    """Whether a decoder class attends to both sides unasked, as XLNet's does. Without weights, or where it is asked, no."""
+    weights = (*backbone.parameters(), *backbone.buffers())
+    if not getattr(backbone.config, "is_causal", True) or any(one.is_meta for one in weights) or is_sharded(backbone):
+        return False
+    tokens = torch.tensor([plain_tokens(backbone.config, ())[:4]]).repeat(3, 1)
+    tokens[2, -1] = tokens[0, 0]
+    with evaluation_mode(backbone):
+        base, again, moved = _call(backbone, tokens).logits
+    return judge_bidirectional(type(backbone).__name__, base, again, moved).ok is True
+
+
+def _fails_in_training(backbone: PreTrainedModel) -> bool:
+    """Whether its forward fails in training mode or gives no logits, as code does that takes labels and makes its own loss."""
+    try:
+        with trial_of_training(backbone):
+            output = _call(backbone, torch.tensor([plain_tokens(backbone.config, ())[:4]]))
+    except Exception as error:  # code of a repository may raise anything
+        if is_out_of_memory(error):
+            raise
+        return True
+    return getattr(output, "logits", None) is None
 
 
 def _final_hidden_at(
@@ -162,11 +197,33 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return same_place and one.shape == other.shape
 
 
-def _lora_targets(backbone: PreTrainedModel, names: dict[nn.Module, str], lm_head: nn.Module) -> tuple[str, ...]:
-    """Leaf names of linear layers in repeated blocks of the body that occur nowhere else."""
-    inside = set(backbone.base_model.modules())
-    linear = {module: name for module, name in names.items() if isinstance(module, nn.Linear | Conv1D)}
-    repeated = {module for module, name in linear.items() if any(part.isdigit() for part in name.split("."))}
-    wanted = [module for module in linear if module in inside and module is not lm_head and module in repeated]
-    elsewhere = {name.rpartition(".")[2] for module, name in linear.items() if module not in wanted}
-    return tuple(dict.fromkeys(leaf for module in wanted if (leaf := names[module].rpartition(".")[2]) not in elsewhere))
+def _lora_targets(backbone: PreTrainedModel, names: dict[nn.Module, str], called: Collection[nn.Module]) -> tuple[str, ...]:
+    """Ends of the paths of linear layers in repeated blocks of the body, each as short as tells it from all other modules.
+
+    Layers that no block of their kind calls are left out (Longformer's for global attention); of experts, some are always idle.
+    A name that other modules have too, as BERT's `dense`, is left out unless nothing else is there.
+    """
+    inside, lm_head = set(backbone.base_model.modules()), backbone.get_output_embeddings()
+    in_use = {_of_any_block(names[module]) for module in called}
+    wanted = [
+        name
+        for module, name in names.items()
+        if isinstance(module, nn.Linear | Conv1D) and module in inside and module is not lm_head
+        and _of_any_block(name) != name and _of_any_block(name) in in_use
+    ]  # fmt: skip
+    elsewhere = {end for name in set(names.values()).difference(wanted) for end in _ends(name)}
+    told_apart = {name: [end for end in _ends(name) if end not in elsewhere and not end[0].isdigit()] for name in wanted}
+    found = dict.fromkeys((name, ends[0]) for name, ends in told_apart.items() if ends)
+    by_name = [end for name, end in found if "." not in end or name.rpartition(".")[2].isdigit()]
+    return tuple(dict.fromkeys(by_name or [end for _, end in found]))
+
+
+def _of_any_block(name: str) -> str:
+    """A module's path, with a star for the numbers in it."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of a dotted path, from the last part to the whole."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]

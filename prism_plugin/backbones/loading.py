@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -23,7 +22,7 @@ from prism_plugin.backbones.compat import finish_loading, patch_config_class, pa
 from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
-from prism_plugin.errors import BackboneError, UnreachableBackboneError
+from prism_plugin.errors import BackboneError, PrismError, UnreachableBackboneError, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 # In this order, after the spec's own, since what a repository calls its `AutoModel` may lack the LM head.
@@ -135,11 +134,11 @@ def _one_sentence(where: str, model_type: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise BackboneError(f"The code of {where!r} could not be imported ({_first_line(error)}).") from error
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
-        if isinstance(error, BackboneError):
-            raise
-        cause = _first_line(error)
+        raise BackboneError(f"The code of {where!r} could not be imported ({first_line(error)}).") from error
+    except PrismError:
+        raise
+    except Exception as error:  # code of a repository may raise anything
+        cause = first_line(error)
         if "ignore_mismatched_sizes" in cause:  # transformers speaks of a report that it printed
             cause = "their shapes are not those that its config.json describes"
         raise BackboneError(f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({cause}).") from error
@@ -261,7 +260,7 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
                 f"There is no {where!r} on the Hub that you may see; correct the id, or log in with `hf auth login`."
             ) from error
         raise UnreachableBackboneError(
-            f"No config of a transformers model could be read from {where!r} ({_first_line(error)}); "
+            f"No config of a transformers model could be read from {where!r} ({first_line(error)}); "
             "give a folder with a config.json, or a Hub id that can be reached or is cached."
         ) from error
 
@@ -294,9 +293,8 @@ def load_tokenizer(
         if not any(_has_file(where, name, revision) for name in TOKENIZER_FILES):
             return None
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
-    # The last three: code that a repository brings along for its tokenizer.
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise BackboneError(f"The tokenizer in {where!r} could not be read ({_first_line(error)}).") from error
+    except Exception as error:  # code that a repository brings along for its tokenizer may raise anything
+        raise BackboneError(f"The tokenizer in {where!r} could not be read ({first_line(error)}).") from error
 
 
 def _has_file(where: str, name: str, revision: str | None) -> bool:
@@ -317,7 +315,3 @@ def _checked_location(name_or_path: str | Path) -> str:
     if (isinstance(name_or_path, Path) or looks_like_path(where)) and not path.is_dir():
         raise UnreachableBackboneError(f"{where!r} must be a folder with a transformers model, but there is no such folder.")
     return where
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else type(error).__name__

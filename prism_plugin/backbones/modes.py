@@ -5,27 +5,76 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 # On a CPU with AVX-512 BF16, bitsandbytes (0.50) packs a 4-bit layer's weights when it is first called in evaluation mode,
 # unless this attribute of the layer is False. Packed weights let no gradient through, and some widths cannot be packed.
 _PACKS = "support_avx512bf16_for_cpu"
 
 
+# Where modules come from that are no model's own code, with all that they are made of.
+_LIBRARIES = ("torch.", "peft.", "accelerate.", "bitsandbytes.", "builtins", "abc", "typing")
+
+
+def is_of_a_library(module: nn.Module) -> bool:
+    """Whether a module is torch's, PEFT's and the like, and not a piece of a model's own code, sharded or not."""
+    return all(base.__module__.startswith(_LIBRARIES) for base in type(module).__mro__)
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and give each its own mode back at the end; no weight is packed meanwhile."""
-    modes = {module: module.training for module in model.modules()}
-    packing = [module for module in modes if getattr(module, _PACKS, False)]
-    model.eval()
-    for module in packing:
-        setattr(module, _PACKS, False)
+    with kept_modes(model):
+        packing = [module for module in model.modules() if getattr(module, _PACKS, False)]
+        model.eval()
+        for module in packing:
+            setattr(module, _PACKS, False)
+        try:
+            yield
+        finally:
+            for module in packing:
+                setattr(module, _PACKS, True)
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """While open, modules may change their mode; afterwards each has its own again, and one that came meanwhile the whole's."""
+    whole, modes = model.training, {module: module.training for module in model.modules()}
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
-        for module in packing:
-            setattr(module, _PACKS, True)
+        for module in (*modes, *model.modules()):
+            module.training = modes.get(module, whole)
+
+
+@contextmanager
+def trial_of_training(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode without dropout, as it is trained; at the end modes and running statistics come back."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    statistics = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers(recurse=False)]
+    with kept_modes(model), dropout_off(model):
+        model.train()
+        try:
+            yield
+        finally:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+
+
+def stay_in_evaluation_mode(backbone: nn.Module) -> None:
+    """Put a model that is being trained back into evaluation mode, for families whose code does something else in training.
+
+    Modules of libraries keep their mode: dropout layers, and an adapter's. So do layers that recompute their activations, which
+    transformers lets them do in training mode only.
+    """
+    for module in backbone.modules():
+        if not is_of_a_library(module) and not (recomputes_by_itself(module) and module.gradient_checkpointing):
+            module.training = False
+
+
+def recomputes_by_itself(module: nn.Module) -> bool:
+    """Whether a layer can recompute its activations by its own mode, whatever that of the modules around and inside it."""
+    return isinstance(module, GradientCheckpointingLayer)
 
 
 def kept_random_state(device: torch.device) -> AbstractContextManager[None]:

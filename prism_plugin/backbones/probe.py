@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prism_plugin.backbones.spec import BackboneSpec, lm_head_of, vocab_size_of
 from prism_plugin.core.float64 import to_float64
-from prism_plugin.errors import BackboneError
+from prism_plugin.errors import BackboneError, first_line
 
 # A change counts when it is this many times the difference between two equal rows of the same batch, which is rounding.
 _ABOVE_ROUNDING = 10.0
@@ -164,6 +164,57 @@ def judge_finite(name: str, hidden_states: Tensor) -> Check:
             f"{hidden_states.dtype}, so load them again, or in another dtype.",
         )  # fmt: skip
     return Check("finite", True, share, "share of the final hidden states that are finite")
+
+
+def judge_training(name: str, spec: BackboneSpec, evaluated: Tensor, trained: Tensor, has_gradient: bool) -> Check:
+    """In the mode in which the model is trained, without dropout, it says what it says in evaluation mode, and can be trained.
+
+    Args:
+        name: The model's class, for the sentence.
+        spec: What is claimed about it.
+        evaluated: Final hidden states in evaluation mode, [rows, length, hidden].
+        trained: The same in training mode.
+        has_gradient: Whether a gradient came back to the token embeddings, where one was asked for.
+    """
+    moved = _difference(evaluated, trained)
+    if not has_gradient:
+        return Check(
+            "training", False, moved,
+            f"To train its weights or an adapter, a gradient must flow back through {name}, but none does, so its code "
+            "seems to be written for sampling alone; attach the head alone, or load the model with code that trains.",
+        )  # fmt: skip
+    if moved > _GATHERING_TOLERANCE.get(trained.dtype, _GATHERING_TOLERANCE_HALF):
+        return Check(
+            "training", False, moved,
+            f"{name} gives other final hidden states in training mode, without dropout, than in evaluation mode (by "
+            f"{moved:.2g} of their size), so what is trained would not be what samples; {_KEEP}.",
+        )  # fmt: skip
+    detail = "how far training mode without dropout moves the states, of their size"
+    if spec.keeps_evaluation_mode:
+        detail = "the backbone stays in evaluation mode, as its BackboneSpec says; dropout is on in its dropout layers alone"
+    return Check("training", True, moved, detail)
+
+
+_KEEP = (
+    "register `dataclasses.replace(get_backbone_spec(backbone), keeps_evaluation_mode=True)` with `replace=True`, and it is "
+    "trained in evaluation mode"
+)
+
+
+def fails_in_training(name: str, spec: BackboneSpec, cause: BaseException) -> Check:
+    """The check of training mode where the model cannot be called in it.
+
+    Args:
+        name: The model's class, for the sentence.
+        spec: What is claimed about it.
+        cause: What it raised.
+    """
+    way = "correct its BackboneSpec" if spec.keeps_evaluation_mode else _KEEP
+    return Check(
+        "training", False, None,
+        f"{name} must give logits in training mode as it does in evaluation mode, but its forward failed there "
+        f"({type(cause).__name__}: {first_line(cause)}), as code does that takes labels and makes a loss of its own; {way}.",
+    )  # fmt: skip
 
 
 def judge_bidirectional(name: str, base: Tensor, again: Tensor, last_changed: Tensor) -> Check:

@@ -27,7 +27,8 @@ class BackboneSpec:
         final_hidden_at: Dotted path, from the model that has the LM head, of the module whose input is the final hidden
             state. The quality head reads that input, and from there on only the requested rows are computed. So it is
             the LM head itself, or the transform in front of it.
-        lora_target_modules: Leaf names that get LoRA when a PEFT config leaves `target_modules` out.
+        lora_target_modules: Modules that get LoRA when a PEFT config leaves `target_modules` out: ends of dotted paths, as PEFT
+            reads them, such as "query" or "ff.0". Empty: there are none that it could go to by itself.
         architectures: Class names in `config.architectures` that belong to the family whatever the model type says; looked
             at before the model type.
         known_by: Pairs of a config attribute and its value that tell the family from another one of the same classes; all must
@@ -47,6 +48,9 @@ class BackboneSpec:
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too. None: it sees the whole row.
         needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
+        keeps_evaluation_mode: In training mode the code does something else, such as taking labels and making noise and loss
+            itself (SDAR, Fast-dLLM v2), so its modules stay in evaluation mode while it is trained. Dropout layers follow the
+            mode of the whole, an adapter's among them; dropout that the code applies by itself is off.
         pads: What the pretraining did with short rows: "ignored" hid their padding, "supervised" filled them with EOS
             tokens that were seen and learnt, which data preparation can repeat (`pads: supervised`).
         auto_class: Name of the transformers auto class that loads the family with its LM head.
@@ -79,6 +83,7 @@ class BackboneSpec:
     attention_mask: Literal["2d", "4d", "none"] = "2d"
     attention_block_length: int | None = None
     needs_visible_token: bool = False
+    keeps_evaluation_mode: bool = False
     pads: Literal["ignored", "supervised"] = "ignored"
     auto_class: str = "AutoModelForMaskedLM"
     prefers_own_code: bool = False
@@ -91,10 +96,10 @@ class BackboneSpec:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        if not self.model_type or not self.final_hidden_at or not self.lora_target_modules:
+        if not self.model_type or not self.final_hidden_at:
             raise BackboneError(
-                "A BackboneSpec needs `model_type`, `final_hidden_at` and at least one name in `lora_target_modules`, got "
-                f"{self.model_type!r}, {self.final_hidden_at!r} and {self.lora_target_modules!r}."
+                "A BackboneSpec needs `model_type` and `final_hidden_at`, got "
+                f"{self.model_type!r} and {self.final_hidden_at!r}."
             )
         for name, allowed in (
             ("logits_alignment", ("same_position", "next_token")),

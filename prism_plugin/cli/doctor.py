@@ -149,7 +149,12 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     known |= {"mask_token_id": mask_token_id, "mask_token_source": source}
     known |= {"shape": _shape(args, _length(args, backbone), backbone.dtype), "changed_while_attached": {}}
     checks = [_check_spec(spec)]
-    lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if args.lora_rank else None
+    with_lora = args.lora_rank and (args.lora_targets or spec.lora_target_modules)
+    if args.lora_rank and not with_lora:
+        checks.append(
+            not_run("lora", "no layers are known that it goes to by itself; the head alone, or name `--lora-targets`")
+        )
+    lora = LoraConfig(r=args.lora_rank, target_modules=args.lora_targets) if with_lora else None
     began = time.perf_counter()
     stage = "attributes"
     try:
@@ -220,7 +225,7 @@ def _print(diagnosis: Diagnosis) -> None:
     if any(check.name == "bidirectional" and check.ok is not None for check in diagnosis.checks):
         console.print(f"attached and probed in {diagnosis.seconds:.2f} s")
     head = sum(parameter.numel() for parameter in model.quality_head.parameters())
-    targets = ", ".join(sorted({name.rpartition(".")[2] for name in _targets(model)})) or "nothing"
+    targets = ", ".join(sorted(set(map(_end, _targets(model))))) or "nothing"
     console.print(f"trained      {trained - head:,} parameters of LoRA on {targets}; {head:,} of the head")
     console.print(f"\nmemory of a training step: {_in_words(diagnosis.shape)}")
     console.print(memory_table(diagnosis.memory_gb))
@@ -236,6 +241,12 @@ def _in_words(shape: StepShape) -> str:
     precision = "float32" if shape.autocast is None else str(shape.autocast).removeprefix("torch.")
     four_bit = ", backbone in 4 bits" if shape.four_bit else ""
     return f"{shape.batch_size} rows of {shape.length:,} tokens, {shape.masked_share:.0%} masked, {precision}{four_bit}"
+
+
+def _end(path: str) -> str:
+    """The last part of a module's path, with what is before it where that is a number."""
+    above, _, last = path.rpartition(".")
+    return f"{_end(above)}.{last}" if last.isdigit() and above else last
 
 
 def _targets(model: PrismModel) -> list[str]:

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 import prism_plugin
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import PrismError, is_out_of_memory
 
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", "make room or choose another folder"),
@@ -65,8 +65,7 @@ def _of_memory(error: Exception, args: argparse.Namespace | None) -> str | None:
     cause = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
     if isinstance(error, MemoryError):
         return f"the memory of this machine does not suffice{f' ({cause})' if cause else ''}; ask for less at once."
-    short = type(error).__name__ == "OutOfMemoryError" or "out of memory" in cause or "can't allocate memory" in cause
-    if not isinstance(error, RuntimeError) or not short:
+    if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
         return None
     ways = []
     if args is not None and hasattr(args, "device"):

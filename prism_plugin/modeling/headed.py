@@ -1,13 +1,14 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from prism_plugin.backbones.call import call_arguments, require_visible_token
+from prism_plugin.backbones.call import call_arguments, one_sentence, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
+from prism_plugin.backbones.modes import stay_in_evaluation_mode
 from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.errors import BackboneError, ConfigurationError, DetachedError
@@ -80,6 +81,13 @@ class HeadedBackbone(BackbonePassthrough):
     def _final_hidden_module(self) -> nn.Module:
         return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of everything, as for any module; a family that keeps evaluation mode stays in it, but for dropout."""
+        super().train(mode)
+        if mode and self.spec.keeps_evaluation_mode:
+            stay_in_evaluation_mode(self.plain_backbone)
+        return self
+
     def forward(
         self,
         input_ids: TokenIds,
@@ -103,7 +111,7 @@ class HeadedBackbone(BackbonePassthrough):
         Raises:
             ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
                 row is all masks and the family has no logits for that.
-            BackboneError: If the backbone's forward never reached the module named by the spec, or gave no logits.
+            BackboneError: If the backbone's forward failed, never reached the module named by the spec, or gave no logits.
         """
         if not isinstance(input_ids, Tensor):
             raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
@@ -116,7 +124,9 @@ class HeadedBackbone(BackbonePassthrough):
         require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
         kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
-            logits = getattr(self.backbone(**call_arguments(self.spec, input_ids, attention_mask)), "logits", None)
+            arguments = call_arguments(self.spec, input_ids, attention_mask)
+            with one_sentence(self.plain_backbone):
+                logits = getattr(self.backbone(**arguments), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "

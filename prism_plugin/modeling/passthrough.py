@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prism_plugin.backbones.modes import recomputes_by_itself
 from prism_plugin.backbones.spec import BackboneSpec, device_of, input_embeddings_of, lm_head_of
 from prism_plugin.errors import BackboneError
 
@@ -45,12 +46,18 @@ class BackbonePassthrough(nn.Module):
     is_loaded_in_4bit = _OfBackbone(False)
     is_loaded_in_8bit = _OfBackbone(False)
     is_activation_checkpointing = _OfBackbone(False)
-    supports_gradient_checkpointing = _OfBackbone(False)
 
     @property
     def device(self) -> torch.device:
         """Where the backbone takes its input, also if its weights are offloaded."""
         return device_of(self.get_input_embeddings())
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the layers can recompute their activations, in the mode in which the family is trained."""
+        backbone = self.plain_backbone
+        in_mode = not self.spec.keeps_evaluation_mode or any(map(recomputes_by_itself, backbone.modules()))
+        return self.spec.activation_checkpointing and in_mode and getattr(backbone, "supports_gradient_checkpointing", False)
 
     @property
     def _no_split_modules(self) -> list[str] | None:
@@ -99,12 +106,13 @@ class BackbonePassthrough(nn.Module):
         Raises:
             BackboneError: If the layers of the family cannot do it.
         """
-        if not self.spec.activation_checkpointing:
+        if not self.supports_gradient_checkpointing:
             raise BackboneError(
                 f"A {self.spec.model_type!r} backbone cannot recompute its activations; leave activation checkpointing off, or "
                 "make batches smaller and accumulate them."
             )
         self.plain_backbone.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        self.train(self.training)  # the mode of the layers depends on it where the family keeps evaluation mode
 
     def activation_checkpointing_disable(self) -> None:
         """Keep the backbone's activations again."""

@@ -1,4 +1,4 @@
-"""Runs the probes: three forward passes on a dozen plain tokens, through the forward that training and sampling use."""
+"""Runs the probes: four forward passes on a dozen plain tokens, through the forward that training and sampling use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,24 +15,28 @@ from prism_plugin.backbones import (
     lm_head_of,
     max_row_length,
 )
+from prism_plugin.backbones.call import one_sentence
+from prism_plugin.backbones.modes import trial_of_training
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
+    fails_in_training,
     judge_alignment,
     judge_bidirectional,
     judge_finite,
     judge_gathering,
     judge_padding,
+    judge_training,
     not_run,
     plain_tokens,
     why_not_run,
 )
 from prism_plugin.backbones.rotary import check_rotary_tables
-from prism_plugin.errors import BackboneError, PrismError
+from prism_plugin.errors import BackboneError
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.lm_head import to_row_index
 
-FORWARD_CHECKS = ("finite", "bidirectional", "padding", "alignment", "gathered_logits")
+FORWARD_CHECKS = ("finite", "bidirectional", "padding", "alignment", "gathered_logits", "training")
 _LENGTH, _SHORTEST, _PADDED = 12, 6, 2
 # (period, masked position): long enough behind the start to be seen repeating, and the token before is another one.
 _PATTERNS = ((3, 10), (2, 9), (4, 10))
@@ -60,7 +64,7 @@ def probe_model(model: HeadedBackbone) -> list[Check]:
         return [*(not_run(name, "the rotary tables are damaged") for name in FORWARD_CHECKS), rotary, _head_dtype(model)]
     device = device_of(input_embeddings_of(backbone, model.spec))
     try:
-        with evaluation_mode(model), torch.no_grad(), kept_random_state(device):
+        with kept_random_state(device), one_sentence(backbone):
             looked = _look(model, device)
     finally:
         model.call_changes.put_back()
@@ -75,22 +79,14 @@ def _look(model: HeadedBackbone, device: torch.device) -> list[Check]:
         reason = f"probing needs {_SHORTEST} positions and 2 plain tokens, and the model has {length} and {len(plain)}"
         return [not_run(check, reason) for check in FORWARD_CHECKS]
     tokens = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device)
-    try:
-        unmasked, rounding = _without_padding(model, name, tokens)
-        return [*unmasked[:2], _with_padding(model, name, tokens, rounding), *unmasked[2:]]
-    except PrismError:
-        raise
-    # What models were seen to raise: out of memory, a wrong dtype, a missing argument, an index out of range.
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:
-        first_line = next(iter(str(error).strip().splitlines()), "no message").rstrip(". ")
-        raise BackboneError(
-            f"{name} must be able to look at {length} tokens, but its forward failed ({type(error).__name__}: {first_line}); "
-            "load it with `load_backbone`, or correct its BackboneSpec."
-        ) from error
+    with evaluation_mode(model), torch.no_grad():
+        unmasked, rows, hidden_states = _without_padding(model, name, tokens)
+        padding = _with_padding(model, name, tokens, difference_of_equal_rows(*hidden_states[:2]))
+    return [*unmasked[:2], padding, *unmasked[2:], _in_training_mode(model, name, rows, hidden_states)]
 
 
-def _without_padding(model: HeadedBackbone, name: str, tokens: Tensor) -> tuple[list[Check], float]:
-    """The checks that need no mask, from one gathered and one full forward; and what equal rows differ by."""
+def _without_padding(model: HeadedBackbone, name: str, tokens: Tensor) -> tuple[list[Check], Tensor, Tensor]:
+    """The checks that need no mask, from one gathered and one full forward; the rows, and their final hidden states."""
     spec, length = model.spec, len(tokens)
     changed = tokens.clone()
     changed[-1] = tokens[-2]
@@ -110,7 +106,7 @@ def _without_padding(model: HeadedBackbone, name: str, tokens: Tensor) -> tuple[
         _alignment(model, name, tokens, output.logits[length:], patterns),
         judge_gathering(name, spec, output.logits, full),
     ]
-    return checks, difference_of_equal_rows(base, again)
+    return checks, rows, output.hidden_states
 
 
 def _alignment(model: HeadedBackbone, name: str, tokens: Tensor, rows: Tensor, patterns: list[tuple[int, int]]) -> Check:
@@ -133,6 +129,43 @@ def _with_padding(model: HeadedBackbone, name: str, tokens: Tensor, rounding: fl
     mask[:, -_PADDED:] = False
     one, other, third = model(rows, mask, with_quality=False, output_hidden_states=True).hidden_states[:, :-_PADDED]
     return judge_padding(name, model.spec, one, other, third, rounding)
+
+
+def _in_training_mode(model: HeadedBackbone, name: str, rows: Tensor, hidden_states: Tensor) -> Check:
+    """Look at the same rows as in training, and go backward where something behind the embeddings is trained."""
+    backbone = model.plain_backbone
+    # The reentrant kind of checkpointing only goes backward to all parameters at once.
+    asked = any(one.requires_grad for one in model.backbone.parameters()) and not backbone.is_activation_checkpointing
+    asked = asked and not torch.is_inference_mode_enabled()
+    try:
+        with trial_of_training(model), torch.set_grad_enabled(asked), _watched_embeddings(model) as embedded:
+            trained = model(rows, with_quality=False, output_hidden_states=True).hidden_states
+            has_gradient = not asked or trained.requires_grad
+            if asked and embedded and has_gradient:
+                with one_sentence(backbone):
+                    (gradient,) = torch.autograd.grad(trained.float().sum(), embedded[0], allow_unused=True)
+                has_gradient = gradient is not None
+    except BackboneError as error:
+        return fails_in_training(name, model.spec, error.__cause__ or error)
+    return judge_training(name, model.spec, hidden_states, trained.detach(), has_gradient)
+
+
+@contextmanager
+def _watched_embeddings(model: HeadedBackbone) -> Iterator[list[Tensor]]:
+    """While open, what the token embeddings give is noted, and a gradient can come back to it, be they trained or not."""
+    seen: list[Tensor] = []
+
+    def hold(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        seen.append(output.detach().requires_grad_())
+        return seen[-1] * 1  # no leaf, which could not be written over
+
+    handle = model.get_input_embeddings().register_forward_hook(hold)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager

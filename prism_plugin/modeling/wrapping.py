@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prism_plugin.backbones import BackboneSpec, input_embeddings_of, lm_head_of
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, first_line
 from prism_plugin.modeling.attached_settings import owner_of
 from prism_plugin.modeling.reopening import require_reopening, without_values
 
@@ -135,7 +135,13 @@ def wrap_with_adapter(
     _require_usable(adapter)
     adapter = copy.deepcopy(adapter)  # PEFT writes into the config it is given
     adapter.base_model_name_or_path = None  # PEFT puts the backbone's here, and warns where there was another
+    known = f", such as {', '.join(spec.lora_target_modules)}" if spec.lora_target_modules else ""
     if getattr(adapter, "target_modules", ()) is None and not getattr(adapter, "target_parameters", None):
+        if not spec.lora_target_modules:
+            raise ConfigurationError(
+                f"No layers of {type(backbone).__name__} are known that `lora` goes to by itself; name them as "
+                "`target_modules`, or attach the head alone."
+            )
         adapter.target_modules = set(spec.lora_target_modules)
         if getattr(adapter, "feedforward_modules", ()) is None:
             adapter.feedforward_modules = []  # the spec names attention layers; IA3 would put its own guess here
@@ -148,8 +154,8 @@ def wrap_with_adapter(
         wrapped = _with_peft(backbone, adapter)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigurationError(
-            f"PEFT cannot put `lora` on {type(backbone).__name__}, where the layers for it are called "
-            f"{', '.join(spec.lora_target_modules)}: {error}"
+            f"PEFT cannot put `lora` on {type(backbone).__name__} ({first_line(error).split('. ')[0]}); name layers of it as "
+            f"`target_modules`{known}."
         ) from error
     finally:
         snapshot.kept.update((name, data) for name, data in before.items() if not torch.equal(data, own[name]))
@@ -159,16 +165,15 @@ def wrap_with_adapter(
     hit = sorted(forbidden.intersection(targeted))
     if hit:
         raise ConfigurationError(
-            f"`lora` must not adapt the LM head, but its `target_modules` match {', '.join(hit)}; name the layers inside the "
-            f"backbone, for instance {list(spec.lora_target_modules)}."
+            f"`lora` must not adapt the LM head, but its `target_modules` match {', '.join(hit)}; name layers inside the "
+            f"backbone{known}."
         )
     if isinstance(adapter.target_modules, list | set | tuple):
         idle = [name for name in sorted(adapter.target_modules) if not any(_matches(key, name) for key in targeted)]
         if idle and adapter.target_modules != {"all-linear"}:
             raise ConfigurationError(
                 f"Every entry of `target_modules` must match a module of {type(backbone).__name__}, "
-                f"but nothing is called {', '.join(idle)}; leave that out, or name layers such as "
-                f"{', '.join(spec.lora_target_modules)}."
+                f"but nothing is called {', '.join(idle)}; leave that out, or name layers of it{known}."
             )
     require_reopening(wrapped, skeleton, _with_peft)
     return wrapped

@@ -40,12 +40,13 @@ def backward_apart(trainer: Trainer, model: nn.Module, prism_model: PrismModel, 
 
     if not isinstance(model, DistributedDataParallel):
         return lambda: nullcontext(backward)
-    # DDP waits in the last backward for a gradient of every parameter, which the second look has to give then.
+    # DDP waits in the last backward for a gradient of every parameter, which the second look has to give then; unless it looks
+    # for those without one, and it takes note of those that the first look gave.
     modules: list[nn.Module] = [] if objective.reads_quality_of("draft") else [prism_model.quality_head]
     if not objective.reads_rows_of("draft"):
         final_hidden = prism_model.plain_backbone.get_submodule(prism_model.spec.final_hidden_at)
         modules += [final_hidden, prism_model.get_output_embeddings()]
-    if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+    if not model.find_unused_parameters and any(one.requires_grad for module in modules for one in module.parameters()):
         return None
 
     @contextmanager

@@ -50,8 +50,10 @@ class PrismTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay False: a loss that is NaN or infinite stops the run, and is not hidden."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "False: every trainable parameter gets a gradient in each step, so the search would be wasted time."},
+        default=None,
+        metadata={
+            "help": "Let DDP look in each step for parameters without a gradient, which takes time. None: where there are any."
+        },
     )
 
     def __post_init__(self) -> None:

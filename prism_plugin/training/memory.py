@@ -28,6 +28,7 @@ from prism_plugin.core.losses import mean_over_rows
 from prism_plugin.core.noise import uniforms
 from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.errors import BackboneError, first_line
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.live_bytes import ACTIVATIONS, LOGITS, LiveBytes
 from prism_plugin.training.objective import Objective
@@ -152,9 +153,10 @@ def estimate_memory(model: PrismModel, shape: StepShape, objective: Objective | 
         plain = _peaks(model, shape, objective, checkpointing=False)
         can_checkpoint = model.supports_gradient_checkpointing
         checkpointed = _peaks(model, shape, objective, checkpointing=True) if can_checkpoint else None
-    except (RuntimeError, NotImplementedError, TypeError) as error:  # what fake tensors answer where values are asked for
-        first_line = next(iter(str(error).strip().splitlines()), "no message")
-        return replace(staying, not_estimated=f"the forward does not run without data ({type(error).__name__}: {first_line})")
+    except (BackboneError, RuntimeError, TypeError) as error:  # what fake tensors answer where values are asked for
+        cause = error.__cause__ or error
+        because = f"{type(cause).__name__}: {first_line(cause)}"
+        return replace(staying, not_estimated=f"the forward does not run without data ({because})")
     num_drafts = getattr(objective.corruptor, "num_drafts", 1)
     return _with_step(staying, plain, checkpointed, largest, model, shape, num_drafts)
 

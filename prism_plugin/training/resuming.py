@@ -77,16 +77,19 @@ class ResumingTrainer(RunFolderTrainer):
                 )
         else:
             self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self.resumed_from is None:
-            return super().train(None, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        finished = self._finished_state(self.resumed_from)
-        if finished is None:
-            return super().train(str(self.resumed_from), trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        finished = None if self.resumed_from is None else self._finished_state(self.resumed_from)
+        if self.resumed_from is None or finished is None:
+            self.prepare_steps()
+            checkpoint = None if self.resumed_from is None else str(self.resumed_from)
+            return super().train(checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
         best = finished.best_model_checkpoint and self.args.load_best_model_at_end
         from_here = checkpoints.best_checkpoint(finished, self.resumed_from.parent) if best else self.resumed_from
         load_weights(self.prism_model, from_here)
         self.state = finished
         return TrainOutput(finished.global_step, float("nan"), {})
+
+    def prepare_steps(self) -> None:
+        """Called before the first step, where there is one left."""
 
     def _finished_state(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that has nothing left to train; Trainer would take one step too many from it."""

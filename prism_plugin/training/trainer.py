@@ -33,6 +33,7 @@ from prism_plugin.training.checks import (
 )
 from prism_plugin.training.divergence import DivergenceCheck
 from prism_plugin.training.given_rows import check_recorded, to_evaluate_on, to_train_on
+from prism_plugin.training.gradients import allow_for_idle_parameters
 from prism_plugin.training.last_log import LogLastStep
 from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of, with_more
 from prism_plugin.training.objective import Objective, StepOutput
@@ -112,6 +113,10 @@ class PrismTrainer(ResumingTrainer):
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
         self.divergence = DivergenceCheck(self)
+
+    def prepare_steps(self) -> None:
+        """Say which trainable parameters get no gradient, and let DDP allow for them. Collective."""
+        allow_for_idle_parameters(self.prism_model, self.objective, self.args, self.accelerator)
 
     def check_trainable(self) -> None:
         """Raise now what `train` would raise of too few rows, the optimizer or its schedule; nothing is kept of what is built.

@@ -55,8 +55,8 @@ def test_registering_twice_needs_replace(monkeypatch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": ""}, "needs `model_type`, `final_hidden_at` and at least one name"),
-        ({"lora_target_modules": ()}, "needs `model_type`, `final_hidden_at` and at least one name"),
+        ({"model_type": ""}, "needs `model_type` and `final_hidden_at`"),
+        ({"final_hidden_at": ""}, "needs `model_type` and `final_hidden_at`"),
         (
             {"logits_alignment": "shifted"},
             "`logits_alignment` of .* must be one of 'same_position', 'next_token', got 'shifted'",

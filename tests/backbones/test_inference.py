@@ -14,8 +14,9 @@ from prism_plugin.backbones import (
     infer_spec,
     load_backbone,
 )
+from prism_plugin.backbones import spec as known_specs
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
-from prism_plugin.errors import BackboneError
+from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.testing import tiny_backbone
 
 SIZES = {
@@ -23,6 +24,11 @@ SIZES = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.25,
 }  # fmt: skip
 ATTENTION = ("query", "key", "value")
+XLM_TARGETS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+XLM = {
+    "emb_dim": 16, "n_layers": 2, "n_heads": 2, "n_langs": 1, "use_lang_emb": False, "max_position_embeddings": 64,
+    "pad_index": 0, "bos_index": 1, "eos_index": 1, "unk_index": 2, "mask_index": 31,
+}  # fmt: skip
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # class, more of its config, where its final hidden state goes in, LoRA targets
 UNKNOWN = {
@@ -33,6 +39,11 @@ UNKNOWN = {
     "xlm-roberta": ("XLMRobertaForMaskedLM", {}, "lm_head", ATTENTION),
     "deberta-v2": ("DebertaV2ForMaskedLM", {}, "cls", ("query_proj", "key_proj", "value_proj")),
     "mistral": ("MistralForCausalLM", {"num_key_value_heads": 2, "head_dim": 8, "is_causal": False}, "lm_head", DECODER),
+    "fnet": ("FNetForMaskedLM", {"num_attention_heads": 1}, "cls", ("intermediate.dense", "output.dense")),
+    "longformer": ("LongformerForMaskedLM", {"attention_window": 4, "max_position_embeddings": 66}, "lm_head", ATTENTION),
+    "xlm": ("XLMWithLMHeadModel", XLM, "pred_layer", XLM_TARGETS),
+    "flaubert": ("FlaubertWithLMHeadModel", XLM, "pred_layer", XLM_TARGETS),
+    "xlnet": ("XLNetLMHeadModel", {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}, "lm_loss", ("layer_1", "layer_2")),
     "gpt_neox": (
         "GPTNeoXForCausalLM", {"is_causal": False}, "lm_head", ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
@@ -106,6 +117,43 @@ def test_parts_that_give_no_tensor_are_passed_by():
     assert infer_spec(backbone).final_hidden_at == "generator_predictions"
 
 
+class ListsInLists(transformers.LlamaForCausalLM):
+    """As diffusers' transformers have it: the feed-forward network is a list, and so is a pair of layers around it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.SiLU(), torch.nn.Linear(32, 16))
+            layer.idle = torch.nn.Linear(16, 16)
+        self.lm_head = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 32))
+
+    def get_output_embeddings(self):
+        return self.lm_head[1]
+
+
+def test_layers_in_lists_are_named_by_their_path():
+    backbone = ListsInLists(built("LlamaForCausalLM", is_causal=False).config).eval()
+    spec = infer_spec(backbone)
+    assert spec.final_hidden_at == "lm_head"
+    assert spec.lora_target_modules == ("q_proj", "k_proj", "v_proj", "o_proj", "mlp.0", "mlp.2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(known_specs._SPECS, "llama", spec)
+        model = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=31), lora=LoraConfig(r=2))
+    adapted = {name for name in model.backbone.base_model.targeted_module_names if "mlp" in name}
+    assert adapted == {f"model.layers.{at}" for at in ("0.mlp.0", "0.mlp.2", "1.mlp.0", "1.mlp.2")}
+
+
+def test_a_head_needs_no_layers_for_lora():
+    backbone, config = built("SqueezeBertForMaskedLM", embedding_size=16), prism.PrismConfig(mask_token_id=31)
+    with pytest.warns(UserWarning, match=r"lora_target_modules=\(\)"):
+        prism.attach_quality_head(backbone, config).detach()
+    with (
+        pytest.warns(UserWarning, match="SqueezeBertForMaskedLM was looked at"),
+        pytest.raises(ConfigurationError, match="SqueezeBertForMaskedLM are known that `lora` goes to by itself; name them"),
+    ):
+        prism.attach_quality_head(backbone, config, lora=LoraConfig(r=2))
+
+
 def test_a_causal_model_of_an_unknown_family_is_refused():
     with (
         pytest.warns(UserWarning, match="GPTNeoXForCausalLM was looked at"),
@@ -137,7 +185,6 @@ class Detour(transformers.ElectraForMaskedLM):
     ("backbone", "reason"),
     [
         (lambda: built("ElectraModel"), r"since it has no LM head in `get_output_embeddings\(\)`"),
-        (lambda: built("FNetForMaskedLM", num_attention_heads=1), "since it has no linear layer inside that LoRA could go to"),
         (
             lambda: built("T5ForConditionalGeneration", d_model=16),
             "since its forward fails on plain tokens (ValueError: You must",
@@ -147,7 +194,7 @@ class Detour(transformers.ElectraForMaskedLM):
             "since no module of it is called with the final",
         ),
     ],
-    ids=["no head", "no linear layer", "encoder and decoder", "detour"],
+    ids=["no head", "encoder and decoder", "detour"],
 )
 def test_a_family_that_cannot_be_found_out(backbone, reason):
     with pytest.raises(BackboneError) as caught:

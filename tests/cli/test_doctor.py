@@ -6,7 +6,15 @@ import re
 import pytest
 import torch
 from remote_families import MASK, STANDIN_FAMILIES
-from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForMaskedLM, GPTNeoXConfig
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    GPTNeoXConfig,
+    SqueezeBertConfig,
+    SqueezeBertForMaskedLM,
+)
 from transformers.utils import logging as transformers_logging
 
 from prism_plugin.backbones import load_backbone
@@ -18,7 +26,7 @@ KEYS = [
     "family", "mask_token_id", "mask_token_source", "alignment", "changed_while_attached", "checks", "trainable_parameters",
     "memory_gb",
 ]  # fmt: skip
-LOOKS = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "rotary_tables"]
+LOOKS = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "training", "rotary_tables"]
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -169,7 +177,7 @@ def test_a_model_that_cannot_be_called(tmp_path, capsys):
         ("attributes", True),
         ("forward", False),
     ]
-    assert "its forward failed (AttributeError" in found["checks"][-1]["detail"]
+    assert "failed (AttributeError" in found["checks"][-1]["detail"]
 
 
 def test_an_unknown_family_is_described(tmp_path, capsys):
@@ -179,6 +187,13 @@ def test_an_unknown_family_is_described(tmp_path, capsys):
     assert found["checks"][0]["detail"].startswith(
         "not registered; from looking at the model: BackboneSpec(model_type='electra'"
     )
+
+
+def test_a_family_without_layers_for_lora(tmp_path, capsys):
+    SqueezeBertForMaskedLM(SqueezeBertConfig(**SIZES, embedding_size=16)).save_pretrained(tmp_path)
+    code, found = ask(capsys, str(tmp_path), "--mask-token-id", "31")
+    assert (code, found["trainable_parameters"]) == (0, 321)
+    assert "the head alone, or name `--lora-targets`" in next(one["detail"] for one in found["checks"] if one["name"] == "lora")
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,40 @@
 """Trains a tiny model a few steps by an objective; in one process, or as one of two."""
 
 import json
+import warnings
 
+import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 from training.conftest import build_model, make_rows, make_trainer, recorded_rows
 from training_methods import METHODS
+from transformers import LongformerConfig, LongformerForMaskedLM
 
+from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.training import get_objective
+
+IDLE = {"idle layers": LoraConfig(r=2, target_modules=["query", "query_global"]), "idle layers, all weights": None}
 
 OBJECTIVES = {
     "prism": get_objective("prism", t_min=0.2, drafts=[{"num_drafted": 2}, {"share": [0.2, 0.8], "num_looks": 2}]),
     "prism_recorded": get_objective("prism_recorded"),
     **METHODS,
+    **dict.fromkeys(IDLE, get_objective("prism", t_min=0.2)),
 }
+
+
+def with_idle_layers(lora):
+    """A Longformer, whose layers for global attention are never called here; with LoRA on some, or trained whole."""
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, attention_window=4,
+        max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=1, sep_token_id=1, initializer_range=0.25,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    backbone = LongformerForMaskedLM(config).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No BackboneSpec is registered")
+        return attach_quality_head(backbone, PrismConfig(mask_token_id=31, train_backbone=lora is None), lora=lora)
 
 
 def train(folder, name, *, batch_size, accumulation):
@@ -20,7 +42,7 @@ def train(folder, name, *, batch_size, accumulation):
     rows = recorded_rows(16) if name == "prism_recorded" else make_rows(16)
     trainer = make_trainer(
         folder,
-        model=build_model(lora=name != "backplay"),
+        model=with_idle_layers(IDLE[name]) if name in IDLE else build_model(lora=name != "backplay"),
         objective=OBJECTIVES[name],
         rows=rows,
         max_steps=3,

@@ -145,17 +145,17 @@ REFUSED = {
     "nothing": (
         MASK,
         LoraConfig(target_modules=["qqq"]),
-        r"PEFT cannot put `lora` on BertForMaskedLM, where .* are called query, key, value: Target modules",
+        r"PEFT cannot put `lora` on BertForMaskedLM \(Target modules .* the base model\); name .*, such as query, key, value",
     ),
     "half": (
         MASK,
         LoraConfig(target_modules=["query", "qqq", "rrr"]),
-        "but nothing is called qqq, rrr; leave that out, or name layers such as query, key, value",
+        "but nothing is called qqq, rrr; leave that out, or name layers of it, such as query, key, value",
     ),
     "norm": (
         MASK,
         LoraConfig(target_modules=["query", "LayerNorm"]),
-        r"PEFT cannot put `lora` on BertForMaskedLM, where .* are called query, key, value: Target module",
+        r"PEFT cannot put `lora` on BertForMaskedLM \(Target module LayerNorm.* is not supported\); name layers of it",
     ),
     "virtual": (MASK, peft.PromptTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION"), "adds virtual tokens"),
     "mask": (PrismConfig(), None, "No mask token id is known"),

@@ -20,7 +20,7 @@ from prism_plugin.modeling.probing import FORWARD_CHECKS, probe_model
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 MASK = PrismConfig(mask_token_id=31)
-NAMES = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "rotary_tables", "head_dtype"]
+NAMES = ["finite", "bidirectional", "padding", "alignment", "gathered_logits", "training", "rotary_tables", "head_dtype"]
 
 
 class IgnoresItsMask(BertForMaskedLM):
@@ -146,7 +146,7 @@ def test_rows_gathered_at_the_wrong_place(specs):
     ):
         attach_quality_head(backbone, MASK)
     register_backbone(BackboneSpec("bert", "bert.encoder.layer.1", ("query",)), replace=True)
-    with pytest.raises(BackboneError, match=r"its forward failed \(RuntimeError: .*, or correct its BackboneSpec"):
+    with pytest.raises(BackboneError, match=r"The forward of BertForMaskedLM failed \(RuntimeError: .*, correct its Backbone"):
         attach_quality_head(tiny_backbone(), MASK)
 
 
@@ -208,7 +208,7 @@ def test_weights_that_are_not_numbers():
 def test_a_forward_that_fails():
     with pytest.raises(
         BackboneError,
-        match=r"Fails must be able to look at 12 tokens, .*AttributeError: 'LLaDAConfig' .* 'use_cache'\); load it",
+        match=r"The forward of Fails failed \(AttributeError: 'LLaDAConfig' .* 'use_cache'\); load it",
     ):
         attach_quality_head(as_class(Fails, "bert"), MASK)
 
@@ -223,7 +223,7 @@ def test_a_head_of_another_dtype():
 
 def test_without_weights_the_checks_say_that_they_were_not_run():
     checks = by_name(attach_quality_head(tiny_backbone("llama").to("meta"), MASK))
-    assert [checks[name].ok for name in NAMES] == [None] * 6 + [True]
+    assert [checks[name].ok for name in NAMES] == [None] * 7 + [True]
     assert {checks[name].detail for name in (*FORWARD_CHECKS, "rotary_tables")} == {"not run: no weights"}
 
 

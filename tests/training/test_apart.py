@@ -140,6 +140,6 @@ def test_rows_stay_in_the_dtype_of_the_model_under_bf16(lab, tmp_path):
     trainer = lab.make_trainer(tmp_path, bf16=True, max_steps=2)
     trainer.objective = Listening(*vars(get_objective("prism", t_min=0.5)).values())
     trainer.train()
-    assert seen == [torch.bfloat16, None] * 2
+    assert seen[2:] == [torch.bfloat16, None] * 2  # behind the look for parameters without a gradient
     copied = copy.deepcopy(trainer.prism_model)
     assert copied.forward.__self__ is copied, "a copy calls itself"
