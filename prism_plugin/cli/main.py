@@ -13,6 +13,7 @@ from prism_plugin.errors import PrismError
 VERBS = {
     "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
     "train": "train a quality head by a recipe",
+    "record": "keep what samplers' canvases hold on known rows, to train on",
     "sample": "fill masks or continue prompts with a trained adapter",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
