@@ -122,7 +122,12 @@ def require_place(path: Path, what: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8: beside the old one, flushed, then renamed. Its folder is made if it is not there.
+    """Write a file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file: beside the old one, flushed, then renamed. Its folder is made if it is not there.
 
     Raises:
         SavingError: If it cannot be written; what stood there is unchanged.
@@ -130,8 +135,8 @@ def write_text(path: Path, text: str) -> None:
     beside, made = path.with_name(f".{path.name}-{uuid.uuid4().hex}"), list[Path]()
     try:
         made = make_folder(path.parent)
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

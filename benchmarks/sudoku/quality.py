@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sampler = RemaskingSampler.from_preset("confidence", PrismModel.from_pretrained(args.adapter), num_steps=NUM_STEPS)
     task = Sudoku()
-    known = task.known(task.rows(FOLDER / "data" / args.data, args.limit))
+    known = task.known(task.rows(FOLDER / "data" / args.data, args.limit), sampler.model)
     rows = prepare_rows(known, mask_token_id=sampler.model.mask_token_id)
     figures = measure(judge_states(sampler, rows, batch_size=BATCH_SIZE))
     print(f"{len(rows)} puzzles, {figures.tokens} judged tokens, {figures.right:.4f} of them right\n")

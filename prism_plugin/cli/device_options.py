@@ -35,8 +35,9 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such device, or a batch would have no row.
     """
-    if getattr(args, "batch_size", 1) < 1:
-        raise ConfigurationError(f"`--batch-size` must be at least 1, got {args.batch_size}.")
+    batch_size = getattr(args, "batch_size", None)
+    if batch_size is not None and batch_size < 1:
+        raise ConfigurationError(f"`--batch-size` must be at least 1, got {batch_size}.")
     device = best_device() if args.device == "auto" else args.device
     require_device(device, "--device")
     return {"dtype": args.dtype, "device_map": device}

@@ -226,7 +226,7 @@ def _rows(args: argparse.Namespace, model: PrismModel, raw: Any) -> datasets.Dat
     path, settings = Path(args.data), DataSettings(max_length=args.max_length)
     task = task_of(model)
     if path.suffix == ".txt" and task is not None:
-        raw = task.known(task.rows(path, args.limit))
+        raw = task.known(task.rows(path, args.limit), model)
     else:
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
     origin = Origin(args.data, counted=True)

@@ -12,6 +12,7 @@ _PROG = "prism-plugin"
 VERBS = {
     "demo": "fine-tune a quality head on the shipped Sudoku backbone and compare samplers, in minutes",
     "train": "train a quality head by a recipe",
+    "record": "keep what samplers' canvases hold on known rows, to train on",
     "sample": "fill masks, continue prompts or answer chats with a trained adapter",
     "score": "say of each token of a text how likely it is to be right",
     "export": "write a folder that transformers alone can sample with",

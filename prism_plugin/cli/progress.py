@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def _bars(unit: str) -> Progress:
+def _bars(unit: str, *, shown: bool = True) -> Progress:
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(),
@@ -16,17 +16,17 @@ def _bars(unit: str) -> Progress:
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)
 
 
 @contextmanager
-def counting_progress(name: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Show one bar.
+def counting_progress(name: str, total: int, unit: str, *, shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Show one bar, where it is to be seen: of several processes, one shows its own.
 
     Yields:
         The function to call after each unit.
     """
-    with _bars(unit) as progress:
+    with _bars(unit, shown=shown) as progress:
         task = progress.add_task(name, total=total)
         yield lambda: progress.advance(task)
 

@@ -1,6 +1,7 @@
 """Options of the verbs that take a sampler: the adapter's own, or a preset with settings."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,28 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if args.num_steps is None:
         raise ConfigurationError("`--preset` needs `--num-steps`, the forward passes that it may use.")
-    settings = {}
-    for pair in args.set:
+    chosen = preset_settings(args.preset, read_pairs(args.set))
+    budget = SamplerSettings(num_steps=args.num_steps)
+    with naming("--set"):
+        replace(budget, **chosen)  # what is out of range is found here
+    return chosen
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read settings as `--set` takes them, each `NAME=VALUE`.
+
+    Raises:
+        ConfigurationError: If one has another form, or comes twice.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigurationError(f"`--set` takes NAME=VALUE, found {pair!r}.")
         if name in settings:
             raise ConfigurationError(f"`--set` takes each setting once, found {name!r} twice; leave one of them out.")
         settings[name] = parse_yaml(value, f"--set {name}")
-    chosen = preset_settings(args.preset, settings)
-    budget = SamplerSettings(num_steps=args.num_steps)
-    with naming("--set"):
-        replace(budget, **chosen)  # what is out of range is found here
-    return chosen
+    return settings
 
 
 def build_sampler(args: argparse.Namespace, model: PrismModel, settings: dict[str, Any] | None) -> RemaskingSampler:

@@ -13,14 +13,18 @@ KINDS: dict[str, tuple[str, ...]] = {
     "input_ids": ("input_ids",),
 }
 DRAFT_COLUMN = "draft_ids"
+# What a recorded draft's tokens have been through, each a number for a position.
+HISTORY_COLUMNS = ("age", "commit_confidence", "times_remasked")
 # What rows of `input_ids` may bring besides.
 BESIDE_IDS = ("labels", "maskable", "attention_mask", "token_type_ids", DRAFT_COLUMN)
 # What a row is called in errors where its index is another than in the file, as after a split.
 ROW_NUMBER = "row_number"
-# Where a row is from and what it is called, which changes nothing of what is learnt; and the indices that pandas writes.
+# Where a row is from and what it is called, which changes nothing of what is learnt; the indices that pandas writes; and the
+# history of a recorded draft, which tells how it was made.
 HARMLESS_COLUMNS = frozenset(
     {"id", "idx", "index", "uid", "uuid", "url", "source", "timestamp", "date", "language", "license", "meta", "metadata"}
     | {"", "Unnamed: 0", "__index_level_0__", ROW_NUMBER}
+    | set(HISTORY_COLUMNS)
 )
 
 

@@ -16,17 +16,15 @@ from torch import Tensor
 from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.categorical import token_confidence
 from prism_plugin.core.finite import require_numbers
-from prism_plugin.core.noise import uniforms
 from prism_plugin.core.remasking import NeverRemasking
-from prism_plugin.core.selection import select_top
 from prism_plugin.core.unmasking import ConfidenceUnmasking
 from prism_plugin.core.view import Budget, Decider, Decision, StepView
 from prism_plugin.data import IN_MEMORY, Origin, as_dataset
 from prism_plugin.decoding.decide import needs_of
 from prism_plugin.errors import ConfigurationError, DataFormatError, SamplingError
+from prism_plugin.evaluation.known_rows import masked_request, require_share
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, StepRecord
-from prism_plugin.tokenizing import special_ids
 from prism_plugin.training import Objective
 from prism_plugin.training.checks import collator_of
 from prism_plugin.training.given_rows import check_recorded
@@ -251,8 +249,7 @@ def judge_states(
             drafts, which the sampler would not look at.
         SamplingError: If no look shows a revealed token; also as `RemaskingSampler.infill`.
     """
-    if not 0 < masked <= 1:
-        raise ConfigurationError(f"`masked` must be a share in (0, 1], got {masked}.")
+    require_share(masked)
     rows = as_dataset(rows)
     if "draft_ids" in rows.column_names:
         raise DataFormatError(
@@ -261,7 +258,7 @@ def judge_states(
         )
     model, gathered = sampler.model, _Gathered()
     # all of them, so that a row that cannot be judged is found before any work
-    requests = [_request(model, batch, masked, seed, origin) for batch in _batches(model, rows, batch_size)]
+    requests = [(batch, masked_request(model, batch, masked, seed, origin)) for batch in _batches(model, rows, batch_size)]
     for batch, input_ids in requests:
         watch = _Watch(sampler.decide)
         on_cpu = {name: batch[name].cpu() for name in ("input_ids", "maskable", "example_id")}
@@ -295,24 +292,6 @@ def _batches(model: PrismModel, rows: datasets.Dataset, batch_size: int) -> Iter
             chosen = [index for index in chosen if lengths[index] == lengths[chosen[0]]]
         yield {name: tensor.to(model.device) for name, tensor in collate([rows[index] for index in chosen]).items()}
         start += len(chosen)
-
-
-def _request(
-    model: PrismModel, batch: Mapping[str, Tensor], masked: float, seed: int, origin: Origin
-) -> tuple[Mapping[str, Tensor], TokenIds]:
-    """Mask a share of each row, at least one token, and check that something is left to go by."""
-    input_ids, maskable = batch["input_ids"], batch["maskable"]
-    noise = uniforms(seed, EVALUATION_EPOCH, batch["example_id"], "asked", input_ids.shape[1])
-    chosen = select_top(noise, maskable, (masked * maskable.sum(-1)).round().long().clamp(min=1))
-    special = torch.tensor(sorted(special_ids(model.tokenizer)), device=input_ids.device)
-    given = batch["attention_mask"].bool() & ~chosen & ~torch.isin(input_ids, special)
-    if not given.any(-1).all():
-        row = batch["example_id"][~given.any(-1)][0]
-        raise DataFormatError(
-            f"{origin.row(int(row))}: with all of it masked, nothing says which tokens are right; mask a share (`masked=0.5`), "
-            "or give rows with a prompt."
-        )
-    return batch, torch.where(chosen, model.mask_token_id, input_ids)
 
 
 def _masked_share(tokens: TokenIds, maskable: TokenMask, mask_token_id: int) -> Tensor:

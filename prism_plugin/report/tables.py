@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -33,6 +34,22 @@ def preset_table(task: Task, results: Sequence[PresetResult], *, rows: int, num_
 
 def _formed(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def recording_table(found: Mapping[str, Any]) -> Table:
+    """Lay out what a recording holds: for each source, and below for each file."""
+    table = Table(title=f"Recorded in {found['output']}")
+    for heading in ("sampler", "steps", "rows", "filled rightly", "states"):
+        table.add_column(heading, justify="left" if heading == "sampler" else "right")
+    for source in found["sources"]:
+        right = f"{source['right'] / source['rows']:.1%}"
+        table.add_row(source["preset"], *map(str, (source["num_steps"], source["rows"], right, source["states"])))
+    files = [
+        f"{name}: {one['states']} states, {one['with_a_wrong_token']} with a wrong token"
+        for name, one in found["files"].items()
+    ]
+    table.caption = "\n".join(files)
+    return table
 
 
 # Nine columns are what 80 characters hold, the width of a page that is piped; these stand in the table over all.

@@ -70,7 +70,7 @@ def test_cells_are_judged_only_where_the_solution_is_the_only_one(model):
     figure = TASK.judge([several], several.solution.unsqueeze(0), model)["cell_accuracy"]
     assert figure.value is figure.stderr is None
     with pytest.raises(DataFormatError, match=r"must have one solution for its cells to be judged, found several for \.{81}"):
-        TASK.known([several])
+        TASK.known([several], model)
 
 
 def test_a_puzzle_without_a_solution_is_refused(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from prism_plugin.backbones import vocab_size_of
 from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, DataFormatError
-from prism_plugin.evaluation.tasks.sudoku_grids import CELLS_OF_UNIT, NUM_CELLS, SIDE, is_consistent, solve
+from prism_plugin.evaluation.tasks.sudoku_grids import CELLS_OF_UNIT, NUM_CELLS, SIDE, GridSymmetry, is_consistent, solve
 from prism_plugin.evaluation.tasks.task import TASKS, Figure, Heading
 from prism_plugin.modeling import PrismModel
 from prism_plugin.types import TokenIds, TokenMask
@@ -95,7 +95,7 @@ class Sudoku:
             "cell_accuracy": Figure(((sequences == solutions) & judged).sum(-1), judged.sum(-1)),
         }
 
-    def known(self, rows: Sequence[Puzzle]) -> list[dict[str, Any]]:
+    def known(self, rows: Sequence[Puzzle], model: PrismModel) -> list[dict[str, Any]]:
         """Write puzzles as raw rows of their solutions, in which the clues may not be masked.
 
         Raises:
@@ -107,6 +107,10 @@ class Sudoku:
                     f"a puzzle must have one solution for its cells to be judged, found several for {format_grid(row.cells)}."
                 )
         return [{"input_ids": row.solution.tolist(), "maskable": (~clue_mask(row.cells)).tolist()} for row in rows]
+
+    def symmetry(self, count: int, seed: int) -> GridSymmetry:
+        """Relabel digits, and exchange bands, stacks, lines, and rows for columns."""
+        return GridSymmetry.draw(count, torch.Generator().manual_seed(seed))
 
     def layout(self, length: int) -> int | None:
         """Nine cells a line."""

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -125,31 +126,60 @@ def complete_grids(count: int, seed: int) -> TokenIds:
     return torch.tensor(grids, dtype=torch.long).reshape(count, NUM_CELLS)
 
 
-def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenIds:
-    """Move each grid by a random element of the Sudoku symmetry group.
+@dataclass(frozen=True)
+class GridSymmetry:
+    """A random element of the Sudoku symmetry group for each of some grids.
 
-    Independently per grid: relabelling of the digits, order of the bands and of the rows within a band, the same for
-    columns, and transposition. Blanks (0) stay blank, so puzzles can be moved as well as complete grids; an id that is no
-    digit, which a language model may have written, is moved as it is.
+    Attributes:
+        cells: Where each cell comes from, [count, 81].
+        digits: What becomes of the digits 1 to 9, [count, 9].
+    """
+
+    cells: TokenIds
+    digits: TokenIds
+
+    @classmethod
+    def draw(cls, count: int, generator: torch.Generator | None = None) -> "GridSymmetry":
+        """Draw one for each grid: relabelling of the digits, order of the bands and of the rows within a band, the same for
+        columns, and transposition.
+
+        Args:
+            count: Number of grids.
+            generator: Source of randomness on the CPU; the global one when None.
+        """
+
+        def orders(*shape: int) -> torch.Tensor:
+            return torch.rand(count, *shape, generator=generator).argsort(-1)
+
+        def lines() -> torch.Tensor:  # [count, 9]: bands permuted, then the three lines inside each
+            return (orders(3).unsqueeze(-1) * 3 + orders(3, 3)).reshape(count, SIDE)
+
+        digits = orders(SIDE) + 1
+        cells = (lines().unsqueeze(2) * SIDE + lines().unsqueeze(1)).reshape(count, NUM_CELLS)
+        transposed = (cells % SIDE) * SIDE + cells // SIDE
+        flip = torch.rand(count, 1, generator=generator) < 0.5
+        return cls(torch.where(flip, transposed, cells), digits)
+
+    def move_places(self, values: torch.Tensor) -> torch.Tensor:
+        """Move a value of each cell with its cell, [count, 81]."""
+        return values.gather(1, self.cells)
+
+    def move_tokens(self, ids: TokenIds) -> TokenIds:
+        """Move grids, [count, 81]. Blanks (0) stay blank, so puzzles can be moved as well as complete grids; an id that is no
+        digit, which a language model may have written, is moved as it is.
+        """
+        moved = self.move_places(ids)
+        return torch.where((moved > 0) & (moved <= SIDE), self.digits.gather(1, (moved - 1).clamp(0, SIDE - 1)), moved)
+
+
+def augment(grids: TokenIds, generator: torch.Generator | None = None) -> TokenIds:
+    """Move each grid by a random symmetry of its own.
 
     Args:
         grids: Cells, ids >= 0, [count, 81].
         generator: Source of randomness on the CPU; the global one when None.
     """
-    count = grids.shape[0]
-
-    def orders(*shape: int) -> torch.Tensor:
-        return torch.rand(count, *shape, generator=generator).argsort(-1)
-
-    def lines() -> torch.Tensor:  # [count, 9]: bands permuted, then the three lines inside each
-        return (orders(3).unsqueeze(-1) * 3 + orders(3, 3)).reshape(count, SIDE)
-
-    digits = orders(SIDE) + 1
-    cells = (lines().unsqueeze(2) * SIDE + lines().unsqueeze(1)).reshape(count, NUM_CELLS)
-    transposed = (cells % SIDE) * SIDE + cells // SIDE
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    moved = grids.gather(1, torch.where(flip, transposed, cells))
-    return torch.where((moved > 0) & (moved <= SIDE), digits.gather(1, (moved - 1).clamp(0, SIDE - 1)), moved)
+    return GridSymmetry.draw(len(grids), generator).move_tokens(grids)
 
 
 def make_puzzles(count: int, seed: int, num_blanks: int = 51) -> tuple[TokenIds, TokenIds]:

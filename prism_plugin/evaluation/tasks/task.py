@@ -61,6 +61,16 @@ class Heading:
     form: str = ".1%"
 
 
+class Symmetry(Protocol):
+    """A change of each of some rows after which what was right is right."""
+
+    def move_places(self, values: Tensor) -> Tensor:
+        """Move a value of each position with its position, [rows, length]."""
+
+    def move_tokens(self, ids: TokenIds) -> TokenIds:
+        """Move token ids, [rows, length], which may change what they say."""
+
+
 class Task(Protocol):
     """What is measured of a model that fills canvases. A frozen dataclass, whose fields are what can be set, each by default.
 
@@ -91,8 +101,11 @@ class Task(Protocol):
     def judge(self, rows: Sequence[Any], sequences: TokenIds, model: PrismModel) -> dict[str, Figure]:
         """The figures of some rows' answers, which are their filled canvases, on the CPU."""
 
-    def known(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    def known(self, rows: Sequence[Any], model: PrismModel) -> list[dict[str, Any]]:
         """Raw rows that say the right answer, for tokens to be judged and for training. Rows that have several are refused."""
+
+    def symmetry(self, count: int, seed: int) -> Symmetry | None:
+        """Draw a random symmetry of the task for each of some canvases; None: it has none."""
 
     def layout(self, length: int) -> int | None:
         """Tokens in a line when a canvas of this length is shown; None: it reads as a text."""
