@@ -112,10 +112,10 @@ class Text:
     rows_are: ClassVar[str] = "texts"
     data_is: ClassVar[str] = "texts: json, jsonl, csv or parquet with `text`, txt with one a line; with --piece, any text file"
     figures: ClassVar[Mapping[str, Heading]] = {
-        "valid_words": Heading("valid words"),
-        "bits_per_character": Heading("bits/char ↓", ".2f"),
-        "word_entropy": Heading("word entropy", ".2f"),
-        "distinct_words": Heading("distinct words"),
+        "valid_words": Heading("valid"),
+        "bits_per_character": Heading("bits ↓", ".2f"),
+        "word_entropy": Heading("entropy", ".2f"),
+        "distinct_words": Heading("distinct"),
     }
     presets: ClassVar[tuple[str, ...]] = ("random", "remdm-conf", "prism", "confidence", "prism-confidence")
 
