@@ -59,7 +59,7 @@ def run_confined(answer: str, tests: str, *, seconds: float, memory_mb: int) -> 
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(seconds)
             finally:
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, PermissionError):  # it is gone; macOS says so in the other way
                     os.killpg(process.pid, signal.SIGKILL)
             told = _told(process)
     parsed = (sign + PARSES).encode()
