@@ -10,6 +10,7 @@ from prism_plugin.cli import eval_quality
 from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import sampling_progress
+from prism_plugin.cli.task_options import TaskParser, add_task_options, task_from
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.compare import BATCH_SIZE, evaluate_presets, make_samplers, read_settings, to_json
@@ -22,16 +23,17 @@ SETTINGS_FILE = "sampler.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's tasks and their options."""
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=TaskParser)
     about = eval_quality.__doc__.split(": ", 1)[1]
     eval_quality.add_arguments(tasks.add_parser("quality", help=about, description=about))
     for name in TASKS.names():
-        task = TASKS.from_dict({"name": name})
-        about = f"fill {task.rows_are} with sampler presets, at equal forward passes"
-        _add_task_arguments(tasks.add_parser(name, help=about, description=about), task)
+        about = f"fill {TASKS.get(name).rows_are} with sampler presets, at equal forward passes"
+        of_task = tasks.add_parser(name, help=about, description=about, allow_abbrev=False)
+        _add_task_arguments(of_task, TASKS.get(name))
+        add_task_options(of_task, name)
 
 
-def _add_task_arguments(parser: argparse.ArgumentParser, task: Task) -> None:
+def _add_task_arguments(parser: argparse.ArgumentParser, task: type[Task]) -> None:
     add_adapter_options(parser)
     parser.add_argument("--data", type=Path, required=True, help=task.data_is)
     parser.add_argument("--presets", default=",".join(task.presets), help="comma-separated (default: %(default)s)")
@@ -47,7 +49,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser, task: Task) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns the exit code."""
-    return eval_quality.run(args) if args.task == "quality" else _run_task(args, TASKS.from_dict({"name": args.task}))
+    return eval_quality.run(args) if args.task == "quality" else _run_task(args, task_from(args))
 
 
 def _run_task(args: argparse.Namespace, task: Task) -> int:

@@ -159,5 +159,6 @@ def to_json(task: Task, results: Sequence[PresetResult], *, rows: int, num_steps
                 figures[f"{name}_stderr"] = figure.stderr
         passes = {"num_forward_passes": result.num_forward_passes, "seconds": result.seconds, "settings": result.settings}
         written.append({"preset": result.preset, **figures, **passes})
-    name = TASKS.to_dict(task)["name"]
-    return {"task": name, task.rows_are: rows, "num_steps": num_steps, "rows": written}
+    fields = TASKS.to_dict(task)
+    asked = {"task": fields.pop("name"), **({"fields": fields} if fields else {})}
+    return {**asked, task.rows_are: rows, "num_steps": num_steps, "rows": written}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
+from rich.box import HEAVY_HEAD, SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +16,11 @@ from prism_plugin.evaluation.tasks import Task
 
 def preset_table(task: Task, results: Sequence[PresetResult], *, rows: int, num_steps: int) -> Table:
     """Lay out the comparison of presets on a task, the best in its first figure in bold."""
-    table = Table(title=f"{rows} {task.rows_are}, at most {num_steps} forward passes each")
     first, *others = task.figures.values()
-    table.add_column("preset")
+    # four figures fit into 80 characters, the width of a page that is piped, without lines between them
+    box, title = None if len(others) > 2 else HEAVY_HEAD, f"{rows} {task.rows_are}, at most {num_steps} forward passes each"
+    table = Table(title=title, box=box, pad_edge=box is not None)
+    table.add_column("preset", overflow="fold")
     for heading in (first.text, "± s.e.", *(one.text for one in others), "forwards", "seconds"):
         table.add_column(heading, justify="right")
     values = [[result.answers.figures[name].value for name in task.figures] for result in results]

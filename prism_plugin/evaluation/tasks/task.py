@@ -23,10 +23,13 @@ class Figure:
     Attributes:
         total: What each row adds to the sum, [rows].
         count: What each row adds to the count, [rows]: 1 where rows count alike, 0 where a row says nothing.
+        kinds: Where different things are counted, those of each row. The sum is over what no earlier row had: it is the same in
+            any order, while what one row adds to it is not, so that nothing is said of its error. None: rows are independent.
     """
 
     total: PerAnswer
     count: PerAnswer
+    kinds: tuple[frozenset[str], ...] | None = None
 
     @classmethod
     def of_rows(cls, values: Tensor) -> "Figure":
@@ -34,9 +37,17 @@ class Figure:
         return cls(values, torch.ones_like(values))
 
     @classmethod
+    def of_kinds(cls, rows: Sequence[Sequence[str]]) -> "Figure":
+        """Of what rows hold, the share of different ones among all: a word that all rows repeat counts once in the sum."""
+        kinds = tuple(map(frozenset, rows))
+        return cls(_new_kinds(kinds), torch.tensor([len(row) for row in rows]), kinds)
+
+    @classmethod
     def joined(cls, parts: Sequence["Figure"]) -> "Figure":
         """The figure of all rows of some parts."""
-        return cls(torch.cat([one.total for one in parts]), torch.cat([one.count for one in parts]))
+        kinds = tuple(row for one in parts if one.kinds is not None for row in one.kinds)
+        total = _new_kinds(kinds) if kinds else torch.cat([one.total for one in parts])
+        return cls(total, torch.cat([one.count for one in parts]), kinds or None)
 
     @property
     def value(self) -> float | None:
@@ -46,11 +57,23 @@ class Figure:
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of `value` over rows; for shares of rows it is the binomial one. None where nothing was counted."""
-        if self.value is None:
+        """Standard error of `value` over rows; for shares of rows it is the binomial one. None where nothing was counted, or
+        different things were.
+        """
+        if self.value is None or self.kinds is not None:
             return None
         off = self.total.double() - self.value * self.count.double()
         return (off.square().sum().sqrt() / self.count.double().sum()).item()
+
+
+def _new_kinds(rows: Sequence[frozenset[str]]) -> PerAnswer:
+    """How many things each row has that no earlier one had."""
+    seen: set[str] = set()
+    found = []
+    for row in rows:
+        found.append(float(len(row - seen)))
+        seen |= row
+    return torch.tensor(found)
 
 
 @dataclass(frozen=True)
