@@ -16,6 +16,7 @@ VERBS = {
     "sample": "fill masks or continue prompts with a trained adapter",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
+    "compare": "compare presets over tasks, adapters, budgets and seeds from one file",
     "doctor": "check a model before a quality head is attached, and estimate the memory of training it",
 }
 

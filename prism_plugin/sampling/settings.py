@@ -13,7 +13,8 @@ from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_number
 from prism_plugin.core.view import Decider
-from prism_plugin.decoding.decide import Separate
+from prism_plugin.decoding.decide import Separate, name_of, needs_of
+from prism_plugin.decoding.features import get_features
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
@@ -86,6 +87,21 @@ class SamplerSettings:
         """The rules, or the decider, that read a look."""
         rules = (self.unmasking, self.remasking, self.editing) if self.decider is None else (self.decider,)
         return tuple(rule for rule in rules if rule is not None)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What a look has to give for what decides, as `Feature.reads` names it: "quality" where the head is read.
+
+        Raises:
+            UnknownNameError: If a rule needs a feature that is not registered.
+        """
+        features = get_features(needs_of(self.decide), name_of(self.decide))
+        return frozenset().union(*(feature.reads for feature in features.values()))
+
+    @property
+    def draws(self) -> bool:
+        """Whether an answer depends on random numbers: tokens are sampled, or what decides reads noise."""
+        return self.temperature > 0 or "noise" in self.reads
 
     def _check_plug_ins(self) -> None:
         for name in PLUG_INS:
