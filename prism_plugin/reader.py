@@ -184,7 +184,9 @@ def _fitted(value: Any, hint: Any, source: str, whole: bool) -> Any:
         return (tuple if origin is tuple else list)(_fitted(*pair, source, whole) for pair in zip(value, each, strict=True))
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         names, held = arguments or (Any, Any)
-        return {_fitted(key, names, source, whole): _fitted(one, held, f"{source}, `{key}`", whole) for key, one in value.items()}
+        return {
+            _fitted(key, names, source, whole): _fitted(one, held, f"{source}, `{key}`", whole) for key, one in value.items()
+        }
     if not _is_of(value, hint):
         raise _MisfitError
     return value

@@ -1,4 +1,4 @@
-"""`prism-plugin compare`: tasks, adapters, presets, budgets and seeds from one file; tuned alike, measured, in tables and a page."""
+"""`prism-plugin compare`: tasks, adapters, presets, budgets and seeds from one file, as tables and a page."""
 
 import argparse
 import contextlib

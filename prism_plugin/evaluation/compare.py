@@ -25,7 +25,7 @@ Settings = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a sampler made of rows: the task's figures, and the forward passes and the positions computed in them of each row."""
+    """What a sampler made of rows: the task's figures, and each row's forward passes and the positions computed in them."""
 
     figures: dict[str, Figure]
     num_forward_passes: PerRow

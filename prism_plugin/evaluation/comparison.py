@@ -225,4 +225,4 @@ def _counted(model: PrismModel, look: Callable[[], None]) -> Iterator[None]:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they are read again from JSON."""
-    return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]  # an object, since it was a mapping
+    return json.loads(json.dumps(values, default=str))

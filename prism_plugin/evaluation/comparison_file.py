@@ -227,7 +227,8 @@ def _adapter(source: str, folder: Path, name: str, value: str) -> str | Path:
         return place
     if not value.strip() or looks_like_path(value) or Path(value).exists():
         raise ConfigurationError(
-            f"{source}, `adapters`: `{name}` must be a folder with an adapter or an id on the Hub, but there is no folder {place}."
+            f"{source}, `adapters`: `{name}` must be a folder with an adapter or an id on the Hub, but there is no "
+            f"folder {place}."
         )
     return value
 
@@ -237,7 +238,9 @@ def _require_names(names: Collection[str], what: str) -> None:
         raise ConfigurationError(f"`{what}` must have at least one entry, found none; add one.")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ConfigurationError(f"names of `{what}` are letters, digits, `.`, `_` and `-`, found {name!r}; choose another.")
+            raise ConfigurationError(
+                f"names of `{what}` are letters, digits, `.`, `_` and `-`, found {name!r}; choose another."
+            )
 
 
 def _require_once(values: Sequence[Any], what: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a comparison: whose it is, and the log of its runs, one JSON line each, to which a run is added when it is done.
+"""The folder of a comparison: whose it is, and the log of its runs, one JSON line each, added when it is done.
 
 What was killed goes on where it stood: a run is found by what was asked, and a line that was cut off is made again.
 """
@@ -40,9 +40,9 @@ class Run:
     """
 
     asked: dict[str, Any]
-    figures: dict[str, dict[str, list]]  # type: ignore[type-arg]  # of thousands of numbers, which need not be checked one by one
-    forwards: list  # type: ignore[type-arg]
-    positions: list  # type: ignore[type-arg]
+    figures: dict[str, dict[str, list]]  # of thousands of numbers, which are not checked one by one
+    forwards: list
+    positions: list
     seconds: float
 
     @classmethod
@@ -98,8 +98,8 @@ class RunLog:
             return from_mapping(Run, parse_json(line.decode()), source=str(self._path), whole=True)
         except (ValueError, PrismError) as error:
             raise StoredStateError(
-                f"{self._path}, line {number}: a line must be a run as `compare` wrote it, but it is not ({error}); take the line "
-                "away, and its run is made again."
+                f"{self._path}, line {number}: a line must be a run as `compare` wrote it, but it is not ({error}); take the "
+                "line away, and its run is made again."
             ) from error
 
 

@@ -30,10 +30,12 @@ class Estimate:
     @classmethod
     def of_difference(cls, one: Figure, other: Figure) -> "Estimate":
         """One less the other, of the same rows: what both find hard does not count as noise."""
-        if one.value is None or other.value is None:
+        values = one.value, other.value
+        if values[0] is None or values[1] is None:
             return cls(None, None)
-        off = [(figure.total - figure.value * figure.count) / figure.count.sum() for figure in (one, other)]
-        return cls(one.value - other.value, (off[0] - off[1]).square().sum().sqrt().item())
+        parts = zip((one, other), values, strict=True)
+        off = [(figure.total - value * figure.count) / figure.count.sum() for figure, value in parts]
+        return cls(values[0] - values[1], (off[0] - off[1]).square().sum().sqrt().item())
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,12 @@ def lay_chart(lines: Sequence[Line], formed: Callable[[float], str]) -> Chart:
     ends = [place_y(line.points[-1].value) for line in lines]
     drawn = []
     for line, name_y in zip(lines, _apart(ends), strict=True):
-        marks = tuple(
-            Mark(
-                place_x(one.cost), place_y(one.value), place_y(one.value - one.stderr), place_y(one.value + one.stderr), one.text
-            )
-            for one in line.points
-        )
+        marks = []
+        for one in line.points:
+            y, low, high = (place_y(one.value + bars * one.stderr) for bars in (0, -1, 1))
+            marks.append(Mark(place_x(one.cost), y, low, high, one.text))
         path = "M" + "L".join(f"{mark.x:.1f},{mark.y:.1f}" for mark in marks)
-        drawn.append(Drawn(line, path, marks, name_y))
+        drawn.append(Drawn(line, path, tuple(marks), name_y))
     return Chart(tuple(columns), tuple(rows), tuple(drawn))
 
 
@@ -119,11 +117,7 @@ def _across(costs: Sequence[float]) -> tuple[Callable[[float], float], list[Tick
     def place(cost: float) -> float:
         return LEFT + (scale(cost) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    if doubles:
-        at = [2.0**power for power in range(math.ceil(first), math.floor(last) + 1)]
-    else:
-        at = _round_numbers(first, last)
-    return place, [Tick(place(one), f"{one:g}") for one in at]
+    return place, [Tick(place(one), f"{one:g}") for one in (_doublings if doubles else _round_numbers)(first, last)]
 
 
 def _upwards(low: float, high: float, formed: Callable[[float], str]) -> tuple[Callable[[float], float], list[Tick]]:
@@ -134,6 +128,12 @@ def _upwards(low: float, high: float, formed: Callable[[float], str]) -> tuple[C
         return HEIGHT - BOTTOM - (value - first) / (last - first) * (HEIGHT - TOP - BOTTOM)
 
     return place, [Tick(place(one), formed(one)) for one in _round_numbers(first, last)]
+
+
+def _doublings(first: float, last: float) -> list[float]:
+    """Powers of two and what lies half-way to the next, between two of their exponents."""
+    numbers = [factor * 2.0**power for power in range(math.floor(first), math.floor(last) + 1) for factor in (1, 1.5)]
+    return [number for number in numbers if first <= math.log2(number) <= last]
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

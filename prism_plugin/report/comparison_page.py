@@ -9,6 +9,7 @@ from prism_plugin.report.comparison_tables import cell_text, estimate_text, firs
 from prism_plugin.report.page import render
 
 _STYLES = 10  # colours of comparison.css
+_MINUS, _SPACE = "\u2212", "\u00a0"  # the space is one that no line breaks at
 
 
 def comparison_page(results: Results) -> str:
@@ -35,7 +36,11 @@ def _cell(cell: CellResult) -> dict[str, Any]:
         "headings": [heading.text for heading in cell.task.task.figures.values()],
         "entries": [_row(cell, entry) for entry in cell.entries],
         "differences": [
-            {"name": f"{one.preset} − {one.minus}", "steps": one.num_steps, "text": _signed(cell, one.figures[cell.first])}
+            {
+                "name": f"{one.preset} {_MINUS} {one.minus}",
+                "steps": one.num_steps,
+                "text": _signed(cell, one.figures[cell.first]),
+            }
             for one in cell.differences
         ],
         "best_within": [
@@ -92,20 +97,18 @@ def _spoken(cell: CellResult, entry: Entry) -> str:
 
 
 def _shown(cell: CellResult, figure: Any) -> str:
-    percent = " %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
+    percent = f"{_SPACE}%" if cell.task.task.figures[cell.first].form.endswith("%") else ""
     return f"{estimate_text(cell, figure)}{percent}"
 
 
 def _signed(cell: CellResult, estimate: Estimate) -> str:
     plus = "+" if estimate.value is not None and estimate.value >= 0 else ""
-    return f"{plus}{estimate_text(cell, estimate)}".replace("-", "−")
+    return f"{plus}{estimate_text(cell, estimate)}".replace("-", _MINUS)
 
 
 def _row(cell: CellResult, entry: Entry) -> dict[str, Any]:
     figures = cell.task.task.figures
-    others = [
-        formed(entry.test.figure(name).value, heading.form) for name, heading in figures.items() if name != cell.first
-    ]
+    others = [formed(entry.test.figure(name).value, heading.form) for name, heading in figures.items() if name != cell.first]
     return {
         "preset": entry.preset,
         "steps": entry.num_steps,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
@@ -16,7 +17,7 @@ def comparison_tables(results: Results) -> list[Table]:
 def _tables(cell: CellResult) -> Iterator[Table]:
     headings = cell.task.task.figures
     first = headings[cell.first]
-    table = Table(title=title_of(cell))
+    table = _table(title_of(cell))
     table.add_column("preset")
     for text in ("steps", first.text, "± s.e.", *(one.text for one in list(headings.values())[1:])):
         table.add_column(text, justify="right")
@@ -37,8 +38,13 @@ def _tables(cell: CellResult) -> Iterator[Table]:
         yield _best(cell)
 
 
+def _table(title: str) -> Table:
+    """One whose nine columns 80 characters hold, the width of a page that is piped."""
+    return Table(title=title, box=SIMPLE, padding=(0, 0), pad_edge=False)
+
+
 def _differences(cell: CellResult) -> Table:
-    table = Table(title=f"{first_text(cell)}, differences paired over {cell.task.task.rows_are}")
+    table = _table(f"{first_text(cell)}, differences paired over {cell.task.task.rows_are}")
     table.add_column("presets")
     for text in ("steps", "difference", "± s.e."):
         table.add_column(text, justify="right")
@@ -48,7 +54,7 @@ def _differences(cell: CellResult) -> Table:
 
 
 def _best(cell: CellResult) -> Table:
-    table = Table(title=f"{first_text(cell)}, the best within a mean number of forwards")
+    table = _table(f"{first_text(cell)}, the best within a mean number of forwards")
     table.add_column("forwards at most", justify="right")
     for text in ("with the head", "without"):
         table.add_column(text)
@@ -102,15 +108,15 @@ def estimate_text(cell: CellResult, figure: Figure | Estimate) -> str:
 
 
 def comparison_markdown(results: Results) -> str:
-    """The same in Markdown, a column for each number of steps; seconds are left out, so that the same runs give the same text."""
+    """The same in Markdown, a column for each number of steps; without seconds, so the same runs give the same text."""
     return "\n".join(_markdown(cell) for cell in results.cells)
 
 
 def _markdown(cell: CellResult) -> str:
     steps = sorted({entry.num_steps for entry in cell.entries})
-    found = {(entry.preset, entry.num_steps): entry for entry in cell.entries}
     presets = list(dict.fromkeys(entry.preset for entry in cell.entries))
-    lines = [[f"`{name}`", *(cell_text(cell, found[name, one]) if (name, one) in found else "" for one in steps)] for name in presets]
+    texts = {(entry.preset, entry.num_steps): cell_text(cell, entry) for entry in cell.entries}
+    lines = [[f"`{name}`", *(texts.get((name, one), "") for one in steps)] for name in presets]
     told = {(one.preset, one.minus, one.num_steps): one.figures[cell.first] for one in cell.differences}
     for ours, theirs in dict.fromkeys((one.preset, one.minus) for one in cell.differences):
         shown = [told.get((ours, theirs, one)) for one in steps]
@@ -118,14 +124,13 @@ def _markdown(cell: CellResult) -> str:
     unit = ", %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
     tables = [_grid([f"preset ({first_text(cell)}{unit})", *(f"{one} steps" for one in steps)], lines)]
     if cell.best:
-        best = [
-            [
-                str(one.budget),
-                *(f"`{entry.preset}`, {entry.num_steps} steps: {cell_text(cell, entry)}" for entry in (one.with_head, one.without)),
-                estimate_text(cell, one.difference),
+        best = []
+        for one in cell.best:
+            named = [
+                f"`{best_of.preset}`, {best_of.num_steps} steps: {cell_text(cell, best_of)}"
+                for best_of in (one.with_head, one.without)
             ]
-            for one in cell.best
-        ]
+            best.append([str(one.budget), *named, estimate_text(cell, one.difference)])
         tables.append(_grid(["mean forwards in tuning, at most", "with the head", "without", "difference"], best))
     return "\n".join([f"## {title_of(cell)}\n", *tables])
 
