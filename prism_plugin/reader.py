@@ -5,6 +5,7 @@ a user registers is read by its own annotations. It needs nothing but Python, so
 too.
 """
 
+import json
 import math
 import types
 import typing
@@ -146,6 +147,19 @@ def without_version(values: Mapping[str, Any], version: int, *, source: str) -> 
     return {name: value for name, value in values.items() if name != "format_version"}
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Dotted names of what two nested mappings, of values that JSON has, do not have in common."""
+    return sorted({name for name, _ in _flat(one).items() ^ _flat(other).items()})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
+    return flat
+
+
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
@@ -170,7 +184,9 @@ def _fitted(value: Any, hint: Any, source: str, whole: bool) -> Any:
         return (tuple if origin is tuple else list)(_fitted(*pair, source, whole) for pair in zip(value, each, strict=True))
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         names, held = arguments or (Any, Any)
-        return {_fitted(key, names, source, whole): _fitted(one, held, source, whole) for key, one in value.items()}
+        return {
+            _fitted(key, names, source, whole): _fitted(one, held, f"{source}, `{key}`", whole) for key, one in value.items()
+        }
     if not _is_of(value, hint):
         raise _MisfitError
     return value

@@ -38,3 +38,15 @@ def data_of(page: Path) -> Any:
     """What a page of `prism_plugin.report` holds for its script."""
     (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(encoding="utf-8"))
     return json.loads(text)
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours written as #rrggbb, by WCAG 2.2: at least 1."""
+    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

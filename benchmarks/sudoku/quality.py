@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sudoku.trials import FOLDER
+from benchmarks.sudoku import FOLDER
 from prism_plugin.data import prepare_rows
 from prism_plugin.evaluation.calibration import measure
 from prism_plugin.evaluation.compare import BATCH_SIZE

@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.sudoku.trials import FOLDER
+from benchmarks.sudoku import FOLDER
 from prism_plugin.evaluation.compare import read_settings
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
-from benchmarks.sudoku.trials import FOLDER
+from benchmarks.sudoku import FOLDER
 from prism_plugin import PrismConfig, attach_quality_head, load_backbone
 from prism_plugin.data import read_rows
 from prism_plugin.evaluation.compare import BATCH_SIZE, generators

@@ -17,6 +17,7 @@ VERBS = {
     "score": "say of each token of a text how likely it is to be right",
     "export": "write a folder that transformers alone can sample with",
     "eval": "compare sampler presets on a task, or judge the quality head",
+    "compare": "compare presets over tasks, adapters, budgets and seeds from one file",
     "doctor": "check a model before a quality head is attached, and estimate the memory of training it",
 }
 

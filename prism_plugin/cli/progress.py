@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def _bars(unit: str, *, shown: bool = True) -> Progress:
+def _bars(unit: str = "{task.fields[unit]}", *, shown: bool = True) -> Progress:
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(),
@@ -48,3 +48,35 @@ def sampling_progress(presets: Sequence[str], rows: int, num_steps: int, batch_s
             progress.advance(tasks[preset])
 
         yield on_step
+
+
+class ComparisonProgress:
+    """Two bars: over the runs of a comparison, and over the forwards of the run that is made."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._runs = bars.add_task("comparison", total=None, unit="runs")
+        self._looks = bars.add_task("", total=None, unit="forwards", visible=False)
+
+    def plan(self, runs: int) -> None:
+        """So many runs there are in all."""
+        self._bars.update(self._runs, total=runs)
+
+    def begin(self, what: str, looks: int) -> None:
+        """A run begins, of at most so many forwards of a batch."""
+        self._bars.reset(self._looks, description=what, total=looks, visible=True)
+
+    def look(self) -> None:
+        """A forward of a batch is done."""
+        self._bars.advance(self._looks)
+
+    def end(self) -> None:
+        """A run is there."""
+        self._bars.advance(self._runs)
+
+
+@contextmanager
+def comparison_progress() -> Iterator[ComparisonProgress]:
+    """Show how far a comparison is; it is told as `evaluation.comparison.Progress` says."""
+    with _bars() as bars:
+        yield ComparisonProgress(bars)

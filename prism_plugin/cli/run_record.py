@@ -9,7 +9,7 @@ from prism_plugin.errors import ConfigurationError, SavingError, StoredStateErro
 from prism_plugin.modeling.config_file import CONFIG_FILE
 from prism_plugin.modeling.places import SAVED_FILES
 from prism_plugin.modeling.strict_files import read_json, stored
-from prism_plugin.reader import without_version
+from prism_plugin.reader import differing, without_version
 from prism_plugin.training.checkpoints import clear_leftovers, last_checkpoint, own_checkpoints, remove, require_free_names
 from prism_plugin.training.run_folder import require_run_folder, writing_in
 from prism_plugin.writing import flush, remove_leftovers, write_text
@@ -96,21 +96,13 @@ def refuse_other_run(output_dir: Path, record: RunRecord) -> None:
             f"{file} must say which recipe made this folder, but cannot be read ({reason}); use --fresh."
         ) from error
     different = {name for name in ("num_processes", "data", "eval_data") if getattr(before, name) != getattr(record, name)}
-    different |= {name for name, _ in _flat(before.recipe).items() ^ _flat(record.recipe).items()}
+    different |= set(differing(before.recipe, record.recipe))
     names = sorted(different - _FREE)
     if names:
         raise ConfigurationError(
             f"{output_dir} belongs to another run, which differs in {', '.join(names)}; choose another `output_dir`, or start "
             "over with --fresh, which deletes its checkpoints and its result."
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
-    return flat
 
 
 def begin(output_dir: Path, record: RunRecord, *, fresh: bool) -> None:

@@ -25,10 +25,11 @@ Settings = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a sampler made of rows: the task's figures, and the forward passes of each row."""
+    """What a sampler made of rows: the task's figures, and each row's forward passes and the positions computed in them."""
 
     figures: dict[str, Figure]
     num_forward_passes: PerRow
+    num_positions: PerRow
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def answer_rows(
     task: Task, sampler: RemaskingSampler, rows: Sequence[Any], seed: int, *, batch_size: int = BATCH_SIZE, **request: Any
 ) -> Answers:
     """Fill and judge rows, `batch_size` at once. Row `i` depends on (`seed`, `i`) alone, not on the others or on the batch."""
-    judged, passes = [], []
+    judged, passes, positions = [], [], []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         input_ids, attention_mask = task.canvas(batch, sampler.model)
@@ -102,8 +103,11 @@ def answer_rows(
         output = sampler.infill(input_ids.to(sampler.model.device), attention_mask, generator=chance, **request)
         judged.append(task.judge(batch, output.sequences.cpu(), sampler.model))
         passes.append(output.num_forward_passes.cpu())
+        # a look computes the row's own positions, all of them, whatever the longest row of the batch needs
+        lengths = input_ids.shape[1] if attention_mask is None else attention_mask.cpu().sum(-1)
+        positions.append(passes[-1] * lengths)
     figures = {name: Figure.joined([one[name] for one in judged]) for name in task.figures}
-    return Answers(figures, torch.cat(passes))
+    return Answers(figures, torch.cat(passes), torch.cat(positions))
 
 
 def generators(seed: int, first: int, count: int) -> list[torch.Generator]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -20,12 +21,16 @@ def trace_page(generations: Sequence[Generation], *, title: str = "Trace of a ge
         generations: At least one; of several, one is shown at a time.
         title: Heading of the page.
     """
+    return render("trace.html.j2", title=title, generations=[one.to_dict() for one in generations])
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package, which escapes what it is given."""
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     environment.filters["printable"] = printable
     # compact, and in ASCII: also what fits into no encoding (half a surrogate pair) can then be written
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
-    data = [one.to_dict() for one in generations]
-    return environment.get_template("trace.html.j2").render(title=title, generations=data) + "\n"
+    return environment.get_template(template).render(values) + "\n"
 
 
 def write_trace_page(path: str | Path, generations: Sequence[Generation], *, title: str = "Trace of a generation") -> None:

@@ -1,0 +1,228 @@
+"""Compare presets over tasks, adapters, budgets and seeds: settings chosen on validation rows, figures from test rows.
+
+All is checked before any row is filled; each run is kept when it is done, so that what was cut off goes on.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from prism_plugin.evaluation.compare import answer_rows
+from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial
+from prism_plugin.evaluation.comparison_log import Run, RunLog, opened_log, require_folder
+from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
+from prism_plugin.evaluation.fingerprints import model_fingerprint, rows_fingerprint
+from prism_plugin.evaluation.tasks import TASKS
+from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.places import require_apart
+from prism_plugin.reader import naming
+from prism_plugin.sampling import RemaskingSampler, SamplerSettings
+from prism_plugin.sampling.presets import preset_settings
+
+Load = Callable[[str | Path], PrismModel]
+"""Loads an adapter from a folder, or from the Hub by its id."""
+
+
+class Progress(Protocol):
+    """Is told how far a comparison is."""
+
+    def plan(self, runs: int) -> None:
+        """So many runs there are in all."""
+
+    def begin(self, what: str, looks: int) -> None:
+        """A run begins, of at most so many forwards of a batch."""
+
+    def look(self) -> None:
+        """A forward of a batch is done."""
+
+    def end(self) -> None:
+        """A run is there: made, or found in the log."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a task, and what they are known by."""
+
+    rows: Sequence[Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A task with one of its adapters, looked at: its rows, and what the model is known by."""
+
+    task: ComparedTask
+    adapter: str
+    validation: _Rows
+    test: _Rows
+    fingerprint: str
+
+
+@dataclass
+class _Models:
+    """Loads an adapter when it is needed; the last one stays."""
+
+    load: Load
+    place: str | Path | None = None
+    model: PrismModel | None = None
+
+    def get(self, place: str | Path) -> PrismModel:
+        """The adapter of a place, as it was trained."""
+        if self.model is None or self.place != place:
+            self.model = None  # before the next one takes its memory
+            self.place, self.model = place, self.load(place)
+        return self.model
+
+
+def compare(
+    comparison: Comparison, output: Path, *, load: Load, batch_size: int, progress: Progress, limit: int | None = None
+) -> Results:
+    """Run what is not in the folder's log yet, and gather the figures.
+
+    Args:
+        comparison: What is compared.
+        output: Folder of the log.
+        load: Loads an adapter.
+        batch_size: Rows at once, >= 1; it changes nothing but rounding.
+        progress: Is told how far it is.
+        limit: Use only the first rows of each file.
+
+    Raises:
+        PrismError: If rows, an adapter, a trial or the folder cannot be used, before any row is filled.
+    """
+    require_folder(output)
+    require_apart(output, comparison.reads, "`--output`")
+    models = _Models(load)
+    cells = list(_cells(comparison, models, limit, batch_size))
+    about = {"limit": limit, "tasks": {task.name: _about(task, cells) for task in comparison.tasks}}
+    with opened_log(output, about) as log:
+        work = _Work(comparison, log, models, batch_size, progress)
+        return Results(limit, tuple(work.measure(cell) for cell in cells))
+
+
+def _about(task: ComparedTask, cells: Sequence[_Cell]) -> dict[str, Any]:
+    own = [cell for cell in cells if cell.task is task]
+    rows = {"validation": own[0].validation.fingerprint, "test": own[0].test.fingerprint}
+    return {"task": _plain(TASKS.to_dict(task.task)), **rows, "adapters": {cell.adapter: cell.fingerprint for cell in own}}
+
+
+# ---- before any work ----
+
+
+def _cells(comparison: Comparison, models: _Models, limit: int | None, batch_size: int) -> Iterator[_Cell]:
+    """Read all rows and all adapters, and see that every trial can be run."""
+    for task in comparison.tasks:
+        validation, test = (_rows(task, path, limit) for path in (task.validation, task.test))
+        for name, place in task.adapters.items():
+            with naming(f"{comparison.path}, `tasks`, `{task.name}`, adapter `{name}`"):
+                model = models.get(place)
+                task.task.require_model(model)
+                _require_trials(comparison, task, model, [*validation.rows, *test.rows], batch_size)
+            yield _Cell(task, name, validation, test, model_fingerprint(model))
+
+
+def _rows(task: ComparedTask, path: Path, limit: int | None) -> _Rows:
+    rows = task.task.rows(path, limit)
+    return _Rows(rows, rows_fingerprint(path, len(rows)))
+
+
+def _require_trials(
+    comparison: Comparison, task: ComparedTask, model: PrismModel, rows: Sequence[Any], batch_size: int
+) -> None:
+    """Make every sampler, and lay out every row for it; what is the same for two samplers is laid out once."""
+    canvases = [task.task.canvas(rows[start : start + batch_size], model) for start in range(0, len(rows), batch_size)]
+    laid = set()
+    for preset, num_steps, settings in comparison.trials(task):
+        with comparison.naming_trial(preset, num_steps, settings):
+            sampler = RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, settings))
+            if (num_steps, sampler.block_length) not in laid:
+                for input_ids, attention_mask in canvases:
+                    sampler.lay_infill(input_ids.to(model.device), attention_mask)
+                laid.add((num_steps, sampler.block_length))
+
+
+# ---- the work ----
+
+
+@dataclass
+class _Work:
+    """Makes the runs of a comparison, or takes them from the log."""
+
+    comparison: Comparison
+    log: RunLog
+    models: _Models
+    batch_size: int
+    progress: Progress
+    planned: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = sum(
+            len(list(self.comparison.trials(task))) + self._tests(task) for task in self.comparison.tasks for _ in task.adapters
+        )
+        self.progress.plan(self.planned)
+
+    def _tests(self, task: ComparedTask) -> int:
+        """Runs on test rows, as long as it is not known which of the tuned samplers draw."""
+        return len(self.comparison.seeds) * sum(len(task.section.steps_of(preset)) for preset in self.comparison.presets)
+
+    def measure(self, cell: _Cell) -> CellResult:
+        """Choose settings on the validation rows, and run those on the test rows."""
+        first = self.comparison.seeds[0]
+        tried: dict[tuple[str, int], list[Tuned]] = {}
+        for preset, num_steps, settings in self.comparison.trials(cell.task):
+            run = self._run(cell, "validation", preset, num_steps, settings, first)
+            tried.setdefault((preset, num_steps), []).append(Tuned(preset, num_steps, settings, run))
+        best = [best_trial(trials, cell.task.task) for trials in tried.values()]
+        tests = [(tuned, self.comparison.seeds if tuned.sampler.draws else (first,)) for tuned in best]
+        self.planned += sum(len(seeds) for _, seeds in tests) - self._tests(cell.task)
+        self.progress.plan(self.planned)
+        entries = []
+        for tuned, seeds in tests:
+            asked = (tuned.preset, tuned.num_steps, tuned.settings)
+            runs = [self._run(cell, "test", *asked, seed) for seed in seeds]
+            entries.append(tuned.tested(seeds, runs))
+        counts = {"validation": len(cell.validation.rows), "test": len(cell.test.rows)}
+        every = tuple(trial for trials in tried.values() for trial in trials)
+        return CellResult(cell.task, cell.adapter, counts, self.comparison.differences, every, tuple(entries))
+
+    def _run(self, cell: _Cell, split: str, preset: str, num_steps: int, settings: Trial, seed: int) -> Run:
+        rows: _Rows = getattr(cell, split)
+        sampler = SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
+        asked = {
+            "task": TASKS.to_dict(cell.task.task), "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
+            "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),
+        }  # fmt: skip
+        asked = _plain(asked)
+        found = self.log.find(asked)
+        if found is None:
+            what = f"{cell.task.name}, {cell.adapter}, {split}: {preset}, {num_steps} steps, seed {seed}"
+            self.progress.begin(what, math.ceil(len(rows.rows) / self.batch_size) * num_steps)
+            model = self.models.get(cell.task.adapters[cell.adapter])
+            model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
+            filler = RemaskingSampler(model, **vars(sampler))
+            began = time.perf_counter()
+            with _counted(model, self.progress.look):
+                answers = answer_rows(cell.task.task, filler, rows.rows, seed, batch_size=self.batch_size)
+            found = self.log.add(Run.of(asked, answers, time.perf_counter() - began))
+        self.progress.end()
+        return found
+
+
+@contextmanager
+def _counted(model: PrismModel, look: Callable[[], None]) -> Iterator[None]:
+    """Tell each forward. A sampler that is watched would draw more tokens than it writes, and take longer."""
+    handle = model.register_forward_hook(lambda *_: look())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are read again from JSON."""
+    return json.loads(json.dumps(values, default=str))

@@ -1,0 +1,214 @@
+"""What runs say: figures with standard errors, differences paired over rows, and the best within a number of forwards."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from prism_plugin.evaluation.comparison_file import ComparedTask, Trial
+from prism_plugin.evaluation.comparison_log import Run
+from prism_plugin.evaluation.tasks import Figure, Task
+from prism_plugin.sampling import SamplerSettings
+from prism_plugin.sampling.presets import preset_settings
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error over rows; None where no row says anything."""
+
+    value: float | None
+    stderr: float | None
+
+    @classmethod
+    def of(cls, figure: Figure) -> "Estimate":
+        """That of a figure."""
+        return cls(figure.value, figure.stderr)
+
+    @classmethod
+    def of_difference(cls, one: Figure, other: Figure) -> "Estimate":
+        """One less the other, of the same rows: what both find hard does not count as noise."""
+        values = one.value, other.value
+        if values[0] is None or values[1] is None:
+            return cls(None, None)
+        parts = zip((one, other), values, strict=True)
+        off = [(figure.total - value * figure.count) / figure.count.sum() for figure, value in parts]
+        return cls(values[0] - values[1], (off[0] - off[1]).square().sum().sqrt().item())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Runs of one sampler on the same rows, each with another seed."""
+
+    runs: tuple[Run, ...]
+
+    def figure(self, name: str) -> Figure:
+        """A figure by row, the mean over seeds."""
+        figures = [run.figure(name) for run in self.runs]
+        total, count = (torch.stack([getattr(one, part) for one in figures]).mean(0) for part in ("total", "count"))
+        return Figure(total, count)
+
+    @cached_property
+    def forwards(self) -> float:
+        """Mean forward passes of a row."""
+        return _mean([run.forwards for run in self.runs])
+
+    @cached_property
+    def positions(self) -> float:
+        """Mean positions computed for a row."""
+        return _mean([run.positions for run in self.runs])
+
+    @property
+    def seconds(self) -> float:
+        """Mean wall-clock time of a run over all rows."""
+        return sum(run.seconds for run in self.runs) / len(self.runs)
+
+
+def _mean(by_run: Sequence[Sequence[float]]) -> float:
+    return torch.tensor(by_run, dtype=torch.float64).mean().item()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trial: settings of a preset with a number of steps, and what they did on the validation rows."""
+
+    preset: str
+    num_steps: int
+    settings: Trial
+    run: Run
+
+    @cached_property
+    def sampler(self) -> SamplerSettings:
+        """The sampler, without a model."""
+        return SamplerSettings(num_steps=self.num_steps, **preset_settings(self.preset, self.settings))
+
+    @property
+    def validation(self) -> Measured:
+        """What was measured on the validation rows."""
+        return Measured((self.run,))
+
+    def tested(self, seeds: Sequence[int], runs: Sequence[Run]) -> "Entry":
+        """This trial, with what it did on the test rows."""
+        return Entry(self.preset, self.num_steps, self.settings, self.run, tuple(seeds), Measured(tuple(runs)))
+
+
+@dataclass(frozen=True)
+class Entry(Tuned):
+    """A line of the table: the best trial of a preset with a number of steps, and what it did on the test rows."""
+
+    seeds: tuple[int, ...]
+    test: Measured
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the sampler reads the quality head, by what its rules need."""
+        return "quality" in self.sampler.reads
+
+
+def best_trial(trials: Sequence[Tuned], task: Task) -> Tuned:
+    """The trial with the highest first figure; of equals, the first."""
+    first = next(iter(task.figures))
+    return max(trials, key=lambda trial: _or_lowest(trial.validation.figure(first).value))
+
+
+def _or_lowest(value: float | None) -> float:
+    return float("-inf") if value is None else value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one preset has more than another with the same number of steps, by figure."""
+
+    preset: str
+    minus: str
+    num_steps: int
+    figures: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class BestWithin:
+    """The best that reads the head and the best that does not, chosen on validation rows, within a mean number of forwards."""
+
+    budget: int
+    with_head: Entry
+    without: Entry
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A task with an adapter.
+
+    Attributes:
+        task: The task, with its name.
+        adapter: Name of the adapter.
+        rows: How many validation and test rows there are.
+        pairs: Presets whose difference is shown.
+        trials: All that was tried, in order.
+        entries: The best of them on test rows, in the order of the file.
+    """
+
+    task: ComparedTask
+    adapter: str
+    rows: Mapping[str, int]
+    pairs: Sequence[tuple[str, str]]
+    trials: tuple[Tuned, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def first(self) -> str:
+        """Name of the figure that counts."""
+        return next(iter(self.task.task.figures))
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """The differences that were asked for, with each number of steps that both were run with."""
+        found = {(entry.preset, entry.num_steps): entry for entry in self.entries}
+        return tuple(
+            Difference(one, other, num_steps, self._difference(found[one, num_steps], found[other, num_steps]))
+            for one, other in self.pairs
+            for num_steps in self.task.section.steps_of(one)
+            if (other, num_steps) in found
+        )
+
+    def _difference(self, one: Entry, other: Entry) -> dict[str, Estimate]:
+        return {name: Estimate.of_difference(one.test.figure(name), other.test.figure(name)) for name in self.task.task.figures}
+
+    @cached_property
+    def best(self) -> tuple[BestWithin, ...]:
+        """For each budget that some sampler with the head and some without keep to in the mean over validation rows."""
+        found = []
+        for budget in sorted(self.task.section.budgets):
+            within = [entry for entry in self.entries if entry.validation.forwards <= budget]
+            groups = [[entry for entry in within if entry.reads_head == reads] for reads in (True, False)]
+            if all(groups):
+                ours, theirs = (self._best(group) for group in groups)
+                found.append(BestWithin(budget, ours, theirs, self._difference(ours, theirs)[self.first]))
+        return tuple(found)
+
+    def _best(self, entries: Sequence[Entry]) -> Entry:
+        return max(entries, key=lambda entry: _or_lowest(entry.validation.figure(self.first).value))
+
+    @property
+    def tuned_settings(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Preset -> number of steps -> settings, as `eval --settings` reads them."""
+        settings: dict[str, dict[int, dict[str, Any]]] = {}
+        for entry in self.entries:
+            # a copy, or settings that two numbers of steps share would be written as a YAML alias
+            settings.setdefault(entry.preset, {})[entry.num_steps] = copy.deepcopy(dict(entry.settings))
+        return settings
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was compared.
+
+    Attributes:
+        limit: Rows of each file that were used; None: all.
+        cells: Tasks with adapters.
+    """
+
+    limit: int | None
+    cells: tuple[CellResult, ...]

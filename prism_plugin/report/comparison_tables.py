@@ -1,0 +1,140 @@
+"""A comparison as tables: in a terminal, and in Markdown for a page of its own."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
+from prism_plugin.evaluation.tasks import Figure
+
+
+def comparison_tables(results: Results) -> list[Table]:
+    """Lay out each task with each adapter: its presets, the differences asked for, and the best with and without the head."""
+    return [table for cell in results.cells for table in _tables(cell)]
+
+
+def _tables(cell: CellResult) -> Iterator[Table]:
+    headings = cell.task.task.figures
+    first = headings[cell.first]
+    table = _table(title_of(cell))
+    table.add_column("preset")
+    for text in ("steps", first.text, "± s.e.", *(one.text for one in list(headings.values())[1:])):
+        table.add_column(text, justify="right")
+    for text in ("forwards", "positions", "seconds"):
+        table.add_column(text, justify="right")
+    for index, entry in enumerate(cell.entries):
+        estimates = [Estimate.of(entry.test.figure(name)) for name in headings]
+        others = [formed(one.value, heading.form) for one, heading in zip(estimates, headings.values(), strict=True)][1:]
+        shown = [formed(estimates[0].value, first.form), formed(estimates[0].stderr, first.form), *others]
+        costs = f"{entry.test.forwards:.1f}", f"{entry.test.positions:,.0f}", f"{entry.test.seconds:.1f}"
+        ends = index + 1 == len(cell.entries) or cell.entries[index + 1].preset != entry.preset
+        table.add_row(entry.preset, str(entry.num_steps), *shown, *costs, end_section=ends)
+    table.caption = "Forwards and positions: mean over rows; seconds: of a run over all rows."
+    yield table
+    if cell.differences:
+        yield _differences(cell)
+    if cell.best:
+        yield _best(cell)
+
+
+def _table(title: str) -> Table:
+    """One whose nine columns 80 characters hold, the width of a page that is piped."""
+    return Table(title=title, box=SIMPLE, padding=(0, 0), pad_edge=False)
+
+
+def _differences(cell: CellResult) -> Table:
+    table = _table(f"{first_text(cell)}, differences paired over {cell.task.task.rows_are}")
+    table.add_column("presets")
+    for text in ("steps", "difference", "± s.e."):
+        table.add_column(text, justify="right")
+    for one in cell.differences:
+        table.add_row(f"{one.preset} - {one.minus}", str(one.num_steps), *_pair(cell, one.figures[cell.first]))
+    return table
+
+
+def _best(cell: CellResult) -> Table:
+    table = _table(f"{first_text(cell)}, the best within a mean number of forwards")
+    table.add_column("forwards at most", justify="right")
+    for text in ("with the head", "without"):
+        table.add_column(text)
+    for text in ("difference", "± s.e."):
+        table.add_column(text, justify="right")
+    for one in cell.best:
+        named = [f"{entry.preset}, {entry.num_steps} steps: {cell_text(cell, entry)}" for entry in (one.with_head, one.without)]
+        table.add_row(str(one.budget), *named, *_pair(cell, one.difference))
+    table.caption = f"Preset and steps are chosen, and forwards counted, on validation {cell.task.task.rows_are}."
+    return table
+
+
+def _pair(cell: CellResult, estimate: Estimate) -> tuple[str, str]:
+    form = cell.task.task.figures[cell.first].form
+    return formed(estimate.value, f"+{form}"), formed(estimate.stderr, form)
+
+
+def title_of(cell: CellResult) -> str:
+    """What is compared, in a line."""
+    task = cell.task.task
+    return f"{cell.task.name}, {cell.adapter}: {cell.rows['test']:,} {task.rows_are}"
+
+
+def first_text(cell: CellResult) -> str:
+    """What the figure that counts is called."""
+    return cell.task.task.figures[cell.first].text
+
+
+def formed(value: float | None, form: str) -> str:
+    """A figure as a table shows it."""
+    return "-" if value is None else format(value, form)
+
+
+def cell_text(cell: CellResult, entry: Entry) -> str:
+    """The figure that counts with its standard error, and the forwards that were used."""
+    return f"{estimate_text(cell, entry.test.figure(cell.first))} ({entry.test.forwards:.1f} used)"
+
+
+def estimate_text(cell: CellResult, figure: Figure | Estimate) -> str:
+    """A figure that counts with its standard error: shares in percent, the sign left out."""
+    estimate = figure if isinstance(figure, Estimate) else Estimate.of(figure)
+    if estimate.value is None or estimate.stderr is None:
+        return "-"
+    form = cell.task.task.figures[cell.first].form
+    if form.endswith("%"):
+        return f"{100 * estimate.value:{form[:-1]}f} ± {100 * estimate.stderr:{form[:-1]}f}"
+    return f"{estimate.value:{form}} ± {estimate.stderr:{form}}"
+
+
+# ---- Markdown ----
+
+
+def comparison_markdown(results: Results) -> str:
+    """The same in Markdown, a column for each number of steps; without seconds, so the same runs give the same text."""
+    return "\n".join(_markdown(cell) for cell in results.cells)
+
+
+def _markdown(cell: CellResult) -> str:
+    steps = sorted({entry.num_steps for entry in cell.entries})
+    presets = list(dict.fromkeys(entry.preset for entry in cell.entries))
+    texts = {(entry.preset, entry.num_steps): cell_text(cell, entry) for entry in cell.entries}
+    lines = [[f"`{name}`", *(texts.get((name, one), "") for one in steps)] for name in presets]
+    told = {(one.preset, one.minus, one.num_steps): one.figures[cell.first] for one in cell.differences}
+    for ours, theirs in dict.fromkeys((one.preset, one.minus) for one in cell.differences):
+        shown = [told.get((ours, theirs, one)) for one in steps]
+        lines.append([f"`{ours}` - `{theirs}`", *("" if one is None else estimate_text(cell, one) for one in shown)])
+    unit = ", %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
+    tables = [_grid([f"preset ({first_text(cell)}{unit})", *(f"{one} steps" for one in steps)], lines)]
+    if cell.best:
+        best = []
+        for one in cell.best:
+            named = [
+                f"`{best_of.preset}`, {best_of.num_steps} steps: {cell_text(cell, best_of)}"
+                for best_of in (one.with_head, one.without)
+            ]
+            best.append([str(one.budget), *named, estimate_text(cell, one.difference)])
+        tables.append(_grid(["mean forwards in tuning, at most", "with the head", "without", "difference"], best))
+    return "\n".join([f"## {title_of(cell)}\n", *tables])
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (headings, rule, *rows))

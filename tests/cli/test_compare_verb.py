@@ -1,0 +1,293 @@
+"""`compare` as a user calls it: what it measures, that it goes on where it was cut off, and what it refuses before any work."""
+
+import csv
+import fcntl
+import json
+import re
+import shutil
+from dataclasses import MISSING, fields
+
+import pytest
+import torch
+import yaml
+from pages import ROOT, blocks, tables, text_of
+
+from prism_plugin.backbones import load_backbone
+from prism_plugin.cli import main as cli
+from prism_plugin.evaluation import comparison as work
+from prism_plugin.evaluation import comparison_file
+from prism_plugin.evaluation.compare import answer_rows, read_settings
+from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
+from prism_plugin.evaluation.tasks import Sudoku
+from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE, format_grid
+from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.testing import tiny_backbone
+
+BYTES = ("results.json", "results.csv", "tables.md", "sudoku/tiny/sampler.yaml", "comparison.json")
+CONTENT = {
+    "tasks": {
+        "sudoku": {
+            "task": {"name": "sudoku"}, "validation": "validation.txt", "test": "test.txt", "adapters": {"tiny": "weights"},
+            "budgets": [2, 4], "more_steps": {"prism": [5]},
+        }
+    },
+    "seeds": [4, 7],
+    "presets": {
+        "confidence": [{}, {"temperature": 1.0}],
+        "prism": [{"num_remask": 1}, {"temperature": 0.5}],
+        "threshold": [{"threshold": 0.2}, {"threshold": 0.4}],
+    },
+    "differences": [["prism", "confidence"], ["threshold", "confidence"]],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a tiny adapter, puzzles with few blanks, so that some are solved, and a comparison of them."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    tiny_backbone(vocab_size=VOCAB_SIZE, max_position_embeddings=NUM_CELLS).save_pretrained(folder / "backbone")
+    model = attach_quality_head(load_backbone(folder / "backbone"), PrismConfig(mask_token_id=MASK_TOKEN_ID))
+    torch.nn.init.normal_(model.quality_head.layers[-1].weight)
+    model.save_pretrained(folder / "weights")
+    puzzles = [format_grid(cells) for blanks in (1, 6) for cells in make_puzzles(8, seed=blanks, num_blanks=blanks)[0]]
+    (folder / "validation.txt").write_text("\n".join(puzzles[::4]) + "\n")
+    (folder / "test.txt").write_text("\n".join(puzzles[:7] + puzzles[9:12]) + "\n")
+    (folder / "compare.yaml").write_text(yaml.safe_dump(CONTENT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(made):
+    """The comparison, run in one go."""
+    assert cli.main(["compare", str(made / "compare.yaml"), "--output", str(made / "out")]) == 0
+    return made / "out"
+
+
+def test_figures_are_those_of_the_samplers(made, done):
+    results = json.loads((done / "results.json").read_text())
+    (cell,) = results["comparisons"]
+    assert [(one["preset"], one["num_steps"]) for one in cell["presets"]] == [
+        ("confidence", 2), ("confidence", 4), ("prism", 2), ("prism", 4), ("prism", 5), ("threshold", 2), ("threshold", 4),
+    ]  # fmt: skip
+    model, task = PrismModel.from_pretrained(made / "weights"), Sudoku()
+    rows = task.rows(made / "test.txt")
+    by_row = {}
+    for one in cell["presets"]:
+        draws = one["preset"] == "prism" or one["settings"].get("temperature", 0) > 0
+        assert one["seeds"] == ([4, 7] if draws else [4])
+        assert one["reads_head"] == (one["preset"] == "prism")
+        sampler = RemaskingSampler.from_preset(one["preset"], model, num_steps=one["num_steps"], **one["settings"])
+        runs = [answer_rows(task, sampler, rows, seed) for seed in one["seeds"]]
+        solved = torch.stack([run.figures["success"].total.double() for run in runs]).mean(0)
+        by_row[one["preset"], one["num_steps"]] = solved
+        stderr = solved.std(correction=0).item() / len(rows) ** 0.5
+        assert one["test"]["figures"]["success"] == pytest.approx({"value": solved.mean().item(), "stderr": stderr})
+        forwards = torch.stack([run.num_forward_passes.double() for run in runs]).mean().item()
+        assert one["test"]["num_forward_passes"] == pytest.approx(forwards)
+        assert one["test"]["num_positions"] == pytest.approx(forwards * NUM_CELLS)
+        tried = [t for t in cell["trials"] if (t["preset"], t["num_steps"]) == (one["preset"], one["num_steps"])]
+        assert len(tried) == 2
+        assert one["settings"] == max(tried, key=lambda t: t["validation"]["figures"]["success"]["value"])["settings"]
+    assert max(solved.max() for solved in by_row.values()) > 0, "nothing is solved, so nothing is shown"
+    assert [(one["preset"], one["num_steps"]) for one in cell["differences"]] == [
+        ("prism", 2), ("prism", 4), ("threshold", 2), ("threshold", 4)
+    ]  # fmt: skip
+    for one in cell["differences"]:
+        off = by_row[one["preset"], one["num_steps"]] - by_row[one["minus"], one["num_steps"]]
+        paired = {"value": off.mean().item(), "stderr": off.std(correction=0).item() / len(rows) ** 0.5}
+        assert one["figures"]["success"] == pytest.approx(paired, abs=1e-12)
+    assert [one["mean_forward_passes"] for one in cell["best_within"]] == [2, 4]
+    assert all(one["with_head"]["preset"] == "prism" != one["without"]["preset"] for one in cell["best_within"])
+
+
+def test_files_hold_the_same_and_eval_reads_the_settings(made, done, capsys):
+    (cell,) = json.loads((done / "results.json").read_text())["comparisons"]
+    with (done / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["preset"], int(line["num_steps"])) for line in lines] == [
+        (e["preset"], e["num_steps"]) for e in cell["presets"]
+    ]
+    assert [float(line["success"]) for line in lines] == [e["test"]["figures"]["success"]["value"] for e in cell["presets"]]
+    with (done / "seconds.csv").open() as file:
+        assert [float(line["seconds"]) > 0 for line in csv.DictReader(file)] == [True] * len(lines)
+    settings = read_settings(done / "sudoku" / "tiny" / "sampler.yaml")
+    assert settings["prism"][5] == next(e for e in cell["presets"] if e["num_steps"] == 5)["settings"]
+    again = ["compare", str(made / "compare.yaml"), "--output", str(done)]
+    assert cli.main([*again, "--presets", "threshold", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {one["preset"] for one in printed["comparisons"][0]["presets"]} == {"threshold"}
+    assert len(printed["seconds"]) == 2
+    assert cli.main(again) == 0
+    assert "10 puzzles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0.35, 0.99])
+def test_what_was_cut_off_goes_on_and_ends_with_the_same_bytes(made, done, tmp_path, monkeypatch, share):
+    """A kill leaves the header and the log up to some byte, and whatever was being written beside."""
+    log = (done / "runs.jsonl").read_bytes()
+    kept = log[: int(share * len(log))]
+    shutil.copy(done / "comparison.json", tmp_path)
+    (tmp_path / "runs.jsonl").write_bytes(kept)
+    (tmp_path / f".results.json-{'0' * 32}").write_text("half")
+    made_again = []
+    monkeypatch.setattr(work, "answer_rows", lambda *args, **options: made_again.append(1) or answer_rows(*args, **options))
+    assert cli.main(["compare", str(made / "compare.yaml"), "--output", str(tmp_path)]) == 0
+    assert len(made_again) == log.count(b"\n") - kept.count(b"\n")
+    for name in BYTES:
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name
+    assert not list(tmp_path.glob(".*"))
+
+
+def changed(path, value):
+    content = json.loads(json.dumps(CONTENT))
+    *owners, last = path
+    target = content
+    for key in owners:
+        target = target[key]
+    target[last] = value
+    return content
+
+
+SUDOKU = ("tasks", "sudoku")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("budget",), [3], "compare.yaml: nothing reads 'budget'"),
+        ((*SUDOKU, "budget"), [3], "compare.yaml, `tasks`, `sudoku`: nothing reads 'budget' (did you mean 'budgets'?)"),
+        ((*SUDOKU, "task"), {"name": "sudoko"}, "No task is called 'sudoko' (did you mean 'sudoku'?)"),
+        ((*SUDOKU, "task"), {"name": "sudoku", "side": 9}, "`task`: nothing reads 'side'"),
+        ((*SUDOKU, "budgets"), [], "`budgets` of TaskSection must list integers of at least 1"),
+        ((*SUDOKU, "budgets"), [2, 2], "`budgets` must hold each only once, found 2 twice"),
+        (
+            (*SUDOKU, "more_steps"),
+            {"prism": [4]},
+            "`budgets` and `more_steps` of `prism` must hold each only once, found 4 twice",
+        ),
+        ((*SUDOKU, "more_steps"), {"prsm": [9]}, "`more_steps` of sudoku must name presets of this file, found 'prsm'"),
+        ((*SUDOKU, "test"), "validation.txt", "`validation` and `test` must be other rows"),
+        ((*SUDOKU, "test"), "tests.txt", "`test` must be a file of puzzles"),
+        ((*SUDOKU, "adapters"), {"tiny": "./nothing"}, "`tiny` must be a folder with an adapter or an id on the Hub"),
+        ((*SUDOKU, "adapters"), {"a/b": "weights"}, "names of `adapters` are letters"),
+        (("presets", "prism"), [{}], "every preset must have as many trials as the others, at least one"),
+        (("presets", "prism"), [{}, {}], "`presets`, `prism` must hold each only once"),
+        (("presets", "prsm"), [{}, {}], "No preset is called 'prsm' (did you mean 'prism'?)"),
+        (("presets", "prism"), [{}, {"threshold": 0.5}], "{'threshold': 0.5}, 2 steps: The preset 'prism' has no 'threshold'"),
+        (
+            ("presets", "prism"),
+            [{}, {"temperature": -1}],
+            "`temperature` of SamplerSettings must be a finite number of at least 0",
+        ),
+        (("seeds",), [1, 1], "`seeds` must hold each only once"),
+        (("seeds",), [2**32], "`seeds` must be at least 0 and below 2**32"),
+        (("differences",), [["prism", "prsm"]], "found 'prsm' (did you mean 'prism'?); add it to `presets`"),
+        (("differences",), [["prism", "prism"]], "`differences` must be of two presets"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_found_before_anything_is_loaded(made, monkeypatch, capsys, path, value, words):
+    monkeypatch.setattr(PrismModel, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    file = made / "wrong-compare.yaml"
+    file.write_text(yaml.safe_dump(changed(path, value)))
+    assert refused(capsys, ["compare", str(file), "--output", str(made / "none")]).count(words) == 1
+    assert not (made / "none").exists()
+
+
+def refused(capsys, arguments):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    said = re.search(r"^prism-plugin compare: .*\n\Z", error, re.MULTILINE)  # after transformers' bars of loading
+    assert said, error
+    return said[0]
+
+
+def test_what_an_adapter_cannot_run_is_found_before_any_row_is_filled(made, writer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "answer_rows", None)
+    file = made / "other-compare.yaml"
+    file.write_text(yaml.safe_dump(changed(("presets", "threshold"), [{"threshold": 0.2}, {"block_length": 2}])))
+    said = refused(capsys, ["compare", str(file), "--output", str(tmp_path / "out"), "--presets", "threshold"])
+    assert "adapter `tiny`" in said
+    assert "{'block_length': 2}, 2 steps: `num_steps` must be at least the number of blocks" in said
+    file.write_text(yaml.safe_dump(changed((*SUDOKU, "adapters"), {"tiny": "weights", "text": str(writer)})))
+    said = refused(capsys, ["compare", str(file), "--output", str(tmp_path / "out")])
+    assert "compare.yaml, `tasks`, `sudoku`, adapter `text`: The adapter must be of a Sudoku model" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("limit", "belongs to another comparison, or what it reads has changed since, in limit, tasks.sudoku.test"),
+        ("rows", "in tasks.sudoku.test; choose another folder"),
+        ("weights", "in tasks.sudoku.adapters.tiny; choose another folder"),
+        ("foreign", "holds results.csv but no comparison.json, so another program wrote it"),
+        ("inside", "`--output` must be apart from all that is read"),
+        ("locked", "is in use by another process"),
+        ("log", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tmp_path, monkeypatch, capsys, change, words):
+    monkeypatch.setattr(work, "answer_rows", None)
+    folder, output = tmp_path / "made", tmp_path / "made" / "out"
+    shutil.copytree(made, folder)
+    options = ["--limit", "2"] if change == "limit" else []
+    if change == "rows":
+        (folder / "test.txt").write_text((folder / "validation.txt").read_text())
+    elif change == "weights":
+        model = PrismModel.from_pretrained(folder / "weights")
+        torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
+        model.save_pretrained(folder / "weights")
+    elif change == "foreign":
+        output = tmp_path
+        (output / "results.csv").write_text("mine")
+    elif change == "inside":
+        output = folder / "weights" / "out"
+    elif change == "log":
+        lines = (output / "runs.jsonl").read_bytes().split(b"\n")
+        (output / "runs.jsonl").write_bytes(b"\n".join([lines[0], b"{}", *lines[2:]]))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (output / "runs.jsonl").open("ab") if change == "locked" else (folder / "compare.yaml").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert words in refused(capsys, ["compare", str(folder / "compare.yaml"), "--output", str(output), *options])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(made, preset):
+    """At temperature 0; asked of the sampler, and of what comes out."""
+    model = PrismModel.from_pretrained(made / "weights")
+    settings = {} if preset in ("confidence", "threshold") else {"temperature": 0.0}
+    sampler = RemaskingSampler.from_preset(preset, model, num_steps=4, **settings)
+    ids, _ = Sudoku().canvas(Sudoku().rows(made / "test.txt")[-3:], model)
+    one, other = (sampler.infill(ids, generator=torch.Generator().manual_seed(seed), return_trace=True) for seed in (0, 1))
+    order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
+    assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
+    assert ("quality" in sampler.reads) == (one.quality is not None)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/compare.yaml")), ids=lambda path: path.parent.name)
+def test_shipped_comparisons_can_be_read(path):
+    comparison = read_comparison(path)
+    assert set(Sudoku.presets) <= set(comparison.presets)
+
+
+def test_the_page_about_it_names_all_keys_and_its_file_is_one(made):
+    page = ROOT / "docs" / "compare.md"
+    (text,) = blocks(page, "yaml")
+    (table,) = tables(text_of(page, "The file"))
+    known = [f"tasks.NAME.{one.name}" for one in fields(TaskSection)] + [one.name for one in fields(comparison_file._File)]
+    assert sorted(row[0] for row in table) == sorted(known)
+    for key, default, _ in table:
+        (field,) = [
+            one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]
+        ]
+        written = "{}" if field.default_factory is dict else "" if field.default is MISSING else repr(field.default)
+        assert default == written, key
+    (made / "data").mkdir(exist_ok=True)
+    for name in ("validation.txt", "test.txt"):
+        shutil.copy(made / name, made / "data")
+    (made / "documented.yaml").write_text(text)
+    assert list(read_comparison(made / "documented.yaml").presets) == ["random", "prism", "prism-redraft"]

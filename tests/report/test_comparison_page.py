@@ -1,0 +1,125 @@
+"""The page and the tables of a comparison, of figures that are made up: all is within the picture, told apart, and readable."""
+
+import io
+import itertools
+import re
+
+import pytest
+from browser import CHROMIUM, browser
+from pages import ROOT, contrast
+from rich.console import Console
+
+from prism_plugin.evaluation.comparison_file import read_comparison
+from prism_plugin.evaluation.comparison_log import Run
+from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
+from prism_plugin.report.chart import Line, Point, closer, lay_chart
+from prism_plugin.report.comparison_page import comparison_page
+from prism_plugin.report.comparison_tables import comparison_markdown, comparison_tables
+
+ROWS = 40
+
+
+def made_up(preset, steps, trial):
+    """A run that solves the more, the more steps it has; presets without the head in random order hardly any."""
+    level = {"random": 0, "remdm-conf": 2, "prism": 9}.get(preset, 30)
+    solved = [int(row < min(level + steps.bit_length() - trial, ROWS)) for row in range(ROWS)]
+    forwards = [steps if "confidence" in preset or level < 30 else steps / 2] * ROWS
+    figures = {"success": {"total": solved, "count": [1] * ROWS}, "cell_accuracy": {"total": [45] * ROWS, "count": [51] * ROWS}}
+    return Run({}, figures, forwards, [81 * one for one in forwards], 12.5)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Results of the shipped comparison, were its runs those."""
+    comparison = read_comparison(ROOT / "adapters" / "sudoku-9x9" / "compare.yaml")
+    (task,) = comparison.tasks
+    trials = {}
+    for preset, steps, settings in comparison.trials(task):
+        tried = trials.setdefault((preset, steps), [])
+        tried.append(Tuned(preset, steps, settings, made_up(preset, steps, len(tried))))
+    best = [best_trial(tried, task.task) for tried in trials.values()]
+    entries = tuple(one.tested(comparison.seeds if one.sampler.draws else (0,), [one.run]) for one in best)
+    every = tuple(one for tried in trials.values() for one in tried)
+    counts = {"validation": ROWS, "test": ROWS}
+    return Results(None, (CellResult(task, "shipped", counts, comparison.differences, every, entries),))
+
+
+def test_what_reads_the_head_and_what_draws_follows_from_the_rules(results):
+    (cell,) = results.cells
+    reads = {entry.preset for entry in cell.entries if entry.reads_head}
+    assert reads == {"prism", "prism-confidence", "prism-threshold", "prism-refine", "prism-redraft"}
+    draws = {entry.preset for entry in cell.entries if len(entry.seeds) == 3}
+    assert draws == {"random", "remdm-conf", "prism"}
+    assert [one.budget for one in cell.best] == [17, 26, 51]
+    assert all(one.with_head.validation.forwards <= one.budget >= one.without.validation.forwards for one in cell.best)
+
+
+def test_tables_are_readable_in_80_columns(results):
+    console = Console(width=80, file=io.StringIO())
+    for table in comparison_tables(results):
+        console.print(table)
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    (cell,) = results.cells
+    lines = [line.split() for line in printed.splitlines()]
+    for entry in cell.entries:
+        assert sum(line[:2] == [entry.preset, str(entry.num_steps)] and len(line) == 8 for line in lines) == 1
+    markdown = comparison_markdown(results)
+    assert [line.count("|") for line in markdown.splitlines() if line.startswith("| `")] == [7] * (10 + 5)
+    assert "| `prism` - `random` | 22.5 ± " in markdown
+
+
+def test_the_page_holds_every_figure_and_asks_for_nothing(results):
+    page = comparison_page(results)
+    assert not re.search(r"(?:src|href)=|url\(|@import|https?:", page.replace("http://www.w3.org", ""))
+    assert page.count('<g class="point"') == 34 + page[page.index("The upper part") :].count('<g class="point"')
+    assert page.count("<tr>") == (1 + 34) + (1 + 17) + (1 + 3)
+    assert "prism-redraft, 102 steps: 92.5 ± 4.2\u00a0% solved, 51.0 forwards" in page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_their_names_can_be_read_in_either_scheme(results, scheme):
+    page = comparison_page(results)
+    cards = re.findall(r"--card: (#[0-9a-f]{6});", page)
+    owns = re.findall(r"\.s(\d) \{ --own: (#[0-9a-f]{6}); \}", page)
+    assert [number for number, _ in owns] == [*"0123456789"] * 2
+    for number, own in owns[:10] if scheme == "light" else owns[10:]:
+        assert contrast(own, cards[scheme == "dark"]) >= 4.5, number
+
+
+def test_names_stand_apart_and_points_within():
+    ends = [Point(90.0, 0.9 + number / 1000, 0.02, "") for number in range(9)]
+    lines = [Line(str(number), number, True, (Point(1.0, 0.5, 0.01, ""), end)) for number, end in enumerate(ends)]
+    lines.append(Line("low", 9, False, (Point(5.0, 0.0, 0.0, ""),)))
+    chart = lay_chart(lines, str)
+    heights = sorted(drawn.name_y for drawn in chart.lines)
+    assert min(high - low for low, high in itertools.pairwise(heights)) >= 15.9
+    frame = chart.frame
+    for mark in (mark for drawn in chart.lines for mark in drawn.marks):
+        assert frame["left"] < mark.x < frame["right"]
+        assert frame["top"] < mark.high <= mark.y <= mark.low < frame["bottom"]
+    assert [tick.text for tick in chart.columns][:4] == ["1", "1.5", "2", "3"]
+    assert {line.name for line in closer(lines)} == set("012345678")
+    assert closer(lines[:9]) == []
+    assert lay_chart(lines[-1:], str).rows, "one point alone"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: `apt-get install chromium`, or any that is named chromium")
+def test_in_a_browser_a_point_says_its_figures_and_a_line_is_picked_out(results, tmp_path):
+    (tmp_path / "page.html").write_text(comparison_page(results), encoding="utf-8")
+    with browser(tmp_path / "profile") as tab:
+        for width in (1200, 400):
+            tab.width(width)
+            tab.open((tmp_path / "page.html").as_uri())
+            assert tab.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+        assert tab.run("document.getElementById('tip').hidden")
+        tab.run("document.querySelector('[data-name=\"prism\"] .point').focus()")
+        assert tab.text("#tip") == tab.run("document.activeElement.getAttribute('aria-label')")
+        assert tab.text("#tip").startswith("prism, 17 steps: 35.0 ± 7.5")
+        tab.run("document.querySelector('button[data-name=\"prism\"]').click()")
+        faded = "getComputedStyle(document.querySelector('g[data-name=\"%s\"]')).opacity"
+        assert tab.run(f"new Promise((done) => setTimeout(() => done({faded % 'random'}), 300))", wait=True) == "0.16"
+        assert tab.run(faded % "prism") == "1"
+        assert tab.problems == []
+        assert all(url.startswith("file:") for url in tab.requests)
