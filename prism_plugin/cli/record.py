@@ -5,7 +5,7 @@ Over several processes: `accelerate launch -m prism_plugin.cli.main record ...`.
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ from prism_plugin.backbones import load_backbone, load_tokenizer
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.sampler_options import read_pairs
-from prism_plugin.data import DataSettings, as_dataset, fingerprint, prepare_rows, read_rows
+from prism_plugin.data import DataSettings, Origin, as_dataset, fingerprint, prepare_rows, read_rows
 from prism_plugin.errors import ConfigurationError
+from prism_plugin.evaluation.fingerprints import model_fingerprint
 from prism_plugin.evaluation.recorded_files import RecordingFolder
 from prism_plugin.evaluation.recording import Recorder, Recording
 from prism_plugin.evaluation.tasks import task_of
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.places import require_apart
-from prism_plugin.modeling.weights import weights_fingerprint
 from prism_plugin.parsing_yaml import read_yaml
 from prism_plugin.reader import from_mapping
 from prism_plugin.report.tables import recording_table
-from prism_plugin.training.checks import as_prepared
+from prism_plugin.training.given_rows import as_prepared
 
 # A process waits for the others at the end, whose shares may take longer than any step of a training.
 _PATIENCE = timedelta(days=7)
@@ -53,9 +53,9 @@ class RecordingRecipe:
         data: The rows.
         recording: What is recorded of them.
         adapter: Folder of a trained adapter.
-        backbone: Folder or Hub id of a model without a quality head, in its place.
-        mask_token_id: Of the backbone, where neither its config nor its tokenizer tells.
-        tokenizer: Load the backbone's tokenizer. Rows of token ids can do without; its padding token may then be drawn.
+        backbone: Folder or Hub id of a model without a quality head, in its place; beside it, where its backbone is now.
+        mask_token_id: Of a backbone alone, where neither its config nor its tokenizer tells.
+        tokenizer: Load the tokenizer of a backbone alone. Rows of token ids can do without; padding may then be drawn.
     """
 
     data: RecordedData
@@ -66,30 +66,25 @@ class RecordingRecipe:
     tokenizer: bool = True
 
     def __post_init__(self) -> None:
-        if (self.adapter is None) == (self.backbone is None):
-            raise ConfigurationError(
-                "Give `adapter`, a trained one, or `backbone`, a model without a quality head; and not both."
-            )
-        if self.mask_token_id is not None and self.adapter is not None:
-            raise ConfigurationError("`mask_token_id` goes with `backbone`; an adapter knows its own.")
-        if not self.tokenizer and self.adapter is not None:
-            raise ConfigurationError("`tokenizer: false` goes with `backbone`; an adapter brings its own.")
+        if self.adapter is None and self.backbone is None:
+            raise ConfigurationError("Give `adapter`, a trained one, or `backbone`, a model without a quality head.")
+        if self.adapter is not None and (self.mask_token_id is not None or not self.tokenizer):
+            raise ConfigurationError("`mask_token_id` and `tokenizer` go with a `backbone` alone; an adapter knows its own.")
         if self.data.limit is not None and self.data.limit < 1:
             raise ConfigurationError(f"`limit` must be at least 1, got {self.data.limit}.")
-        if self.adapter is None:
-            for source in self.recording.sources:
-                if "quality" in source.sampler_settings().reads:
-                    raise ConfigurationError(
-                        f"The preset {source.preset!r} reads the quality head, which a backbone does not have; give an `adapter`."
-                    )
+        for source in self.recording.sources:
+            if "quality" in source.sampler_settings().reads and self.adapter is None:
+                raise ConfigurationError(
+                    f"The preset {source.preset!r} reads the quality head, which a backbone alone lacks; give `adapter`."
+                )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("--recipe", type=Path, help="YAML with all that defines a recording; options below change it")
     parser.add_argument("--output", type=Path, required=True, help="folder for states.parquet and held-out.parquet")
-    parser.add_argument("--adapter", help="folder of a trained adapter")
-    parser.add_argument("--backbone", help="folder, or Hub id, of a backbone without a quality head")
+    parser.add_argument("--adapter", help="folder of a trained adapter, or its id on the Hub")
+    parser.add_argument("--backbone", help="without `--adapter`: what fills the rows; with it: where its backbone is now")
     parser.add_argument("--data", help="rows that are known: as `train` takes them, or a task's own file")
     parser.add_argument("--preset", help="the one sampler, in place of the recipe's sources; needs `--num-steps`")
     parser.add_argument("--num-steps", type=int, help="forward passes at most, of `--preset`")
@@ -115,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
     datasets.disable_progress_bars()
     require_apart(args.output, {"the adapter": recipe.adapter, "the backbone": recipe.backbone}, "`--output`")
     rows, model = _rows_and_model(args, recipe, where)
-    asked = {**asdict(replace(recipe.data, path=Path(recipe.data.path).name)), **asdict(recipe.recording)}
-    asked |= {"rows": fingerprint(rows), "weights": weights_fingerprint(model)}
+    settings = {name: value for name, value in asdict(recipe.data).items() if name not in ("path", "split", "revision")}
+    asked = {**settings, **asdict(recipe.recording), "rows": fingerprint(rows), "model": model_fingerprint(model)}
     folder = RecordingFolder(args.output, json.loads(json.dumps(asked)))
     if not args.fresh:
         folder.require_own()
@@ -126,6 +121,12 @@ def run(args: argparse.Namespace) -> int:
         found = {"output": str(args.output), **folder.found}
         print(json.dumps(found)) if args.json else Console().print(recording_table(found))
     return 0
+
+
+def stopped(args: argparse.Namespace) -> str:
+    """Say how to go on after Ctrl-C."""
+    again = "the same command, without `--fresh`," if args.fresh else "the same command"
+    return f"stopped; the batches that were recorded are in {args.output}, and {again} goes on after them."
 
 
 def _recipe(args: argparse.Namespace) -> RecordingRecipe:
@@ -138,28 +139,28 @@ def _recipe(args: argparse.Namespace) -> RecordingRecipe:
         if not isinstance(given, dict):
             raise ConfigurationError(f"{source}: a recipe of a recording is a mapping, found {str(given)[:60]!r}.")
         written |= {name: _anchored(name, value, args.recipe.resolve().parent) for name, value in given.items()}
-    elif args.data is None or args.preset is None:
+    elif args.data is None or args.preset is None or (args.adapter is None and args.backbone is None):
         raise ConfigurationError(
-            "Give `--recipe FILE`, or at least `--data`, `--preset` with `--num-steps`, and `--adapter` or `--backbone`."
+            "Give `--recipe FILE`; or `--data`, `--preset` with `--num-steps`, and `--adapter` or `--backbone`."
         )
     if args.preset is None and (args.num_steps is not None or args.set):
         raise ConfigurationError("`--num-steps` and `--set` go with `--preset`; a recipe's sources have their own.")
-    if args.preset is not None:
-        if args.num_steps is None:
-            raise ConfigurationError("`--preset` needs `--num-steps`, the forward passes that it may use.")
-        one = {"preset": args.preset, "num_steps": args.num_steps, "settings": read_pairs(args.set)}
-        written["recording"] = {**written["recording"], "sources": [one]}
-    for name, value in (("adapter", args.adapter), ("backbone", args.backbone)):
-        if value is not None:
-            written = {key: one for key, one in written.items() if key not in ("adapter", "backbone")} | {name: value}
-    for section, options in (("data", {"path": args.data, "limit": args.limit}), ("recording", _of_recording(args))):
+    if args.preset is not None and args.num_steps is None:
+        raise ConfigurationError("`--preset` needs `--num-steps`, the forward passes that it may use.")
+    if args.adapter is not None or args.backbone is not None:  # other than the recipe's, whatever that names
+        written |= {"adapter": args.adapter, "backbone": args.backbone}
+    options = {"data": {"path": args.data, "limit": args.limit}, "recording": _of_recording(args)}
+    for section, own in options.items():
         if isinstance(written[section], dict):
-            written[section] = written[section] | {name: value for name, value in options.items() if value is not None}
+            written[section] = written[section] | {name: value for name, value in own.items() if value is not None}
     return from_mapping(RecordingRecipe, written, source=source)
 
 
 def _of_recording(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("masked", "held_out", "seed", "batch_size")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("masked", "held_out", "seed", "batch_size")}
+    if args.preset is not None:
+        options["sources"] = [{"preset": args.preset, "num_steps": args.num_steps, "settings": read_pairs(args.set)}]
+    return options
 
 
 def _anchored(name: str, value: Any, folder: Path) -> Any:
@@ -173,23 +174,23 @@ def _anchored(name: str, value: Any, folder: Path) -> Any:
 def _rows_and_model(
     args: argparse.Namespace, recipe: RecordingRecipe, where: dict[str, Any]
 ) -> tuple[datasets.Dataset, PrismModel]:
-    data, path = recipe.data, Path(recipe.data.path)
-    raw = None if path.suffix == ".txt" else read_rows(data.path, split=data.split, revision=data.revision)
+    data, trusted = recipe.data, {"trust_remote_code": args.trust_remote_code}
+    raw = read_rows(data.path, split=data.split, revision=data.revision)  # before a large model is loaded in vain
     if recipe.adapter is not None:
-        model = PrismModel.from_pretrained(recipe.adapter, trust_remote_code=args.trust_remote_code, **where)
+        model = PrismModel.from_pretrained(recipe.adapter, recipe.backbone, **trusted, **where)
         model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     else:
-        backbone = load_backbone(str(recipe.backbone), trust_remote_code=args.trust_remote_code, **where)
-        trusted = {"trust_remote_code": args.trust_remote_code}
-        tokenizer = load_tokenizer(str(recipe.backbone), **trusted) if recipe.tokenizer else None
-        model = attach_quality_head(backbone, PrismConfig(mask_token_id=recipe.mask_token_id), tokenizer=tokenizer)
+        place = str(recipe.backbone)
+        tokenizer = load_tokenizer(place, **trusted) if recipe.tokenizer else None
+        config = PrismConfig(mask_token_id=recipe.mask_token_id)
+        model = attach_quality_head(load_backbone(place, **trusted, **where), config, tokenizer=tokenizer)
     task = task_of(model)
-    if raw is None:
-        known = read_rows(data.path) if task is None else task.known(task.rows(path, data.limit), model)
-        raw = as_dataset(known)
+    if Path(data.path).suffix == ".txt" and task is not None:
+        raw = as_dataset(task.known(task.rows(data.path, data.limit), model))
     raw = raw.select(range(min(len(raw), data.limit or len(raw))))
-    prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=data)
-    return as_prepared(prepared, model, "--data"), model
+    origin = Origin(data.path, counted=True)
+    rows = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=data, origin=origin)
+    return as_prepared(rows, model, origin), model
 
 
 def _record(folder: RecordingFolder, recorder: Recorder, processes: PartialState, *, fresh: bool) -> None:

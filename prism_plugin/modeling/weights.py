@@ -1,13 +1,11 @@
 """Weights by their names: which of a gathered state belong to a part, how they are placed, and whether they may be saved."""
 
-import hashlib
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prism_plugin.core.finite import first_not_finite
-from prism_plugin.core.float64 import to_float64
 from prism_plugin.errors import NonFiniteError
 
 
@@ -32,16 +30,6 @@ def sharded_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
         key: distribute_tensor(tensors[key], one.device_mesh, one.placements) if isinstance(one, DTensor) else tensors[key]
         for key, one in parameters.items()
     }
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Tells weights apart: a hash of their names and shapes, and of about a thousand numbers of each."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().flatten()
-        some = to_float64(flat[:: max(1, len(flat) // 1024)].cpu())
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
