@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _BLOCK = 256
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
+# Ids as runs of neighbours, [first, one past the last) each, in order.
+Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,18 @@ def draw_rows(
     Raises:
         ConfigurationError: If a setting is out of range, or uniforms are needed and missing.
     """
-    _check(rows, forbidden_ids, chunk_rows)
+    runs = _check(rows, forbidden_ids, chunk_rows)
     _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
     for chunk, here in _chunks(rows, at, chunk_rows):
-        largest, argmax = _first_max(chunk, forbidden_ids)
+        largest, argmax = _first_max(chunk, runs)
         candidates = argmax
         if temperature > 0:
-            scaled = _forbid(to_float64(chunk, copy=True), forbidden_ids).div_(temperature)
+            scaled = _forbid(to_float64(chunk, copy=True), runs).div_(temperature)
             own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
             candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
+        weights = _forbid(chunk - largest.unsqueeze(-1), runs).exp_()
         total = _sum(weights)
         stats = [candidates, ((chosen - largest).exp() / total).float()]
         if want_entropy:
@@ -115,11 +118,11 @@ def token_confidence(
     Returns:
         float32 in [0, 1].
     """
-    _check(rows, forbidden_ids, chunk_rows)
+    runs = _check(rows, forbidden_ids, chunk_rows)
     parts = []
     for chunk, here in _chunks(rows, at, chunk_rows):
-        largest, _ = _first_max(chunk, forbidden_ids)
-        weights = _forbid(chunk - largest.unsqueeze(-1), forbidden_ids).exp_()
+        largest, _ = _first_max(chunk, runs)
+        weights = _forbid(chunk - largest.unsqueeze(-1), runs).exp_()
         parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
     return torch.cat(parts)
 
@@ -155,30 +158,52 @@ def _chunks(rows: Rows, at: DrawnIndex | None, chunk_rows: int) -> Iterator[tupl
         yield chunk.to(torch.promote_types(rows.dtype, torch.float32)), here
 
 
-def _forbid(chunk: Rows, forbidden_ids: tuple[int, ...]) -> Rows:
-    """Write -inf for the forbidden ids."""
-    for token_id in forbidden_ids:  # a handful; an index tensor would have to be copied to the device
-        chunk[:, token_id] = float("-inf")
+@lru_cache(maxsize=64)
+def runs_of(ids: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Group ids into runs of neighbours, first and one past the last of each: what pads a vocabulary is one run."""
+    runs: list[tuple[int, int]] = []
+    for one in sorted(set(ids)):
+        start = runs.pop()[0] if runs and runs[-1][1] == one else one
+        runs.append((start, one + 1))
+    return tuple(runs)
+
+
+def forbid(rows: Rows, forbidden_ids: tuple[int, ...]) -> Rows:
+    """Write -inf for the forbidden ids, in place. Returns the same tensor."""
+    return _forbid(rows, runs_of(forbidden_ids))
+
+
+def _forbid(chunk: Rows, runs: Runs) -> Rows:
+    for start, stop in runs:  # a handful; an index tensor would have to be copied to the device
+        chunk[:, start:stop] = float("-inf")
     return chunk
 
 
-def _first_max(chunk: Rows, forbidden_ids: tuple[int, ...]) -> tuple[RowValues, RowTokens]:
+def _within(runs: Runs, first: int, last: int) -> Runs:
+    """The parts of runs that lie in [first, last), counted from `first`."""
+    parts = ((max(start, first) - first, min(stop, last) - first) for start, stop in runs)
+    return tuple((start, stop) for start, stop in parts if start < stop)
+
+
+def _first_max(chunk: Rows, runs: Runs) -> tuple[RowValues, RowTokens]:
     """The largest entry of each row that is not forbidden, and the lowest id that has it. Copies only blocks with such ids."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
-    rest = _forbid(chunk[:, whole:].clone(), tuple(one - whole for one in forbidden_ids if one >= whole))
+    rest = _forbid(chunk[:, whole:].clone(), _within(runs, whole, chunk.shape[-1]))
     if whole == 0:
         largest, argmax = rest.max(-1)
         return largest, argmax
-    forbidden_ids = tuple(one for one in forbidden_ids if one < whole)
+    runs = _within(runs, 0, whole)
     in_blocks = chunk[:, :whole].unflatten(-1, (-1, _BLOCK))
     peaks = in_blocks.amax(-1)
-    for number in {one // _BLOCK for one in forbidden_ids}:
-        inside = tuple(one % _BLOCK for one in forbidden_ids if one // _BLOCK == number)
+    for number in {end // _BLOCK for start, stop in runs for end in (start, stop - 1)}:
+        inside = _within(runs, number * _BLOCK, (number + 1) * _BLOCK)
         peaks[:, number] = _forbid(in_blocks[:, number].clone(), inside).amax(-1)
+    for start, stop in runs:
+        peaks[:, start // _BLOCK + 1 : (stop - 1) // _BLOCK] = float("-inf")  # blocks in the middle of a run
     columns = peaks.argmax(-1, keepdim=True) * _BLOCK + torch.arange(_BLOCK, device=chunk.device)
     values = chunk.gather(-1, columns)
-    for one in forbidden_ids:
-        values.masked_fill_(columns == one, float("-inf"))
+    for start, stop in runs:
+        values.masked_fill_((columns >= start) & (columns < stop), float("-inf"))
     largest, place = values.max(-1)
     argmax = columns[:, 0] + place
     if whole < chunk.shape[-1]:
@@ -215,12 +240,15 @@ def _keep_nucleus(weights: RowUnits, top_p: float) -> RowUnits:
     return torch.zeros_like(weights).scatter(-1, order, largest * kept)
 
 
-def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> None:
-    vocab = rows.shape[-1]
-    if any(not 0 <= token_id < vocab for token_id in forbidden_ids) or len(set(forbidden_ids)) >= vocab:
+def _check(rows: Rows, forbidden_ids: tuple[int, ...], chunk_rows: int) -> Runs:
+    """Check what is asked. Returns the forbidden ids as runs."""
+    vocab, runs = rows.shape[-1], runs_of(forbidden_ids)
+    outside = runs and (runs[0][0] < 0 or runs[-1][1] > vocab)
+    if outside or sum(stop - start for start, stop in runs) >= vocab:
         raise ConfigurationError(f"`forbidden_ids` must be ids below {vocab} and leave one to draw, found {forbidden_ids}.")
     if chunk_rows < 1:
         raise ConfigurationError(f"`chunk_rows` must be at least 1, found {chunk_rows}.")
+    return runs
 
 
 def _check_drawing(temperature: float, top_p: float, uniforms: DrawnValues | None) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
+from prism_plugin.core.categorical import RowStats, draw_rows, forbid, token_confidence
 from prism_plugin.decoding.looks import Seen
 from prism_plugin.decoding.state import Canvas, Memory, State
 from prism_plugin.errors import UnknownNameError
@@ -266,10 +266,8 @@ class _Divergence:
         }
 
     def _compare(self, at: Glance, memory: Memory) -> Memory:
-        rows, index = at.seen.masked.in_order().float().clone(), at.seen.masked.index
-        for token_id in at.forbidden_ids:
-            rows[:, token_id] = float("-inf")
-        now = rows.log_softmax(-1)
+        index = at.seen.masked.index
+        now = forbid(at.seen.masked.in_order().float().clone(), at.forbidden_ids).log_softmax(-1)
         before = memory["log_probabilities"].flatten(0, 1)
         terms = (now.exp() * (now - before[index])).masked_fill(now.isneginf(), 0.0)
         known = memory["known"].flatten()[index]

@@ -159,8 +159,8 @@ class PrismModel(HeadedBackbone):
         Raises:
             StoredStateError: If the files are missing, damaged, or belong to another backbone.
             BackboneError: If the backbone cannot be loaded.
-            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own, or loaded and
-                given together with `dtype` or `device_map`, or if these name nothing that is there.
+            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own, or loaded
+                and given together with `dtype` or `device_map`, or if these name nothing that is there.
         """
         is_loaded = backbone is not None and not isinstance(backbone, str | Path)
         require_placement(dtype, device_map, loaded="backbone" if is_loaded else None)

@@ -207,7 +207,8 @@ class MaskFiller(SamplerSettings):
         tokenizer = self.model.tokenizer
         pad = None if tokenizer is None else tokenizer.pad_token_id
         ends = {self.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id}
-        forbidden = {self.model.mask_token_id} | ({pad} if pad is not None and pad not in ends else set())
+        unknown = set(self.model.unknown_ids) - {self.eos_token_id}
+        forbidden = unknown | {self.model.mask_token_id} | ({pad} if pad is not None and pad not in ends else set())
         return tuple(sorted(forbidden))
 
     @property
