@@ -44,8 +44,8 @@ class Forbidden:
     def of(cls, forbidden_ids: Iterable[int], held_back: HeldBack | None = None) -> "Forbidden":
         """The spans of some ids."""
         if held_back is None:
-            return cls(_spans(forbidden_ids))
-        return cls(_spans(forbidden_ids), _spans(held_back.ids), held_back.rows)
+            return cls(spans_of(forbidden_ids))
+        return cls(spans_of(forbidden_ids), spans_of(held_back.ids), held_back.rows)
 
     def at(self, here: slice) -> "Forbidden":
         """Those of some of the drawn rows."""
@@ -85,7 +85,8 @@ class Forbidden:
         return self.rows.to(chunk.device).unsqueeze(-1)  # type: ignore[union-attr]  # there are rows where ids are held back
 
 
-def _spans(ids: Iterable[int]) -> tuple[Span, ...]:
+def spans_of(ids: Iterable[int]) -> tuple[Span, ...]:
+    """Group ids into spans of neighbours: the first of each, and the one after the last."""
     return tuple(_joined(sorted(set(ids))))
 
 

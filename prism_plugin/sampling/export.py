@@ -190,7 +190,7 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
         (stage / CODE_FOLDER).mkdir()
         for name, text in exported_code(with_loader=with_loader).items():
             (stage / CODE_FOLDER / name).write_text(text, encoding="utf-8")
-        (stage / BACKBONE_FILE).write_text(about_backbone(model.spec, model.tokenizer), encoding="utf-8")
+        (stage / BACKBONE_FILE).write_text(about_backbone(model.spec, model.tokenizer, model.unknown_ids), encoding="utf-8")
         card = render_model_card(
             config,
             has_adapter=has_adapter or model.has_merged_weights,

@@ -221,7 +221,8 @@ class MaskFiller(SamplerSettings):
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:
         pad = None if self.model.tokenizer is None else self.model.tokenizer.pad_token_id
-        forbidden = {self.model.mask_token_id, *(self.suppress_tokens or ())}
+        unknown = set(self.model.unknown_ids) - {self.eos_token_id}
+        forbidden = unknown | {self.model.mask_token_id, *(self.suppress_tokens or ())}
         return tuple(sorted(forbidden | ({pad} if pad is not None and pad not in self._end_ids else set())))
 
     @property
