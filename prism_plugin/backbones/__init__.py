@@ -1,7 +1,7 @@
 """What differs between masked diffusion language models, as data."""
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
-from prism_plugin.backbones.call import call_arguments, pad_rows, pairwise_mask, require_visible_token
+from prism_plugin.backbones.call import attention_blocks, call_arguments, pad_rows, pairwise_mask, require_visible_token
 from prism_plugin.backbones.devices import DeviceMap, best_device, require_device, require_placement
 from prism_plugin.backbones.inference import describe, get_backbone_spec, infer_spec
 from prism_plugin.backbones.loading import (
@@ -34,6 +34,7 @@ __all__ = [
     "BackboneSpec",
     "Check",
     "DeviceMap",
+    "attention_blocks",
     "best_device",
     "build_backbone",
     "call_arguments",

@@ -91,6 +91,11 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str = "r
     return pad_sequence(tensors, True, pad_token_id, side), pad_sequence(own, True, False, side)
 
 
+def attention_blocks(present: TokenMask, block_length: int) -> TokenIds:
+    """The number of the block that each position is in, counted from the row's first token."""
+    return (present.cumsum(-1) - 1).clamp(min=0) // block_length
+
+
 def pairwise_mask(present: TokenMask, block_length: int | None = None) -> Tensor:
     """Say which position may look at which, as a bool tensor [batch, 1, query, key].
 
@@ -105,5 +110,5 @@ def pairwise_mask(present: TokenMask, block_length: int | None = None) -> Tensor
     allowed = present[:, None, None, :].expand(batch, 1, length, length)
     if block_length is None:
         return allowed
-    block = (present.cumsum(-1) - 1).clamp(min=0) // block_length
+    block = attention_blocks(present, block_length)
     return allowed & (block[:, None, :, None] >= block[:, None, None, :])

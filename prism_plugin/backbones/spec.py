@@ -46,7 +46,8 @@ class BackboneSpec:
         attention_mask: "2d" when the model honours a [batch, length] mask; "4d" when it wants the bool mask [batch, 1,
             length, length], True where a query may look; "none" when it takes none: then rows must be equally long.
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
-            was trained. The mask is then passed without padding too. None: it sees the whole row.
+            was trained. The mask is then passed without padding too, and samplers keep these blocks. None: it sees the whole
+            row.
         needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
         keeps_evaluation_mode: In training mode the code does something else, such as taking labels and making noise and loss
             itself (SDAR, Fast-dLLM v2), so its modules stay in evaluation mode while it is trained. Dropout layers follow the

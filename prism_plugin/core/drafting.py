@@ -1,6 +1,6 @@
 """The corruptor's second half: which masked positions the model fills to make the draft that is judged."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from prism_plugin.core.unmasking import UNMASKING, UnmaskingRule
 from prism_plugin.core.validation import require_choice, require_int, require_number
 from prism_plugin.core.view import StepView
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import PerRow, Times, TokenMask
+from prism_plugin.types import PerRow, Times, TokenIds, TokenMask
 
 _WINDOW = "semi_autoregressive"
 Tokens = Literal["sample", "nucleus", "argmax"]
@@ -31,6 +31,43 @@ class WithinWindow:
         position = torch.arange(view.masked.shape[-1], device=view.masked.device)
         leftmost = view.masked.to(torch.int8).argmax(-1, keepdim=True)
         return select_top(view.confidence, view.masked & (position < leftmost + self.window), budget)
+
+
+@dataclass(frozen=True)
+class BlockByBlock:
+    """Reveal by another rule, in the order of the blocks of a family's attention, as a sampler of the family writes.
+
+    What is granted goes to the first block that holds masks; only what that has no masks for goes on into the next.
+
+    Args:
+        rule: Chooses within the block that is not filled whole.
+        blocks: The number of the block that each position is in, rising along each row.
+    """
+
+    rule: UnmaskingRule
+    blocks: TokenIds
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """As the rule."""
+        return self.rule.needs  # type: ignore[attr-defined]  # without it, this has none either
+
+    @property
+    def blind(self) -> bool:
+        """As the rule."""
+        return getattr(self.rule, "blind", False)
+
+    @property
+    def __name__(self) -> str:
+        return type(self.rule).__name__
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        held = torch.zeros_like(self.blocks).scatter_add(1, self.blocks, view.masked.long())  # masks of each block
+        through = held.cumsum(-1).gather(1, self.blocks)
+        before, granted = through - held.gather(1, self.blocks), budget.unsqueeze(-1)
+        whole = view.masked & (through <= granted)
+        partly = view.masked & (before < granted) & ~whole
+        return whole | self.rule(replace(view, masked=partly), budget - whole.sum(-1))
 
 
 def _choices() -> tuple[str, ...]:
@@ -55,7 +92,8 @@ class DraftRule:
         share: Lowest and highest share of the row's masked positions to fill, drawn uniformly per row, rounded up to at
             least one position; 0 <= lowest <= highest <= 1.
         num_looks: Forward passes over which the positions are filled, evenly. 1 is PRISM's draft; more roll the model's own
-            sampler out, so that wrong tokens agree with each other as they do when sampling.
+            sampler out, so that wrong tokens agree with each other as they do when sampling. Where a family attends by blocks,
+            they are filled in the blocks' order, as its sampler does.
         positions: Name of the unmasking rule that chooses them, any that is registered and has no settings, such as "random",
             "confidence", "margin" or "entropy"; or "semi_autoregressive", by highest confidence within a window.
         window: Positions, >= 1: the window starts at the row's leftmost masked position. Only and always for

@@ -31,7 +31,13 @@ class LaidCanvas(Canvas):
 
 
 def lay_canvas(
-    request: TokenIds, present: TokenMask, editable: TokenMask, block_length: int | None, *, fill_id: int = 0
+    request: TokenIds,
+    present: TokenMask,
+    editable: TokenMask,
+    block_length: int | None,
+    *,
+    fill_id: int = 0,
+    from_first_token: bool = False,
 ) -> LaidCanvas:
     """Lay out a request.
 
@@ -42,6 +48,8 @@ def lay_canvas(
         block_length: Positions per block, >= 1, counted from the row's first editable position; None for one block. A
             block without an editable position is left out, so blocks are numbered without gaps.
         fill_id: What the network sees where a row is padded, whatever the request has there.
+        from_first_token: Blocks are counted from the row's first token, as attention by blocks counts them; so the first one
+            may begin in the prompt.
     """
     order = (~present).to(torch.int8).argsort(dim=-1, stable=True)
     lengths = present.sum(-1)
@@ -49,7 +57,7 @@ def lay_canvas(
     order = order[:, :width]
     own = torch.arange(width, device=request.device) < lengths.unsqueeze(-1)
     editable = editable.gather(1, order) & own
-    block_of, num_blocks = _number_blocks(editable, block_length)
+    block_of, num_blocks = _number_blocks(editable, block_length, from_first_token)
     return LaidCanvas(
         tokens=request.gather(1, order).where(own, fill_id),
         attention_mask=own.long(),
@@ -63,11 +71,11 @@ def lay_canvas(
     )
 
 
-def _number_blocks(editable: TokenMask, block_length: int | None) -> tuple[TokenIds, PerRow]:
+def _number_blocks(editable: TokenMask, block_length: int | None, from_first_token: bool) -> tuple[TokenIds, PerRow]:
     batch, length = editable.shape
     size = length if block_length is None else block_length
     columns = torch.arange(length, device=editable.device)
-    first = torch.where(editable, columns, length).amin(-1, keepdim=True)
+    first = torch.where(editable, columns, length).amin(-1, keepdim=True) * (not from_first_token)
     chunk = (columns - first).clamp(min=0) // size
     used = torch.zeros(batch, length, dtype=torch.int64, device=editable.device)
     used = used.scatter_reduce(1, chunk, editable.long(), reduce="amax")

@@ -86,8 +86,27 @@ class MaskFiller(SamplerSettings):
                 f"`suppress_tokens` must be in the model's vocabulary of {self._vocab_size} tokens, got "
                 f"{max(self.suppress_tokens)}."
             )
+        self._check_blocks()
         if len(self._forbidden_ids) >= self._vocab_size:
             raise ConfigurationError("`suppress_tokens` must leave a token to draw, but holds all of them; leave some out.")
+
+    def _check_blocks(self) -> None:
+        """Refuse what would write into a block of the attention before those in front of it are full."""
+        spec = self.model.spec
+        by_blocks = spec.attention_block_length
+        if by_blocks is None:
+            return
+        if self.block_length is not None and by_blocks % self.block_length:
+            raise ConfigurationError(
+                f"`block_length` must divide {by_blocks}, since {spec.model_type} attends by blocks of so many positions and "
+                f"has not learnt to write in one while another before it holds masks, got {self.block_length}; choose a "
+                "divisor, or leave it out."
+            )
+        if self.decide.reach == "begun":
+            raise ConfigurationError(
+                f"{name_of(self.decide)} may take back tokens of blocks that later ones have read, but {spec.model_type} "
+                "attends by blocks and has not learnt to write behind masks; choose a decider that keeps to the active block."
+            )
 
     def sample(
         self,
@@ -145,8 +164,8 @@ class MaskFiller(SamplerSettings):
     ) -> SamplerOutput:
         """Fill the mask tokens that are in place; all other tokens stay.
 
-        With `block_length`, blocks are counted from a row's first mask to its last. A row without masks is returned as it
-        is and takes part in no forward.
+        With `block_length`, blocks are counted from a row's first mask to its last; from its first token where the family
+        attends by blocks. A row without masks is returned as it is and takes part in no forward.
 
         Args:
             input_ids: Rows with mask tokens anywhere but in padding; or what a tokenizer gives, as for `sample`.
@@ -253,16 +272,20 @@ class MaskFiller(SamplerSettings):
                 f"{self.model.spec.model_type} takes no attention mask, so the rows of a batch must be equally long, found "
                 "padding; sample rows of one length together."
             )
-        canvas = lay_canvas(request, present, editable, self.block_length, fill_id=self.fill_id)
+        by_blocks = self.model.spec.attention_block_length
+        block_length = self.block_length or by_blocks
+        options: dict[str, Any] = {"fill_id": self.fill_id, "from_first_token": by_blocks is not None}
+        canvas = lay_canvas(request, present, editable, block_length, **options)
         if min_new_tokens is not None:
             first = canvas.editable & (canvas.editable.cumsum(-1) <= min_new_tokens)
             canvas = replace(canvas, too_early=first)
         _check_length(self.model, canvas.tokens.shape[1])
         most_blocks = int(canvas.num_blocks.max())
         if self.num_steps < most_blocks:
+            whose = f"`block_length` {block_length}" if self.block_length else f"{block_length}, by which the family attends,"
             raise SamplingError(
-                f"`num_steps` must be at least the number of blocks, {most_blocks} of `block_length` {self.block_length} here, "
-                f"got {self.num_steps}; raise `num_steps` or `block_length`."
+                f"`num_steps` must be at least the number of blocks, {most_blocks} of {whose} here, got {self.num_steps}; "
+                f"raise `num_steps`{' or `block_length`' * (block_length != by_blocks)}."
             )
         return canvas
 

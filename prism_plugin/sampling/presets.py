@@ -122,7 +122,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             takes=_takes(**_REMASKING, scale=Change("remasking", "scale")),
         ),
         "prism": Preset(
-            "PRISM, arXiv 2510.01384; 4 remasks a step as in the authors' Sudoku sampling.",
+            "PRISM, arXiv 2510.01384; 4 remasks a step, the number of the authors' Sudoku sampling. Theirs takes back all 4 or "
+            "none, and none while no more than 4 tokens are written or left to write; this takes back what there is and what "
+            "the rest of the steps can refill: 184 in 51 steps for 51 tokens, theirs 168.",
             RandomUnmasking(),
             QualityRemasking(),
             EvenSchedule(4),

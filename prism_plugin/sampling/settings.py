@@ -45,7 +45,8 @@ class SamplerSettings:
         schedule: How many of either, at each step.
         temperature: 0 takes the most probable token, above 0 samples from the logits divided by it.
         top_p: Nucleus to sample from, in (0, 1]; 1 is the whole vocabulary. Needs a temperature above 0.
-        block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once.
+        block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once, or block by block where
+            the family attends by blocks, whose length it must divide.
         eos_token_id: When a closed block holds it, what follows is filled with padding; None never stops early.
         max_remasks_per_position: Times that one position may be masked again, >= 1; None for no cap.
         suppress_tokens: Ids that are never drawn, beside the mask token; None: no others.

@@ -57,7 +57,8 @@ class Corruptor(Protocol):
         """Begin with a batch.
 
         Args:
-            batch: What `PrismCollator` makes.
+            batch: What `PrismCollator` makes; and `attention_block`, the number of the block that each position is in, where
+                the family attends by blocks.
             noise: Uniforms of each row by name.
             mask_token_id: Id of the mask token.
         """
@@ -119,7 +120,8 @@ class Fill:
 
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> DraftMaker:
         t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
-        return DraftMaker(self.drafts, self.num_drafts, masked_batch(batch, t, noise, mask_token_id), mask_token_id)
+        noised = masked_batch(batch, t, noise, mask_token_id)
+        return DraftMaker(self.drafts, self.num_drafts, noised, mask_token_id, batch.get("attention_block"))
 
 
 @dataclass(frozen=True)

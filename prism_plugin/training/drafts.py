@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.forbidding import Forbidden, spans_of
 from prism_plugin.core.corruption import Corrupted
-from prism_plugin.core.drafting import DraftRule, num_to_draft
+from prism_plugin.core.drafting import BlockByBlock, DraftRule, num_to_draft
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
@@ -125,10 +125,19 @@ class DraftMaker:
         num_drafts: Drafts of each noised row. All rows of draft 0 come first.
         noised: The noised batch.
         mask_token_id: Id of the mask token, which is never drafted.
+        blocks: The number of the block that each position is in, where the family attends by blocks: drafts of several looks
+            are written in their order, as the sampler writes. None: it sees the whole row.
     """
 
-    def __init__(self, rules: tuple[DraftRule, ...], num_drafts: int, noised: Corrupted, mask_token_id: int) -> None:
-        self.noised, self._num_drafts = noised, num_drafts
+    def __init__(
+        self,
+        rules: tuple[DraftRule, ...],
+        num_drafts: int,
+        noised: Corrupted,
+        mask_token_id: int,
+        blocks: TokenIds | None = None,
+    ) -> None:
+        self.noised, self._num_drafts, self._blocks = noised, num_drafts, blocks
         self._batch = len(noised.ids)
         rule_of, wanted = _choose(rules, num_drafts, noised)
         self._groups = [
@@ -197,9 +206,12 @@ class DraftMaker:
             block_of=masked.long() - 1,
             num_blocks=torch.ones_like(slots),
         )
+        unmasking = rule.unmasking
+        if self._blocks is not None and rule.num_looks > 1:
+            unmasking = BlockByBlock(unmasking, self._blocks[rows])
         loop = Loop(
             model=None,
-            decider=Separate(rule.unmasking),
+            decider=Separate(unmasking),
             schedule=EvenSchedule(),
             num_steps=rule.num_looks,
             mask_token_id=mask_token_id,
@@ -209,7 +221,7 @@ class DraftMaker:
                 0,
                 slots,
                 self._num_drafts,
-                with_noise="noise" in needs_of(rule.unmasking),
+                with_noise="noise" in needs_of(unmasking),
                 with_uniforms=rule.tokens != "argmax",
             ),
             temperature=0.0 if rule.tokens == "argmax" else rule.temperature,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prism_plugin.backbones import dropout_off
+from prism_plugin.backbones import attention_blocks, dropout_off
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.losses import mean_over_rows
@@ -154,6 +154,8 @@ class Objective:
         def noise(name: str, count: int | None = None) -> Tensor:
             return uniforms(seed, epoch, batch["example_id"], name, length if count is None else count)
 
+        if (block_length := unwrapped.spec.attention_block_length) is not None:
+            batch = {**batch, "attention_block": attention_blocks(batch["attention_mask"], block_length)}
         plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)
         on_draft = self.on("draft")
         loss, found = self._look_at_noised(model, unwrapped, plan, apart if on_draft else None, len(batch["input_ids"]))

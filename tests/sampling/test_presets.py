@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from prism_plugin.core import (
     CommitConfidenceRemasking,
@@ -108,6 +109,18 @@ def test_a_preset_is_the_rules_that_it_names(model, monkeypatch):
     monkeypatch.setattr("prism_plugin.sampling.presets.PRESETS", {**PRESETS, "mine": mine})
     sampler = RemaskingSampler.from_preset("mine", model, num_steps=8)
     assert (sampler.unmasking, sampler.remasking) == (MarginUnmasking(), CommitConfidenceRemasking())
+
+
+def test_prism_says_how_it_differs_from_the_authors_sudoku_sampling():
+    """Theirs (prob_path.py, `_score_tokens`) takes back all r or none, and none unless r < generated < M - r."""
+    preset, steps, theirs, ours = PRESETS["prism"], torch.tensor([51]), 0, 0
+    r = preset.schedule.num_remask
+    for generated in range(51):  # one more after each step
+        count = torch.tensor([generated])
+        ours += int(preset.schedule(count, steps, steps, count).remask)
+        theirs += r * (r < generated < 51 - r)
+    assert (ours, theirs) == (184, 168)
+    assert f"{ours} in 51 steps for 51 tokens, theirs {theirs}" in preset.source
 
 
 def test_presets_cannot_be_changed():
