@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prism_plugin.core.forbidding import Forbidden, spans_of
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import BlockByBlock, DraftRule, num_to_draft
+from prism_plugin.core.forbidding import Forbidden, spans_of
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
