@@ -16,6 +16,7 @@ from prism_plugin.training.objective import Objective
 logger = logging.get_logger(__name__)
 
 _LENGTH, _NAMED = 8, 3
+_EPOCH = -2  # a key of the noise that neither training nor an evaluation uses
 
 
 def allow_for_idle_parameters(
@@ -65,7 +66,7 @@ def idle_parameters(model: PrismModel, objective: Objective, *, seed: int = 0) -
         return []
     try:
         with evaluation_mode(model), torch.enable_grad(), kept_random_state(model.device):
-            loss = objective.step(model, _plain_batch(model, objective), epoch=0, seed=seed, unwrapped=model).loss
+            loss = objective.step(model, _plain_batch(model, objective), epoch=_EPOCH, seed=seed, unwrapped=model).loss
     # What an objective or a corruptor of somebody may raise at rows that are not its own.
     except (PrismError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         logger.debug(f"Which parameters get a gradient could not be found out: {error}")

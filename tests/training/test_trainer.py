@@ -54,7 +54,7 @@ def test_every_epoch_visits_other_rows_in_another_order_with_fresh_noise(lab, tm
 
     class Listening(Objective):
         def step(self, model, batch, *, epoch, **rest):
-            seen.append((epoch, batch["example_id"].tolist()))
+            seen.extend([(epoch, batch["example_id"].tolist())] * (epoch >= 0))  # before, the gradients are looked at
             return step(model, batch, epoch=epoch, **rest)
 
     trainer.objective = Listening(*vars(trainer.objective).values())
