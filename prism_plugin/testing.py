@@ -61,13 +61,28 @@ def tiny_backbone(
         "head_dim": hidden_size // num_attention_heads,
         "position_embedding_type": "rotary",
         "token_dropout": True,  # as in every released ESM-2
+        "embedding_size": hidden_size // 2,  # the LM head of ALBERT, ELECTRA and RoFormer is as wide as that
+        "sliding_window": max_position_embeddings // 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": hidden_size,
+        # As released DeBERTas have it: positions are relative, in buckets, and share the projections of the content.
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_biased_input": False,
+        "position_buckets": max_position_embeddings // 4,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
     }
     spec = get_spec_by_model_type(model_type)
     marks: dict[str, Any] = {"model_type": model_type, **dict(spec.known_by)}
     config_class = type(AutoConfig.for_model(marks.pop("model_type")))
     known = config_class().to_dict() | dict.fromkeys(config_class.attribute_map)
+    if "sliding_attention" in known.get("layer_types", ()):  # some layers of each kind
+        kinds = ["sliding_attention", "full_attention"] * num_hidden_layers
+        sizes["layer_types"] = kinds[:num_hidden_layers]
     settings = {name: value for name, value in sizes.items() if name in known or name == "is_causal"}
-    settings |= {name: dropout for name in known if "dropout" in name and name != "token_dropout"}
+    settings |= {name: dropout for name in known if "drop" in name and name != "token_dropout"}
     return getattr(transformers, spec.auto_class).from_config(config_class(**settings, **marks)).eval()
 
 

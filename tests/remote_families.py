@@ -106,6 +106,10 @@ STANDIN_FAMILIES = {
         ),
         spec_changes={"attention_mask": "none"},
     ),
+    "remedi": _family(
+        "remedi", "RemeDiConfig RemeDiUPMModelLM configuration_remedi", "AutoModel", {"model_type": "RemeDi", **_MASK},
+        "configuration_llada.py", "modeling_llada.py", "parts.py",
+    ),
     "illada": _family(
         "illada", f"ILLaDAConfig ILLaDAForCausalLM {_DECODERS}", "AutoModel",
         {"model_type": "illada", "tie_word_embeddings": True}, "parts.py",
@@ -140,7 +144,7 @@ OWN_LOSS = RemoteFamily(
     },
 )  # fmt: skip
 
-# Real code, by the folder that `git clone` makes and the place of the files in it.
+# Sizes of the tiny models that real code makes.
 _LLADA = {
     "model_type": "llada", "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 32, "vocab_size": 32,
     "embedding_size": 32, "max_sequence_length": 64, "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu",
@@ -172,48 +176,70 @@ _PROSECO = {
     "n_blocks": 2,
     "n_heads": 2,
 }
-_CHECKOUTS = {
-    "dllm/dllm/pipelines/llada/models": [
-        ("llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", _LLADA),
-        ("lladamoe", "LLaDAMoEConfig LLaDAMoEModelLM configuration_lladamoe", "AutoModel", _LLADA_MOE),
-    ],
-    "dllm/dllm/pipelines/llada2/models": [
-        (
-            "llada2_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada2_moe", "AutoModelForCausalLM",
-            {"model_type": "llada2_moe", **_LLADA2},
-        )
-    ],
-    "dllm/dllm/pipelines/llada21/models": [
-        (
-            "llada21_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada21_moe", "AutoModelForCausalLM",
-            {"model_type": "llada21_moe", **_LLADA2},
-        )
-    ],
-    "dllm/dllm/pipelines/dream/models": [
-        ("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py")
-    ],
-    "Fast-dLLM/llada/model": [("llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", _LLADA)],
-    "Fast-dLLM/dream/model": [
-        ("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py")
-    ],
-    "proseco/models/hf": [
-        ("proseco", "ProsecoConfig Proseco configuration_proseco", "AutoModelForMaskedLM", _PROSECO)
-    ],
+_REMEDI = {**_LLADA, "model_type": "RemeDi", "n_layers": 31}  # its second stream has blocks at layers 0, 10, 20 and 30
+
+# Real code, as tiny models.
+_REAL = {
+    "llada": _family("llada", "LLaDAConfig LLaDAModelLM configuration_llada", "AutoModel", _LLADA),
+    "lladamoe": _family("lladamoe", "LLaDAMoEConfig LLaDAMoEModelLM configuration_lladamoe", "AutoModel", _LLADA_MOE),
+    "llada2_moe": _family(
+        "llada2_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada2_moe", "AutoModelForCausalLM",
+        {"model_type": "llada2_moe", **_LLADA2},
+    ),
+    "llada21_moe": _family(
+        "llada21_moe", "LLaDA2MoeConfig LLaDA2MoeModelLM configuration_llada21_moe", "AutoModelForCausalLM",
+        {"model_type": "llada21_moe", **_LLADA2},
+    ),
+    "dream": _family("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py"),
+    "proseco": _family("proseco", "ProsecoConfig Proseco configuration_proseco", "AutoModelForMaskedLM", _PROSECO),
+    "remedi": RemoteFamily(
+        ("configuration_remedi.py", "modelling_remedi_bitowel.py"),
+        {
+            "AutoConfig": "configuration_remedi.RemeDiConfig",
+            "AutoModel": "modelling_remedi_bitowel.RemeDiUPMModelLM",
+        },
+        {"architectures": ["RemeDiUPMModelLM"], "dtype": "float32", **_REMEDI},
+    ),
 }  # fmt: skip
+# Where they are in the folders that `git clone` makes.
+_CHECKOUTS = {
+    "dllm/dllm/pipelines/llada/models": ("llada", "lladamoe"),
+    "dllm/dllm/pipelines/llada2/models": ("llada2_moe",),
+    "dllm/dllm/pipelines/llada21/models": ("llada21_moe",),
+    "dllm/dllm/pipelines/dream/models": ("dream",),
+    "Fast-dLLM/llada/model": ("llada",),
+    "Fast-dLLM/dream/model": ("dream",),
+    "proseco/models/hf": ("proseco",),
+    "Dream-Coder/instruct/src/inference/fast_dllm": ("dream",),
+    "RemeDi/remedi": ("remedi",),
+}
 
 
 def checked_out_families() -> dict[str, RemoteFamily]:
-    """Real code of the families, where `PRISM_REMOTE_CODE` names a folder of checkouts; see docs/families.md."""
+    """Real code of the families, where `PRISM_REMOTE_CODE` says where it is; see docs/families.md.
+
+    It names a folder of checkouts, or a JSON file that maps families to folders with their code, relative to the file. A key
+    may say more behind a colon, so that a family can be there twice: "dream", "dream:coder".
+    """
     if "PRISM_REMOTE_CODE" not in os.environ:
         return {}
     base = Path(os.environ["PRISM_REMOTE_CODE"])
-    found = {
-        f"{place.partition('/')[0]}-{family[0]}": replace(_family(*family), root=base / place)
-        for place, families in _CHECKOUTS.items()
-        for family in families
-        if (base / place).is_dir()
-    }
-    if "Fast-dLLM-llada" in found:  # the code from before October 2025
-        found["Fast-dLLM-llada"] = replace(found["Fast-dLLM-llada"], spec_changes={"attention_mask": "none"})
+    if base.is_file():
+        folders = {name: base.parent / folder for name, folder in json.loads(base.read_text(encoding="utf-8")).items()}
+        unknown = sorted({name.partition(":")[0] for name in folders} - _REAL.keys())
+        assert not unknown, f"{base}: no code is known for {', '.join(unknown)}; known are {', '.join(_REAL)}"
+    else:
+        folders = {
+            f"{name}:{place.partition('/')[0]}": base / place
+            for place, names in _CHECKOUTS.items()
+            for name in names
+            if (base / place).is_dir()
+        }
+    found = {name: replace(_REAL[name.partition(":")[0]], root=folder) for name, folder in folders.items()}
+    for name, family in found.items():
+        missing = [one for one in family.files if not (family.root / one).is_file()]
+        assert not missing, f"{name}: {family.root} holds no {', '.join(missing)}"
     assert found, f"PRISM_REMOTE_CODE={base} holds none of {sorted(_CHECKOUTS)}"
+    if "llada:Fast-dLLM" in found:  # the code from before October 2025
+        found["llada:Fast-dLLM"] = replace(found["llada:Fast-dLLM"], spec_changes={"attention_mask": "none"})
     return found

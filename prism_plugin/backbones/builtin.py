@@ -15,12 +15,19 @@ _ENCODERS = (
         layer_classes=("BertLayer",),
         reference="https://huggingface.co/docs/transformers/model_doc/bert",
     ),
-    BackboneSpec(
-        model_type="roberta",
-        final_hidden_at="lm_head",
-        lora_target_modules=("query", "key", "value"),
-        layer_classes=("RobertaLayer",),
-        reference="https://huggingface.co/docs/transformers/model_doc/roberta",
+    *(
+        BackboneSpec(
+            model_type=model_type,
+            final_hidden_at="lm_head",
+            lora_target_modules=("query", "key", "value"),
+            layer_classes=(layer_class,),
+            reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type}",
+        )
+        for model_type, layer_class in (
+            ("roberta", "RobertaLayer"),
+            ("xlm-roberta", "XLMRobertaLayer"),
+            ("camembert", "CamembertLayer"),
+        )
     ),
     BackboneSpec(
         model_type="distilbert",
@@ -28,6 +35,62 @@ _ENCODERS = (
         lora_target_modules=("q_lin", "k_lin", "v_lin", "out_lin"),
         layer_classes=("TransformerBlock",),
         reference="https://huggingface.co/docs/transformers/model_doc/distilbert",
+    ),
+    BackboneSpec(
+        model_type="albert",
+        final_hidden_at="predictions",
+        lora_target_modules=("query", "key", "value"),
+        layer_classes=("AlbertLayer",),
+        activation_checkpointing=False,
+        reference="https://huggingface.co/docs/transformers/model_doc/albert",
+    ),
+    BackboneSpec(
+        model_type="electra",  # the generator: a discriminator has no LM head, and loading refuses it
+        final_hidden_at="generator_predictions",
+        lora_target_modules=("query", "key", "value"),
+        layer_classes=("ElectraLayer",),
+        reference="https://huggingface.co/docs/transformers/model_doc/electra",
+    ),
+    *(
+        BackboneSpec(
+            model_type=f"{model_type}-lm-predictions" if released else model_type,
+            # transformers has two heads for it. That of Microsoft's checkpoints multiplies by the embeddings, and works where
+            # the config says `"legacy": false`; by default a fresh `cls` takes its place, which has to be trained.
+            known_by=(("model_type", model_type), ("legacy", False)) if released else (),
+            final_hidden_at="lm_predictions" if released else "cls",
+            lm_head_at="deberta.embeddings.word_embeddings" if released else None,
+            lora_target_modules=targets,
+            layer_classes=(layer_class,),
+            reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type}",
+        )
+        for model_type, targets, layer_class in (
+            ("deberta", ("in_proj",), "DebertaLayer"),
+            ("deberta-v2", ("query_proj", "key_proj", "value_proj"), "DebertaV2Layer"),  # DeBERTa-v3 too
+        )
+        for released in (False, True)
+    ),
+    BackboneSpec(
+        model_type="mpnet",
+        final_hidden_at="lm_head",
+        lora_target_modules=("q", "k", "v", "o"),
+        layer_classes=("MPNetLayer",),
+        activation_checkpointing=False,
+        reference="https://huggingface.co/docs/transformers/model_doc/mpnet",
+    ),
+    BackboneSpec(
+        model_type="roformer",
+        final_hidden_at="cls",
+        lora_target_modules=("query", "key", "value"),
+        layer_classes=("RoFormerLayer",),
+        reference="https://huggingface.co/docs/transformers/model_doc/roformer",
+    ),
+    BackboneSpec(
+        model_type="nomic_bert",
+        final_hidden_at="cls",
+        lora_target_modules=_DECODER_TARGETS,
+        layer_classes=("NomicBertLayer",),
+        prefers_own_code=True,  # the code in the released repositories has other modules
+        reference="https://huggingface.co/docs/transformers/model_doc/nomic_bert",
     ),
     BackboneSpec(
         model_type="modernbert",
@@ -84,18 +147,26 @@ _ADAPTED_DECODERS = tuple(
     BackboneSpec(
         model_type=model_type,
         final_hidden_at="lm_head",
-        lora_target_modules=_DECODER_TARGETS,
+        lora_target_modules=targets,
         layer_classes=(layer_class,),
         auto_class="AutoModelForCausalLM",
         causal_by_default=True,
-        adapted_model_types=(f"a2d-{model_type}",),
+        adapted_model_types=(f"a2d-{model_type}",) if model_type in ("llama", "qwen2", "qwen3") else (),
         settings_while_attached=_NO_CACHE,
-        reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type}",
+        reference=f"https://huggingface.co/docs/transformers/model_doc/{model_type.removesuffix('_text')}",
     )
-    for model_type, layer_class in (
-        ("llama", "LlamaDecoderLayer"),
-        ("qwen2", "Qwen2DecoderLayer"),
-        ("qwen3", "Qwen3DecoderLayer"),
+    for model_type, layer_class, targets in (
+        ("llama", "LlamaDecoderLayer", _DECODER_TARGETS),
+        ("qwen2", "Qwen2DecoderLayer", _DECODER_TARGETS),
+        ("qwen3", "Qwen3DecoderLayer", _DECODER_TARGETS),
+        ("qwen3_moe", "Qwen3MoeDecoderLayer", _DECODER_TARGETS),  # attention only: neither router nor experts
+        ("mistral", "MistralDecoderLayer", _DECODER_TARGETS),
+        ("gemma2", "Gemma2DecoderLayer", _DECODER_TARGETS),
+        ("gemma3_text", "Gemma3DecoderLayer", _DECODER_TARGETS),
+        ("smollm3", "SmolLM3DecoderLayer", _DECODER_TARGETS),
+        ("olmo2", "Olmo2DecoderLayer", _DECODER_TARGETS),
+        ("phi3", "Phi3DecoderLayer", ("qkv_proj", "o_proj")),
+        ("gpt2", "GPT2Block", ("c_attn",)),  # PEFT's choice; its `c_proj` is in attention and in the MLP
     )
 )
 
@@ -114,6 +185,19 @@ _WITH_REMOTE_CODE = (
         required_config=(("weight_tying", False),),
         call_arguments=_NO_CACHE_IN_CALL,
         reference="https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct",
+    ),
+    BackboneSpec(
+        model_type="RemeDi",  # LLaDA-8B with a second stream, whose own confidences are not read
+        architectures=("RemeDiUPMModelLM",),
+        final_hidden_at="model.transformer.ff_out",
+        lora_target_modules=("q_proj", "k_proj", "v_proj"),  # of both streams
+        layer_classes=("RemeDiLlamaBlock",),
+        mask_token_id=126336,
+        mask_token_vocab_size=126464,
+        auto_class="AutoModel",
+        required_config=(("weight_tying", False),),
+        call_arguments=_NO_CACHE_IN_CALL,
+        reference="https://github.com/maple-research-lab/RemeDi",
     ),
     BackboneSpec(
         model_type="illada",
@@ -154,7 +238,7 @@ _WITH_REMOTE_CODE = (
         reference="https://huggingface.co/inclusionAI/LLaDA2.0-mini",
     ),
     BackboneSpec(
-        model_type="Dream",
+        model_type="Dream",  # Dream-7B, Dream-Coder-7B and DiffuCoder-7B
         architectures=("DreamModel",),
         final_hidden_at="lm_head",
         lora_target_modules=_DECODER_TARGETS,

@@ -184,7 +184,8 @@ def _set_llada_checkpointing(
         raise BackboneError(f"LLaDA checkpoints every layer, or one in 2, 3 or 4, got `every_n_layers={every_n_layers}`.")
     inner = self.model
     inner.gradient_checkpointing = enable
-    inner._activation_checkpoint_fn = functools.partial(_checkpoint_with_options, gradient_checkpointing_func)
+    if enable:  # RemeDi's second stream calls it in any case, so it stays what it was
+        inner._activation_checkpoint_fn = functools.partial(_checkpoint_with_options, gradient_checkpointing_func)
     inner.set_activation_checkpointing(getattr(strategies, names[every_n_layers]) if enable else None)
 
 

@@ -86,7 +86,10 @@ def check_backbone(backbone: PreTrainedModel, spec: BackboneSpec, tokenizer: Pre
             f"A {spec.model_type!r} backbone must have its LM head behind a module `{spec.final_hidden_at}`, which {name} "
             f"lacks; load it with `{spec.auto_class}`."
         )
-    if spec.causal_by_default and getattr(backbone.config, "is_causal", True):
+    both_sides = not getattr(backbone.config, "is_causal", True) or getattr(
+        backbone.config, "use_bidirectional_attention", False
+    )
+    if spec.causal_by_default and not both_sides:
         raise BackboneError(
             f"A masked diffusion model attends to both sides, but {name} attends to the left only; if it was trained with "
             "bidirectional attention, set `backbone.config.is_causal = False` before attaching."
@@ -110,9 +113,9 @@ def _submodule(model: PreTrainedModel, path: str) -> object | None:
 
 
 def max_row_length(backbone: PreTrainedModel) -> int | None:
-    """Most tokens that a row can have: the rows of a table of learned positions. None without one, as with rotary positions."""
+    """Most tokens that a row can have: the rows of a table of positions. None without one, as with most rotary positions."""
     for name, table in backbone.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(table, nn.Embedding):
             # RoBERTa and its kin count positions from padding_idx + 1.
             return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     return None

@@ -56,7 +56,8 @@ class BackboneSpec:
             tokens that were seen and learnt, which data preparation can repeat (`pads: supervised`).
         auto_class: Name of the transformers auto class that loads the family with its LM head.
         prefers_own_code: Use transformers' class even where a checkpoint brings code of its own.
-        causal_by_default: The class attends to the left only, unless `config.is_causal` is False.
+        causal_by_default: The class attends to the left only, unless `config.is_causal` is False (or, as Gemma has it,
+            `config.use_bidirectional_attention` is True).
         adapted_model_types: Model types under which the same weights, trained further with attention to both sides, are saved.
             Such a checkpoint is loaded into this family's class, with `config.is_causal=False` and without code of its own.
         required_config: Pairs of a config attribute and the value that it must have, where it is there at all.

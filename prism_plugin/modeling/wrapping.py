@@ -216,6 +216,8 @@ def _with_peft(backbone: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         # Its warning of adapters on tied weights: the check below refuses those.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+        # GPT-2's layers hold their weights the other way round, which PEFT notes in the config by itself.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         # Not `get_peft_model`, which takes a class by `task_type`: those pass on arguments that not every family has, such as
         # an attention mask to MDLM.
         return PeftModel(backbone, adapter)

@@ -11,6 +11,7 @@ from prism_plugin.backbones import (
     check_backbone,
     get_backbone_spec,
     get_spec_by_model_type,
+    max_row_length,
     register_backbone,
     resolve_mask_token_id,
 )
@@ -28,6 +29,19 @@ def config_of(vocab_size=32, **values):
 
 def test_there_are_families():
     assert len(TINY_FAMILIES) >= 10
+
+
+@pytest.mark.parametrize(
+    ("family", "most"),
+    [("bert", 65), ("roberta", 64), ("mpnet", 63), ("gpt2", 65), ("roformer", 65), ("deberta-v2", None), ("llama", None)],
+)
+def test_how_long_a_row_may_be(family, most):
+    backbone = tiny_backbone(family)
+    assert max_row_length(backbone) == most
+    if most is not None:
+        assert backbone(input_ids=torch.full((1, most), 5)).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):
+            backbone(input_ids=torch.full((1, most + 1), 5))
 
 
 def test_unknown_model_type_says_how_to_go_on():

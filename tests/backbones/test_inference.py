@@ -50,6 +50,8 @@ UNKNOWN = {
 }  # fmt: skip
 
 DOCUMENTED = [spec.model_type for spec in BUILTIN_SPECS if spec.reference.startswith("https://huggingface.co/docs")]
+# Without an attention mask their forward looks for padding among the values; experts in float32 have no kernel without values.
+READ_VALUES = {"deberta", "deberta-lm-predictions", "deberta-v2", "deberta-v2-lm-predictions", "roformer", "gpt2", "qwen3_moe"}
 
 
 def built(class_name, **changes):
@@ -57,6 +59,14 @@ def built(class_name, **changes):
     return model_class(model_class.config_class(**{**SIZES, **changes})).eval()
 
 
+@pytest.fixture
+def _undescribed(monkeypatch):
+    """As if nobody had described the families above."""
+    described = {name: spec for name, spec in known_specs._SPECS.items() if name not in UNKNOWN}
+    monkeypatch.setattr(known_specs, "_SPECS", described)
+
+
+@pytest.mark.usefixtures("_undescribed")
 @pytest.mark.parametrize("model_type", UNKNOWN)
 def test_an_unknown_family_works_from_a_look_at_it(model_type):
     class_name, changes, final_hidden_at, targets = UNKNOWN[model_type]
@@ -81,7 +91,8 @@ def test_a_look_finds_what_the_specs_say(family):
     assert inferred.auto_class == spec.auto_class
     assert inferred.causal_by_default == spec.causal_by_default
     assert set(inferred.lora_target_modules) & set(spec.lora_target_modules)
-    assert infer_spec(backbone.to("meta")) == inferred, "without weights the look must find the same"
+    if family not in READ_VALUES:
+        assert infer_spec(backbone.to("meta")) == inferred, "without weights the look must find the same"
 
 
 def test_the_look_leaves_nothing_behind():
@@ -181,6 +192,7 @@ class Detour(transformers.ElectraForMaskedLM):
         return states
 
 
+@pytest.mark.usefixtures("_undescribed")
 @pytest.mark.parametrize(
     ("backbone", "reason"),
     [
@@ -210,6 +222,7 @@ def test_a_width_that_the_config_does_not_name():
         infer_spec(backbone)
 
 
+@pytest.mark.usefixtures("_undescribed")
 def test_a_checkpoint_of_an_unknown_family_is_loaded_by_the_class_that_it_names(tmp_path):
     backbone = built("ElectraForMaskedLM")
     backbone.save_pretrained(tmp_path)

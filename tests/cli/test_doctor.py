@@ -9,9 +9,9 @@ from remote_families import MASK, STANDIN_FAMILIES
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    ElectraConfig,
-    ElectraForMaskedLM,
     GPTNeoXConfig,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
     SqueezeBertConfig,
     SqueezeBertForMaskedLM,
 )
@@ -181,11 +181,11 @@ def test_a_model_that_cannot_be_called(tmp_path, capsys):
 
 
 def test_an_unknown_family_is_described(tmp_path, capsys):
-    ElectraForMaskedLM(ElectraConfig(**SIZES, embedding_size=16)).save_pretrained(tmp_path)
+    MegatronBertForMaskedLM(MegatronBertConfig(**SIZES)).save_pretrained(tmp_path)
     code, found = ask(capsys, str(tmp_path), "--mask-token-id", "31")
     assert code == 0
     assert found["checks"][0]["detail"].startswith(
-        "not registered; from looking at the model: BackboneSpec(model_type='electra'"
+        "not registered; from looking at the model: BackboneSpec(model_type='megatron-bert'"
     )
 
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from families import with_marks
 from peft import LoraConfig
 from torch import nn
 
@@ -14,7 +15,7 @@ from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", with_marks(*TINY_FAMILIES))
 def test_head_reads_the_final_hidden_state(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
     last = model.backbone(input_ids=ids, output_hidden_states=True).hidden_states[-1]
@@ -140,7 +141,7 @@ def test_activation_checkpointing_changes_no_gradient(family, use_reentrant, ids
     assert not model.is_activation_checkpointing
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", with_marks(*TINY_FAMILIES))
 def test_dropout_off_takes_the_chance_out_and_puts_it_back(family, ids):
     model = attach_quality_head(
         tiny_backbone(family, dropout=0.5),

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import torch
+from families import with_marks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -75,7 +76,7 @@ def by_name(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", with_marks(*TINY_FAMILIES))
 def test_every_family_passes(family, dtype):
     checks = by_name(attach_quality_head(tiny_backbone(family).to(dtype), MASK))
     assert list(checks) == NAMES

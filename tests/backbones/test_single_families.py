@@ -1,0 +1,60 @@
+"""What single families of transformers have of their own: windows, words for attention, heads that are not there."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DebertaV2ForMaskedLM, ElectraConfig, ElectraForPreTraining
+
+from prism_plugin.backbones import load_backbone
+from prism_plugin.errors import BackboneError
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.testing import tiny_backbone
+
+MASK = PrismConfig(mask_token_id=31)
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "gemma2", "gemma3_text"])
+def test_a_window_reaches_as_far_to_the_right_as_to_the_left(family):
+    backbone = tiny_backbone(family, num_hidden_layers=1)
+    model, window = attach_quality_head(backbone, MASK), backbone.config.sliding_window
+    ids, present = torch.arange(2, 18)[None].repeat(2, 1), torch.ones(2, 16, dtype=torch.bool)
+    ids[1, 8], present[:, -1] = 30, False
+    one, other = model(ids, present, output_hidden_states=True).hidden_states
+    moved = (one - other).abs().amax(-1) > 1e-6
+    assert window == 4
+    assert moved.nonzero().flatten().tolist() == list(range(8 - window, 8 + window + 1))
+
+
+def with_gemmas_own_word(family):
+    config = tiny_backbone(family).config
+    del config.is_causal
+    config.use_bidirectional_attention = True
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_gemma_3_may_say_in_its_own_word_that_it_attends_to_both_sides():
+    attach_quality_head(with_gemmas_own_word("gemma3_text"), MASK)
+
+
+def test_gemma_2_has_that_word_and_stays_causal():
+    with pytest.raises(BackboneError, match=r"in Gemma2ForCausalLM the last token does not reach .*config.is_causal = False"):
+        attach_quality_head(with_gemmas_own_word("gemma2"), MASK)
+
+
+def test_a_discriminator_has_no_lm_head(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ElectraForPreTraining(ElectraConfig(vocab_size=32, embedding_size=8, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"every weight of ElectraForMaskedLM, but 5 are missing.*saved with its LM head"):
+        load_backbone(tmp_path)
+
+
+def test_a_deberta_with_the_released_head_says_so_in_its_config(tmp_path):
+    tiny_backbone("deberta-v2-lm-predictions").save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    assert isinstance(backbone, DebertaV2ForMaskedLM)
+    assert attach_quality_head(backbone, MASK).spec.model_type == "deberta-v2-lm-predictions"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({key: value for key, value in json.loads(config.read_text()).items() if key != "legacy"}))
+    with pytest.raises(BackboneError, match=r"every weight of DebertaV2ForMaskedLM, but 6 are missing, `cls.predictions"):
+        load_backbone(tmp_path)
