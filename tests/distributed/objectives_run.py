@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 from safetensors.torch import save_file
 from training.conftest import build_model, make_rows, make_trainer, recorded_rows
 from training_methods import METHODS
@@ -11,6 +12,7 @@ from prism_plugin.training import get_objective
 OBJECTIVES = {
     "prism": get_objective("prism", t_min=0.2, drafts=[{"num_drafted": 2}, {"share": [0.2, 0.8], "num_looks": 2}]),
     "prism_recorded": get_objective("prism_recorded"),
+    "streamed": get_objective("prism", t_min=0.2),
     **METHODS,
 }
 
@@ -18,6 +20,8 @@ OBJECTIVES = {
 def train(folder, name, *, batch_size, accumulation):
     """Train, and write down what was logged and learnt, if this is the main process."""
     rows = recorded_rows(16) if name == "prism_recorded" else make_rows(16)
+    if name == "streamed":  # ten rows, read again in the third step
+        rows = datasets.IterableDataset.from_generator(lambda: iter(make_rows(10))).shuffle(seed=0, buffer_size=5)
     trainer = make_trainer(
         folder,
         model=build_model(lora=name != "backplay"),
