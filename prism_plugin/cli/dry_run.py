@@ -72,7 +72,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
         not_checked += [] if can_quantize() else ["4-bit weights: bitsandbytes is not installed here"]
     with taken_for_an_id(recipe.backbone.path):
         backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
-    model = attached(recipe, backbone)
+    model = attached(recipe, backbone, with_weights=False)
     check_together(model, objective, training)
     freeze_unread_head(model, objective)
     data, longest, notes = _look_at_data(recipe, model, objective, training.train_batch_size)

@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
-from prism_plugin.backbones import load_tokenizer
+from prism_plugin.backbones import get_backbone_spec, load_tokenizer
 from prism_plugin.cli.recipe import CONFIG_FILES, AttachSection, BackboneSection, DataSection, Recipe
 from prism_plugin.data import ROW_NUMBER, Origin, check_columns, given_columns, read_rows
 from prism_plugin.errors import BackboneError, ConfigurationError, DataFormatError, PrismError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.config_file import require_same_backbone
+from prism_plugin.modeling.persistence import read_stored
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.reader import naming
 from prism_plugin.training import Objective, PrismTrainingArguments
@@ -111,10 +114,12 @@ def check_output_dir(recipe: Recipe, source: Path) -> None:
     """Refuse an `output_dir` that would write to what is read.
 
     Raises:
-        ConfigurationError: If it is, holds, or lies in the backbone's folder, or holds the data or the recipe.
+        ConfigurationError: If it is, holds, or lies in the folder of the backbone or of the adapter to start from, or holds the
+            data or the recipe.
     """
     reads: dict[str, str | Path | None] = {"the recipe": source, "the folder of the backbone": recipe.backbone.path}
     reads |= {"the data": recipe.data.path, "the evaluation data": recipe.data.eval_path}
+    reads |= {"the adapter to start from": recipe.attach.adapter}
     reads |= {name: recipe.training[name] for name in CONFIG_FILES if isinstance(recipe.training.get(name), str)}
     require_apart(Path(recipe.training["output_dir"]), reads, f"{source}: `output_dir`")
 
@@ -146,7 +151,7 @@ def check_backbone_section(recipe: Recipe, source: Path) -> None:
     section = recipe.backbone
     if section.dtype is not None and not isinstance(getattr(torch, section.dtype, None), torch.dtype):
         raise ConfigurationError(f"{source}: `backbone.dtype` must be a torch dtype such as bfloat16, found {section.dtype!r}.")
-    if section.quantization is not None and recipe.attach.lora is None:
+    if section.quantization is not None and recipe.attach.lora is None and recipe.attach.adapter is None:
         raise ConfigurationError(
             f"{source}: `backbone.quantization: {section.quantization}` leaves 4-bit weights, which cannot be trained; add "
             "`attach.lora`, or leave quantization out."
@@ -158,10 +163,44 @@ def where_of(section: BackboneSection) -> dict[str, Any]:
     return {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
 
 
-def attached(recipe: Recipe, backbone: PreTrainedModel) -> PrismModel:
-    """Attach the head, and LoRA if asked for, to a backbone; the tokenizer is the one that lies beside it."""
+def attached(recipe: Recipe, backbone: PreTrainedModel, *, with_weights: bool = True) -> PrismModel:
+    """Attach the head, and LoRA if asked for, to a backbone, or those of the adapter that the recipe starts from.
+
+    The tokenizer is the adapter's, or the one that lies beside the backbone.
+
+    Args:
+        recipe: What `load_recipe` gave.
+        backbone: The recipe's.
+        with_weights: Read the adapter's weights too, and not only its settings.
+
+    Raises:
+        ConfigurationError: If the adapter's folder holds a backbone too.
+        StoredStateError: If it is none, is damaged, or belongs to another backbone.
+    """
     tokenizer = load_tokenizer(recipe.backbone.path, **where_of(recipe.backbone))
+    if recipe.attach.adapter is not None:
+        return _of_adapter(recipe.attach.adapter, backbone, tokenizer, with_weights=with_weights)
     return attach_quality_head(backbone, _prism_config(recipe.attach), lora=_lora(recipe.attach), tokenizer=tokenizer)
+
+
+def _of_adapter(
+    adapter: str, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, with_weights: bool
+) -> PrismModel:
+    stored = read_stored(adapter)
+    if stored.holds_backbone:
+        raise ConfigurationError(
+            f"`attach.adapter` must be the folder of a head and maybe LoRA, but {adapter} holds a trained or merged backbone "
+            "too; train it on from Python, by `PrismModel.from_pretrained(..., is_trainable=True)`."
+        )
+    if with_weights:
+        model = PrismModel.from_pretrained(stored.folder, backbone, is_trainable=True)
+    else:
+        require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
+        if stored.adapter is not None:
+            stored.adapter.inference_mode = False  # it was written for those who load it to use it
+        model = attach_quality_head(backbone, replace(stored.config, backbone_name=None), lora=stored.adapter)
+    model.tokenizer = model.tokenizer or load_tokenizer(stored.folder) or tokenizer
+    return model
 
 
 def _prism_config(attach: AttachSection) -> PrismConfig:

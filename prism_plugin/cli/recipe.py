@@ -70,6 +70,10 @@ class LoraSection:
 class AttachSection:
     """The quality head, and what is trained with it."""
 
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a trained head to start from, with its own settings; None: a fresh one."},
+    )
     head: str = field(default="mlp", metadata={"help": "Kind of the quality head: mlp or linear."})
     head_hidden_size: int | None = field(default=None, metadata={"help": "Width of the mlp; None: the backbone's."})
     base_rate: float = field(default=0.9, metadata={"help": "Share of right tokens to expect, where the head starts."})
@@ -132,13 +136,14 @@ def load_recipe(path: Path, overrides: Mapping[str, str]) -> Recipe:
         UnknownKeyError: If there are keys that nothing would read; names all of them.
     """
     written = _read(path)
-    for name in ("backbone", "data", "training"):
+    for name in ("backbone", "data", "attach", "training"):
         written[name] = _anchored(name, written.get(name) or {}, path)
     for dotted, text in overrides.items():
         value = parse_yaml(text, f"--{dotted}")
         _put(written, dotted, _anchored_value(dotted, value, Path.cwd(), f"--{dotted}"))
     _refuse_unknown(written, path)
     sections = {name: written.get(name) or {} for name in _SECTIONS}
+    _refuse_two_heads(sections["attach"], path)
     training = checked(PrismTrainingArguments, sections["training"], source=f"{path}: training")
     if not training.get("output_dir"):
         raise ConfigurationError(f"{path}: training needs `output_dir`, the folder for checkpoints and the result; add it.")
@@ -185,7 +190,15 @@ def _refuse_unknown(written: Mapping[str, Any], path: Path) -> None:
         )
 
 
-_FOUND_OR_ID = {"backbone.path", "data.path", "data.eval_path"}
+def _refuse_two_heads(attach: Mapping[str, Any], path: Path) -> None:
+    ignored = [f"attach.{name}" for name, value in attach.items() if name != "adapter" and value is not None]
+    if attach.get("adapter") is not None and ignored:
+        raise ConfigurationError(
+            f"{path}: `attach.adapter` brings its own head and LoRA, so {', '.join(ignored)} would be ignored; leave one out."
+        )
+
+
+_FOUND_OR_ID = {"backbone.path", "data.path", "data.eval_path", "attach.adapter"}
 CONFIG_FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # settings of `training` that may name a file
 
 
@@ -223,4 +236,4 @@ def _anchored_value(dotted: str, value: Any, base: Path, source: str) -> Any:
 
 
 def _names_file(dotted: str, value: str) -> bool:
-    return dotted != "backbone.path" and is_data_file(value)
+    return dotted.startswith("data.") and is_data_file(value)

@@ -183,9 +183,9 @@ class Loop:
         left = (state.canvas.editable & (state.tokens == self.mask_token_id)).sum(-1)
         if left.any():
             raise SamplingError(
-                f"mask tokens are left after the last step, {int(left.max())} in row {int(left.argmax())}: the schedule's "
-                "target must reach `total` at a block's last step without remasking there, and the unmasking rule must reveal "
-                f"at least its budget; {name_of(self.schedule)} or {self._names()['unmasking']} does not."
+                f"mask tokens are left after the last step, {int(left.max())} in `input_ids[{int(left.argmax())}]`: the "
+                "schedule's target must reach `total` at a block's last step without remasking there, and the unmasking rule "
+                f"must reveal at least its budget; {name_of(self.schedule)} or {self._names()['unmasking']} does not."
             )
         return state
 

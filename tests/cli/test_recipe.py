@@ -1,11 +1,18 @@
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from prism_plugin.cli.recipe import load_recipe, settings
+from prism_plugin.cli.recipe import AttachSection, BackboneSection, DataSection, LoraSection, load_recipe, settings
+from prism_plugin.core.drafting import DraftRule
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
+from prism_plugin.modeling import PrismConfig
 from prism_plugin.parsing_yaml import parse_yaml
+from prism_plugin.reader import checked
+from prism_plugin.sampling.settings import SamplerSettings
+from prism_plugin.training import PrismTrainingArguments
 
 RECIPE = """
 backbone: {path: ./backbone}
@@ -188,6 +195,21 @@ def test_a_part_of_what_is_no_mapping_cannot_be_set(tmp_path):
 def test_a_recipe_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ConfigurationError, match=r"The recipe .*none.yaml cannot be read"):
         load_recipe(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [BackboneSection, DataSection, AttachSection, LoraSection, PrismTrainingArguments, PrismConfig, SamplerSettings, DraftRule],
+)
+def test_what_a_setting_may_be_is_said_in_words(cls):
+    refused = []
+    for one in (field.name for field in fields(cls) if field.init):
+        try:
+            checked(cls, {one: object()}, source="here")
+        except ConfigurationError as error:
+            refused.append(str(error).partition(", found")[0])
+    assert refused
+    assert not [words for words in refused if re.search(r"typing|Literal|Union|Optional|class|NoneType|[\[\]|]", words)]
 
 
 def test_every_setting_has_a_help_text():

@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import pytest
+import torch
 import yaml
 from train_verb import run
 
@@ -52,6 +53,27 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
     for options in ([], ["--dry-run"]):
         assert run(recipe, "--data.path", str(tmp_path / "rows.txt"), "--data.columns", "{}", *options) == 2
         assert "The objective `prism_recorded` learns from recorded drafts, the column `draft_ids`" in capsys.readouterr().err
+
+
+def test_a_recipe_may_start_from_an_adapter(recipe, tmp_path, capsys):
+    assert run(recipe) == 0
+    first = PrismModel.from_pretrained(tmp_path / "run").quality_head.state_dict()
+    content = yaml.safe_load(recipe.read_text())
+    content["attach"] = {"adapter": "run"}
+    content["training"] |= {"output_dir": "on", "max_steps": 1, "learning_rate": 1e-9}
+    recipe.write_text(yaml.safe_dump(content))
+    assert run(recipe, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["trainable_parameters"]["adapter"] > 0
+    assert run(recipe) == 0
+    second = PrismModel.from_pretrained(tmp_path / "on").quality_head.state_dict()
+    assert all(torch.allclose(second[name], value, atol=1e-6) for name, value in first.items())
+    for options, words in (
+        (["--attach.head", "mlp"], "`attach.adapter` brings its own head and LoRA, so attach.head would be ignored"),
+        (["--output_dir", tmp_path / "run" / "on"], "lies in the adapter to start from"),
+        (["--adapter", tmp_path / "backbone"], "prism_config.json is missing"),
+    ):
+        assert run(recipe, *options) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsys):

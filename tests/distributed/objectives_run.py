@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import datasets
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ IDLE = {"idle layers": LoraConfig(r=2, target_modules=["query", "query_global"])
 OBJECTIVES = {
     "prism": get_objective("prism", t_min=0.2, drafts=[{"num_drafted": 2}, {"share": [0.2, 0.8], "num_looks": 2}]),
     "prism_recorded": get_objective("prism_recorded"),
+    "streamed": get_objective("prism", t_min=0.2),
     **METHODS,
     **dict.fromkeys(IDLE, get_objective("prism", t_min=0.2)),
 }
@@ -40,6 +42,8 @@ def with_idle_layers(lora):
 def train(folder, name, *, batch_size, accumulation):
     """Train, and write down what was logged and learnt, if this is the main process."""
     rows = recorded_rows(16) if name == "prism_recorded" else make_rows(16)
+    if name == "streamed":  # ten rows, read again in the third step
+        rows = datasets.IterableDataset.from_generator(lambda: iter(make_rows(10))).shuffle(seed=0, buffer_size=5)
     trainer = make_trainer(
         folder,
         model=with_idle_layers(IDLE[name]) if name in IDLE else build_model(lora=name != "backplay"),

@@ -130,8 +130,8 @@ def stops_short(step, num_steps, total, revealed):
         ({"unmasking": lambda view, budget: None}, r"return a bool mask of shape \[2, 6\], but <lambda> returned NoneType"),
         ({"unmasking": lambda view, budget: view.confidence}, r"returned torch.float32 of shape \[2, 6\]"),
         ({"unmasking": lambda view, budget: view.masked[:1]}, r"returned torch.bool of shape \[1, 6\]"),
-        ({"unmasking": nothing}, "mask tokens are left after the last step, 3 in row 0.*or nothing does not"),
-        ({"schedule": stops_short}, "mask tokens are left after the last step, 1 in row 0.*stops_short or"),
+        ({"unmasking": nothing}, r"mask tokens are left after the last step, 3 in `input_ids\[0\]`.*or nothing does not"),
+        ({"schedule": stops_short}, r"mask tokens are left after the last step, 1 in `input_ids\[0\]`.*stops_short or"),
     ],
 )
 def test_rules_that_break_their_contract_are_named(model, settings, words):
