@@ -197,10 +197,11 @@ def _is_of_one_length(hint: Any) -> bool:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # as tensors hold them
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        return is_integer or (isinstance(value, float) and not math.isnan(value))
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_integer
     if (choices := _choices(hint)) is not None:
         return any(value == one and type(value) is type(one) for one in choices)
     try:

@@ -68,6 +68,8 @@ def test_values_become_what_the_fields_say():
         ({"count": "3"}, "a.json: `count` must be an integer, found '3'."),
         ({"count": True}, "a.json: `count` must be an integer, found True."),
         ({"count": 3.0}, "a.json: `count` must be an integer, found 3.0."),
+        ({"count": 2**63}, "a.json: `count` must be an integer, found 9223372036854775808."),
+        ({"size": 10**40}, f"a.json: `size` must be a number or null, found {10**40}."),
         ({"size": False}, "a.json: `size` must be a number or null, found False."),
         ({"size": float("nan")}, "a.json: `size` must be a number or null, found nan."),
         ({"pace": "brisk"}, "a.json: `pace` must be one of slow, fast, found 'brisk'."),

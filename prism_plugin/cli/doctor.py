@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from prism_plugin.backbones import (
     resolve_mask_token_id,
 )
 from prism_plugin.backbones.probe import not_run
-from prism_plugin.errors import BackboneError, ConfigurationError, MaskTokenError
+from prism_plugin.cli.errors import in_options
+from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.attached_settings import changed_settings
 from prism_plugin.modeling.probing import probe_model
@@ -105,12 +106,19 @@ def run(args: argparse.Namespace) -> int:
         args, _LENGTH if args.length is None else args.length, torch.float32
     )  # wrong sizes are found before anything is loaded
     with _without_warnings():
-        diagnosis = examine(args, shape)
+        diagnosis = _in_options(examine(args, shape))
     if args.json:
         print(diagnosis.to_json())
     else:
         _print(diagnosis)
     return int(diagnosis.failed)
+
+
+def _in_options(diagnosis: Diagnosis) -> Diagnosis:
+    """What checks found, in the words of the command line, as errors are told."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return replace(diagnosis, checks=[replace(check, detail=in_options(check.detail, parser)) for check in diagnosis.checks])
 
 
 def _shape(args: argparse.Namespace, length: int, dtype: torch.dtype) -> StepShape:
@@ -140,10 +148,7 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     backbone = load(args.model, dtype=_DTYPES.get(dtype), **where)
     tokenizer = load_tokenizer(args.model, **where)
     spec = get_backbone_spec(backbone)
-    try:
-        mask_token_id, source = resolve_mask_token_id(args.mask_token_id, backbone.config, tokenizer, spec)
-    except MaskTokenError as error:
-        raise MaskTokenError(f"{str(error).rstrip('.')}, here `--mask-token-id`.") from error
+    mask_token_id, source = resolve_mask_token_id(args.mask_token_id, backbone.config, tokenizer, spec)
     source = "--mask-token-id" if args.mask_token_id is not None else source
     known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": spec.logits_alignment}
     known |= {"mask_token_id": mask_token_id, "mask_token_source": source}

@@ -23,8 +23,12 @@ _STANDARD = Path(sysconfig.get_path("stdlib"))
 _PACKAGES = tuple({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
 # What is called to compute or to read fails because of what it was given: whoever called it tells more.
 _TOOLS = ("torch", "numpy", "yaml", "rich")
-# A name as a message of the library has it: `max_new_tokens`, `trust_remote_code=True`, or `num_steps` of SamplerSettings.
-_NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`(?: of [A-Z]\w+)?")
+# A name as a message of the library has it, in a call, `PrismConfig(mask_token_id=...)` or `load_backbone(..., dtype="auto")`,
+_CALLED = re.compile(r"(with )?`\w+\((?:\.\.\., )?(\w+)=([^`]*)\)`")
+# and by itself: `max_new_tokens`, `trust_remote_code=True`, `num_steps` of SamplerSettings.
+_NAMED = re.compile(r"(with )?`([a-z][a-z0-9_]*)(?:=([^`]*))?`(?: of [A-Z]\w+)?")
+# What a program sets on a model before it attaches to it. Whoever has the command line alone has the model's files.
+_SET = re.compile(r"set `backbone\.config\.(\w+) = (True|False)` before attaching|load it with `(\w+)=(True|False)`")
 
 
 def explain(error: Exception, args: argparse.Namespace | None, parser: argparse.ArgumentParser | None) -> str | None:
@@ -116,15 +120,26 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
     options = _options(parser)
 
     def written(match: re.Match[str]) -> str:
-        name, value = match.groups()
+        before, name, value = match.groups()
+        before = before or ""
+        if f"no_{name}" in options and value in ("True", "False"):
+            option = options[f"no_{name}"].option_strings[0]
+            return f"{before}`{option}`" if value == "False" else f"without `{option}`"
         action = options.get(name)
         if action is None or (action.dest.startswith("recipe:") and value is None):
             return match.group()
         option = next(one for one in action.option_strings if _as_name(one) == name)
-        takes_none = action.nargs == 0 or (action.const is not None and value == "True")
-        return f"`{option}`" if value is None or takes_none else f"`{option} {value}`"
+        takes_none = value in (None, "...") or action.nargs == 0 or (action.const is not None and value == "True")
+        return f"{before}`{option}`" if takes_none else f"{before}`{option} {str(value).strip(chr(34))}`"
 
-    return _NAMED.sub(written, message)
+    def in_file(match: re.Match[str]) -> str:
+        name, value = (one for one in match.groups() if one)
+        return f'write `"{name}": {value.lower()}` into its config.json'
+
+    told = _SET.sub(in_file, _NAMED.sub(written, _CALLED.sub(written, message)))
+    if "`register_backbone(" not in told:
+        return told
+    return f"{told.rstrip('.')}, in a module that `--import` names."
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

@@ -1,5 +1,6 @@
 """How a verb ends: no traceback but for our own faults, Ctrl-C with how to go on, and silence where a pipe was closed."""
 
+import argparse
 import errno
 import importlib
 import os
@@ -12,6 +13,7 @@ from train_verb import run
 
 from prism_plugin.cli import main as cli
 from prism_plugin.cli import sample, show
+from prism_plugin.cli.errors import in_options
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.training import PrismTrainer
 
@@ -66,14 +68,37 @@ def test_a_module_that_is_no_python_is_refused(user_code, capsys):
     assert "'no_python' cannot be: SyntaxError: invalid syntax (no_python.py, line 1)" in capsys.readouterr().err
 
 
-def test_the_library_s_words_become_those_of_the_command_line(writer, monkeypatch, capsys):
-    def refused(_):
-        raise ConfigurationError("`max_new_tokens` is not `num_steps=3`, nor `trust_remote_code=True`, nor `top_p`.")
-
-    monkeypatch.setattr(sample, "run", refused)
-    assert cli.main([*SAMPLE, str(writer)]) == 2
-    said = "`--max-new-tokens` is not `--num-steps 3`, nor `--trust-remote-code`, nor `top_p`."
-    assert_sentence(capsys.readouterr(), f"sample: {said}")
+@pytest.mark.parametrize(
+    ("verb", "words", "told"),
+    [
+        (
+            "sample",
+            "`max_new_tokens` is not `num_steps=3`, nor `top_p`.",
+            "`--max-new-tokens` is not `--num-steps 3`, nor `top_p`.",
+        ),
+        ("sample", "pass `trust_remote_code=True`.", "pass `--trust-remote-code`."),
+        ("sample", "`num_steps` of SamplerSettings must be positive.", "`--num-steps` must be positive."),
+        ("train", "`max_steps` stays; `trust_remote_code=True`.", "`max_steps` stays; `--trust_remote_code`."),
+        ("train", '(`load_backbone(..., quantization="nf4")`).', "(`--quantization nf4`)."),
+        ("doctor", "pass `PrismConfig(mask_token_id=...)`.", "pass `--mask-token-id`."),
+        (
+            "doctor",
+            "set `backbone.config.is_causal = False` before attaching.",
+            'write `"is_causal": false` into its config.json.',
+        ),
+        ("doctor", "load it with `is_decoder=False`.", 'write `"is_decoder": false` into its config.json.'),
+        ("doctor", "call `register_backbone(B())`.", "call `register_backbone(B())`, in a module that `--import` names."),
+        (
+            "export",
+            "`merge=False` takes none; export with `merge=True`.",
+            "`--no-merge` takes none; export without `--no-merge`.",
+        ),
+    ],
+)
+def test_the_library_s_words_become_those_of_the_command_line(verb, words, told):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"prism_plugin.cli.{verb}").add_arguments(parser)
+    assert in_options(words, parser) == told
 
 
 def test_an_error_has_a_line_of_its_own_beside_an_open_bar(monkeypatch, capsys):

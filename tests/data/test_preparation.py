@@ -254,6 +254,7 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
             [{"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}],
             r"`rows\[0\]`: `content` of `messages\[0\]` must be text, found list",
         ),
+<<<<<<< HEAD
         ([{"messages": ["a"]}], r"`rows\[0\]`: `messages` must list messages with role and content, found \['a'\]"),
         ([{"messages": "a"}], r"`rows\[0\]`: `messages` must list messages with role and content, found 'a'"),
         ([{"messages": []}], r"`rows\[0\]`: `messages` must end with a message whose role is assistant"),
@@ -262,6 +263,12 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
             [{"messages": [{"role": "assistant", "content": "a"}]}],
             r"`rows\[0\]`: .* a message that the last one answers, found",
         ),
+=======
+        ([{"messages": ["a"]}], r"Row 0: `messages` must list messages with role and content, found \['a'\]"),
+        ([{"messages": "a"}], "Row 0: `messages` must list messages with role and content, found 'a'"),
+        ([{"messages": []}], "Row 0: `messages` must end with a message whose role is assistant"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], "Row 0: `messages` must end with a message whose role is assist"),
+>>>>>>> i12-cli
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tokenizer, rows, words):
@@ -301,6 +308,7 @@ def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
         prepare(rows, tokenizer)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("template", "words"),
     [
@@ -323,6 +331,8 @@ def test_a_template_may_want_a_system_message(tokenizer):
     assert any(row["maskable"])
 
 
+=======
+>>>>>>> i12-cli
 def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
     """As after a split; and in a file rows are counted from 1, as lines are."""
     rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
