@@ -254,21 +254,10 @@ def test_supervised_pads_are_written_as_eos_and_maskable(tokenizer):
             [{"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}],
             r"`rows\[0\]`: `content` of `messages\[0\]` must be text, found list",
         ),
-<<<<<<< HEAD
         ([{"messages": ["a"]}], r"`rows\[0\]`: `messages` must list messages with role and content, found \['a'\]"),
         ([{"messages": "a"}], r"`rows\[0\]`: `messages` must list messages with role and content, found 'a'"),
         ([{"messages": []}], r"`rows\[0\]`: `messages` must end with a message whose role is assistant"),
         ([{"messages": [{"role": "user", "content": "a"}]}], r"`rows\[0\]`: `messages` must end with a message whose role"),
-        (
-            [{"messages": [{"role": "assistant", "content": "a"}]}],
-            r"`rows\[0\]`: .* a message that the last one answers, found",
-        ),
-=======
-        ([{"messages": ["a"]}], r"Row 0: `messages` must list messages with role and content, found \['a'\]"),
-        ([{"messages": "a"}], "Row 0: `messages` must list messages with role and content, found 'a'"),
-        ([{"messages": []}], "Row 0: `messages` must end with a message whose role is assistant"),
-        ([{"messages": [{"role": "user", "content": "a"}]}], "Row 0: `messages` must end with a message whose role is assist"),
->>>>>>> i12-cli
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tokenizer, rows, words):
@@ -308,31 +297,6 @@ def test_a_template_that_refuses_the_conversation_is_one_sentence(tokenizer):
         prepare(rows, tokenizer)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate str"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
-        ("{% for m in messages %}", "Unexpected end of template"),
-        ("{{ messages[3].content.x }}", "list object has no element 3"),
-    ],
-)
-def test_a_template_that_fails_is_one_sentence(tokenizer, template, words):
-    tokenizer.chat_template = template
-    rows = [{"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}]
-    with pytest.raises(DataFormatError, match=rf"`rows\[0\]`: the tokenizer's chat template must .* refuses: {words}"):
-        prepare(rows, tokenizer)
-
-
-def test_a_template_may_want_a_system_message(tokenizer):
-    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
-    (row,) = prepare([{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}], tokenizer)
-    assert any(row["maskable"])
-
-
-=======
->>>>>>> i12-cli
 def test_a_row_is_called_by_its_number_where_it_has_one(tokenizer):
     """As after a split; and in a file rows are counted from 1, as lines are."""
     rows = [{"text": "ab", "row_number": 7}, {"text": "", "row_number": 2}]
