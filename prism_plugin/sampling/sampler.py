@@ -26,8 +26,9 @@ class RemaskingSampler(MaskFiller):
 
     A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
     gives the same sampler with other settings. The mask token is never drawn, nor a token that the tokenizer does not have, nor
-    its padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a
-    lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be named.
+    its padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as
+    a lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows, and has to be
+    named.
 
     Attributes:
         model: The model that is asked; it is in eval mode while sampling, and as it was afterwards.
