@@ -11,6 +11,7 @@ from prism_plugin.backbones.loading import (
     load_tokenizer,
     looks_like_path,
     read_weights,
+    stated_config,
 )
 from prism_plugin.backbones.modes import dropout_off, evaluation_mode, kept_random_state
 from prism_plugin.backbones.probe import Check, check_backbone, max_row_length, require_ok
@@ -65,5 +66,6 @@ __all__ = [
     "require_placement",
     "require_visible_token",
     "resolve_mask_token_id",
+    "stated_config",
     "vocab_size_of",
 ]

@@ -265,6 +265,22 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
+def stated_config(name_or_path: str | None, revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a folder, or of a repository that is in the cache, says; nothing where there is none.
+
+    Args:
+        name_or_path: The folder, or the id; None: there is none.
+        revision: Branch, tag or commit of the repository.
+    """
+    if not name_or_path:
+        return {}
+    try:
+        stated = PreTrainedConfig.get_config_dict(name_or_path, revision=revision, local_files_only=True)[0]
+    except (OSError, ValueError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
 def has_weights(name_or_path: str | Path) -> bool:
     """Whether a folder holds weights; of a repository on the Hub it is taken for granted.
 

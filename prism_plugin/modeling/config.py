@@ -26,6 +26,8 @@ class PrismConfig:
         backbone_model_type: Model type that the backbone must have; None: any.
         backbone_hidden_size: Width that the backbone must have; None: any.
         backbone_vocab_size: Vocabulary that the backbone must have; None: any.
+        backbone_resized_from: Vocabulary that the backbone was loaded with, where its embeddings were resized since; None: what
+            the config says that it was loaded from.
         objective: Name and settings of the training objective, as the trainer records them.
         quality_temperature: The head's logits are divided by it, > 0; 1 leaves them as trained. Fitted on held-out tokens
             (temperature scaling, arXiv 1706.04599 section 4.2), and not trained with the head.
@@ -43,6 +45,7 @@ class PrismConfig:
     backbone_model_type: str | None = None
     backbone_hidden_size: int | None = None
     backbone_vocab_size: int | None = None
+    backbone_resized_from: int | None = None
     objective: dict[str, Any] | None = None
     quality_temperature: float = 1.0
     quality_bias: float = 0.0
@@ -59,7 +62,8 @@ class PrismConfig:
                 f"A {self.head} head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}."
             )
         for name, minimum in (
-            ("mask_token_id", 0), ("head_hidden_size", 1), ("backbone_hidden_size", 1), ("backbone_vocab_size", 1)
+            ("mask_token_id", 0), ("head_hidden_size", 1), ("backbone_hidden_size", 1), ("backbone_vocab_size", 1),
+            ("backbone_resized_from", 1),
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 require_int(self, name, minimum=minimum)

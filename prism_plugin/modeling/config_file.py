@@ -22,7 +22,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 IN_THIS_FOLDER = "."
 # Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
 SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
-_OPTIONAL = {**SCALING, "base_model": None}
+_OPTIONAL = {**SCALING, "base_model": None, "backbone_resized_from": None}
 
 
 def write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:
@@ -55,10 +55,11 @@ def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTraine
     """
     path = folder / CONFIG_FILE
     text_config = backbone.config.get_text_config()
-    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
+    if config.backbone_resized_from == text_config.vocab_size != config.backbone_vocab_size:
         raise StoredStateError(
-            f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
-            f"found {config.mask_token_id!r}."
+            f"{path}: the head was trained on this backbone with its embeddings resized from {config.backbone_resized_from} "
+            f"tokens to {config.backbone_vocab_size}; call `backbone.resize_token_embeddings({config.backbone_vocab_size})` "
+            "first, or give its folder or id."
         )
     for key, expected in (
         ("backbone_model_type", backbone.config.model_type),
@@ -71,3 +72,8 @@ def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTraine
                 f"{path}: `{key}` must be {expected!r} to fit this backbone, found {found!r}; "
                 "load it with the backbone that it was trained on."
             )
+    if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
+        raise StoredStateError(
+            f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
+            f"found {config.mask_token_id!r}."
+        )

@@ -34,6 +34,7 @@ class HeadedBackbone(BackbonePassthrough):
         tokenizer: The tokenizer given, or what an export kept of it, or None.
         has_merged_weights: The adapter was added to the backbone's weights.
         loaded_from: Folder that the head was loaded from, if it was.
+        replaced_rows: Rows of new tokens that stood in the backbone before those of a folder were put there.
         call_changes: What the backbone changed about itself when it was called.
     """
 
@@ -55,6 +56,7 @@ class HeadedBackbone(BackbonePassthrough):
         self.has_merged_weights = False
         self.loaded_from: Path | None = None
         self._unknown: tuple[Any, tuple[int, ...]] = (None, ())  # of which tokenizer, and its size
+        self.replaced_rows: dict[str, Tensor] = {}
         self.call_changes = CallChanges(self.plain_backbone)
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
@@ -91,6 +93,11 @@ class HeadedBackbone(BackbonePassthrough):
     def holds_own_backbone(self) -> bool:
         """The backbone's weights are not those that it was loaded with, so they are saved with the head."""
         return self.prism_config.train_backbone or self.has_merged_weights
+
+    @property
+    def has_new_tokens(self) -> bool:
+        """The backbone got tokens after it was loaded, whose rows are saved with the head."""
+        return self.prism_config.backbone_resized_from is not None and not self.holds_own_backbone
 
     @property
     def _final_hidden_module(self) -> nn.Module:

@@ -30,6 +30,7 @@ from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.lm_head import install_row_gathering
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
+from prism_plugin.modeling.new_tokens import put_rows
 from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
@@ -144,6 +145,7 @@ class PrismModel(HeadedBackbone):
             self.backbone = self.backbone.merge_and_unload()
             self._row_gathering = install_row_gathering(self._final_hidden_module)
             self.has_merged_weights = True
+            self.replaced_rows.clear()
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge
         return self.backbone
 
@@ -155,6 +157,8 @@ class PrismModel(HeadedBackbone):
         backbone = self.plain_backbone
         self.release_backbone()
         self._snapshot.restore(backbone)
+        if self.replaced_rows:
+            put_rows(backbone, self.spec, self.prism_config.backbone_resized_from or 0, self.replaced_rows)
         del self.backbone
         return backbone
 

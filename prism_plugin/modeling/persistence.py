@@ -3,6 +3,7 @@
     adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
     prism_config.json                                 see `config_file`
     quality_head.safetensors                          the head, float32
+    new_tokens.safetensors                            rows of tokens that the backbone got after it was loaded
     config.json, model*.safetensors                   the backbone, when it was trained or merged
     tokenizer files, README.md
 
@@ -39,7 +40,8 @@ from prism_plugin.modeling.config_file import (
 )
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
-from prism_plugin.modeling.stored_model import read_stored
+from prism_plugin.modeling.new_tokens import ROWS_FILE, new_rows, put_rows, read_rows
+from prism_plugin.modeling.stored_model import StoredModel, read_stored
 from prism_plugin.modeling.strict_files import read_tensors, require_finite
 from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
@@ -74,7 +76,7 @@ def save_model(
     directory = Path(directory)
     if model.holds_own_backbone:
         require_saveable(model.plain_backbone)
-    with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
+    with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE, ROWS_FILE)) as stage:
         config = write_files(model, stage, directory, state_dict=state_dict)
         has_adapter = isinstance(model.backbone, PeftModel)
         (stage / CARD_FILE).write_text(render_model_card(config, has_adapter=has_adapter, facts=facts), encoding="utf-8")
@@ -109,7 +111,8 @@ def write_files(
     holds_backbone = with_backbone or model.holds_own_backbone
     config = model.prism_config
     if holds_backbone:
-        config = replace(config, backbone_name=IN_THIS_FOLDER, base_model=config.base_model or _hub_id(config.backbone_name))
+        base_model = config.base_model or _hub_id(config.backbone_name)
+        config = replace(config, backbone_name=IN_THIS_FOLDER, base_model=base_model, backbone_resized_from=None)
     else:
         config = replace(config, backbone_name=_recorded_name(config.backbone_name, directory))
     of_backbone = None if weights is None else without_prefix(weights, "backbone.")
@@ -121,11 +124,19 @@ def write_files(
     if holds_backbone:
         require_finite_weights(parameters_of(backbone, backbone.state_dict() if of_backbone is None else of_backbone))
         backbone.save_pretrained(stage, state_dict=of_backbone)
-    save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, stage / HEAD_FILE)
+    if config.backbone_resized_from is not None:
+        rows = new_rows(model.plain_backbone, model.spec, config.backbone_resized_from)
+        require_finite_weights(rows)
+        _write_tensors(rows, stage / ROWS_FILE)
+    _write_tensors(head, stage / HEAD_FILE)
     if model.tokenizer is not None:
         _write_tokenizer(model.tokenizer, stage)
     write_config(config, stage, has_adapter=has_adapter)
     return config
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -204,6 +215,10 @@ def load_weights(model: HeadedBackbone, directory: str | Path) -> None:
             f"{stored.folder / CONFIG_FILE}: `backbone_name` must be this model's backbone, found one with merged weights "
             "in the folder itself; load it with `PrismModel.from_pretrained`."
         )
+    backbone, spec, first = model.plain_backbone, model.spec, None
+    if not model.holds_own_backbone:
+        first = _require_new_rows(model, stored)
+    rows = {} if first is None else read_rows(stored.folder, backbone, spec, first)
     of_head = model.quality_head.state_dict()
     head = read_tensors(stored.folder / HEAD_FILE, of_head)
     if has_adapter:
@@ -215,6 +230,24 @@ def load_weights(model: HeadedBackbone, directory: str | Path) -> None:
         model.backbone.load_state_dict(sharded_like(model.backbone.state_dict(), trained))
     elif stored.holds_backbone:
         require_finite(stored.folder, dict(model.plain_backbone.named_parameters()))
+    if first is not None:
+        model.replaced_rows = put_rows(backbone, spec, first, rows) | model.replaced_rows
     if has_adapter:
         put_adapter(model.backbone, sharded_like(expected, adapter))
     model.quality_head.load_state_dict(sharded_like(of_head, head))
+
+
+def _require_new_rows(model: HeadedBackbone, stored: StoredModel) -> int | None:
+    """The first token that the backbone got after it was loaded, whose rows the folder holds; None where it got none.
+
+    Raises:
+        StoredStateError: If one of model and folder has such tokens, and the other has not.
+    """
+    needed, held = model.prism_config.backbone_resized_from, stored.config.backbone_resized_from
+    if needed == held:
+        return held
+    raise StoredStateError(
+        f"{stored.folder / CONFIG_FILE}: `backbone_resized_from` must be {needed!r} to fit this model, found {held!r}: rows of "
+        "new tokens must be those that the head was trained with, and not what a resized backbone begins with; "
+        "load it with the backbone that it was trained on."
+    )

@@ -11,11 +11,12 @@ from prism_plugin.modeling.config_file import ADAPTER_CONFIG_FILE, CONFIG_FILE, 
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import facts_to_share
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, Figure
+from prism_plugin.modeling.new_tokens import ROWS_FILE
 from prism_plugin.modeling.persistence import save_model
 
 # What saving a model writes, tokenizer files apart: nobody's work is in those alone.
 SAVED_FILES = (
-    CONFIG_FILE, HEAD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE, "config.json", "generation_config.json",
+    CONFIG_FILE, HEAD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, ROWS_FILE, CARD_FILE, "config.json", "generation_config.json",
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from prism_plugin.modeling.config_file import (
     read_config,
     require_same_backbone,
 )
+from prism_plugin.modeling.new_tokens import put_rows, read_rows, resize_as_recorded
 
 _SAY_WHERE = "say where it is now by `backbone` (on the command line `--backbone`)"
 
@@ -124,9 +125,22 @@ def load_parts(
             ) from error
         if tokenizer is None:
             tokenizer = load_tokenizer(location, **with_code)
+        _add_new_tokens(stored, loaded)
         backbone = loaded
     require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
     return backbone, tokenizer, config
+
+
+def _add_new_tokens(stored: StoredModel, backbone: PreTrainedModel) -> None:
+    """Give a backbone that was just loaded the tokens that it had when the head was trained."""
+    before, vocab_size = stored.config.backbone_resized_from, stored.config.backbone_vocab_size
+    if before is None or vocab_size is None:
+        return
+    if backbone.config.get_text_config().vocab_size == before:
+        resize_as_recorded(backbone, vocab_size)
+    spec = get_backbone_spec(backbone)
+    require_same_backbone(stored.config, stored.folder, backbone, spec)
+    put_rows(backbone, spec, before, read_rows(stored.folder, backbone, spec, before))
 
 
 def _recorded_place(stored: StoredModel) -> str:

@@ -172,6 +172,11 @@ def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
             "`merge=False` leaves the backbone to be loaded by its id, but this one has none, or its weights were trained or "
             "merged; export with `merge=True`."
         )
+    if model.has_new_tokens:
+        raise ConfigurationError(
+            "`merge=False` leaves the backbone to be loaded by its id, which has no rows for tokens that this one got since; "
+            "export with `merge=True`."
+        )
     require_shareable(model.prism_config)
 
 

@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from accelerate import FullyShardedDataParallelPlugin
 
 
-def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: str, *, is_quantized: bool = False) -> None:
+def check_sharding(
+    plugin: "FullyShardedDataParallelPlugin",
+    mixed_precision: str,
+    *,
+    is_quantized: bool = False,
+    has_new_tokens: bool = False,
+) -> None:
     """Refuse what would change the head's precision, or could not be resumed.
 
     Args:
         plugin: What accelerate was told about FSDP.
         mixed_precision: Of accelerate: "no", "bf16" or "fp16".
         is_quantized: Whether the backbone has quantised weights.
+        has_new_tokens: Whether the backbone got tokens after it was loaded.
 
     Raises:
         ConfigurationError: If one of the settings cannot be used.
@@ -38,6 +45,11 @@ def check_sharding(plugin: "FullyShardedDataParallelPlugin", mixed_precision: st
         raise ConfigurationError(
             f"Under FSDP, mixed precision {mixed_precision!r} would cast the float32 head and LoRA to it; set `bf16: false` "
             "and `mixed_precision: 'no'`, and load the frozen weights in `backbone.dtype: bfloat16`."
+        )
+    if has_new_tokens:
+        raise ConfigurationError(
+            "Under FSDP the rows of tokens that a backbone got after it was loaded could not be saved with checkpoints; save "
+            "the backbone with its resized embeddings into a folder, and load it from there."
         )
     if is_quantized:
         raise ConfigurationError(

@@ -108,7 +108,10 @@ class PrismTrainer(ResumingTrainer):
         )
         if self.is_fsdp_enabled:
             check_sharding(
-                self.accelerator.state.fsdp_plugin, self.accelerator.mixed_precision, is_quantized=model.is_quantized
+                self.accelerator.state.fsdp_plugin,
+                self.accelerator.mixed_precision,
+                is_quantized=model.is_quantized,
+                has_new_tokens=model.has_new_tokens,
             )
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
