@@ -32,12 +32,20 @@ class BackboneError(PrismError, ValueError):
     """A model cannot be used as a backbone as it is."""
 
 
+class UnreachableBackboneError(BackboneError):
+    """A backbone is not on this disk, and could not be loaded from the Hub."""
+
+
 class MaskTokenError(PrismError, ValueError):
     """The mask token id is missing, outside the vocabulary, or sources disagree on it."""
 
 
 class MissingQualityError(PrismError, ValueError):
     """A rule needs the quality head, but the model in use has none."""
+
+
+class DetachedError(PrismError, AttributeError):
+    """A model is used whose backbone was given back by `detach`."""
 
 
 class DataFormatError(PrismError, ValueError):

@@ -28,9 +28,10 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         SavingError: If something cannot be written or moved. What stood in `directory` is unchanged.
     """
     beside = directory if directory.is_dir() else directory.parent
-    stage = beside / f".{directory.resolve().name}-{uuid.uuid4().hex}"
+    stage, made = beside / f".{directory.resolve().name}-{uuid.uuid4().hex}", list[Path]()
     try:
-        stage.mkdir(parents=True)
+        made = make_folder(beside)
+        stage.mkdir()
         yield stage
         for path in stage.rglob("*"):
             flush(path)
@@ -47,6 +48,29 @@ def staged_files(directory: Path, *, marker: str, stale: Iterable[str] = ()) -> 
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        remove_empty(made)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder, and those above it, where they are not there.
+
+    Returns:
+        Those that were made, the innermost first: for `remove_empty`, if nothing came of it.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except BaseException:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Take folders away, in their order, that are empty; others stay."""
+    for folder in folders:
+        with suppress(OSError):  # not empty, or not there
+            folder.rmdir()
 
 
 def remove_leftovers(directory: Path, *files: str) -> None:
@@ -103,17 +127,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         SavingError: If it cannot be written; what stood there is unchanged.
     """
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    beside, made = path.with_name(f".{path.name}-{uuid.uuid4().hex}"), list[Path]()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folder(path.parent)
         with beside.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # where the folder is a file, there is nothing to remove
             beside.unlink(missing_ok=True)
+        remove_empty(made)
+        if not isinstance(error, OSError):
+            raise
         raise SavingError(
             f"{path} could not be written ({error}), and what stood there is unchanged; make room or choose another folder."
         ) from error

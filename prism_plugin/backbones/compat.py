@@ -4,7 +4,8 @@ All of it from outside: no file of a repository is changed. What a patch touches
 
 - `transformers_4_names` puts missing names into transformers, and a stand-in for flash-attn, while it is open. Nothing of it
   stays, except that transformers remembers for the rest of the process that the real flash-attn is not installed.
-- `patch_model_class` changes one class, which came out of the repository; transformers keeps that class for the process.
+- `patch_model_class` and `patch_config_class` change one class, which came out of the repository; transformers keeps that class
+  for the process.
 - `finish_loading` changes the one model that was loaded.
 
 Each patch names where it was reported. `tests/backbones/test_compat.py` has one test for each that fails on the day when the
@@ -117,6 +118,26 @@ def patch_model_class(model_class: type[PreTrainedModel]) -> None:
             self.post_init()
 
     model_class.__init__ = __init__
+
+
+def patch_config_class(config_class: type[PreTrainedConfig]) -> None:
+    """Let a config out of a repository be saved by transformers 5. Twice does no harm.
+
+    transformers refuses to write what it takes for settings of generation, such as `max_length`, unless the class declares them
+    as its fields. Classes of transformers 4 declare their settings in the constructor.
+    """
+    if _PATCHED in vars(config_class):
+        return
+    setattr(config_class, _PATCHED, True)
+    constructors = [vars(one)["__init__"] for one in config_class.__mro__ if "__init__" in vars(one) and one is not object]
+    declared = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    original = config_class._get_generation_parameters
+
+    @functools.wraps(original)
+    def undeclared(self: PreTrainedConfig) -> dict[str, Any]:
+        return {name: value for name, value in original(self).items() if name not in declared}
+
+    config_class._get_generation_parameters = undeclared
 
 
 def _takes_tying_arguments(model_class: type[PreTrainedModel]) -> bool:

@@ -19,11 +19,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from prism_plugin.backbones.compat import finish_loading, patch_model_class, transformers_4_names
+from prism_plugin.backbones.compat import finish_loading, patch_config_class, patch_model_class, transformers_4_names
 from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
-from prism_plugin.errors import BackboneError
+from prism_plugin.errors import BackboneError, UnreachableBackboneError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 # In this order, after the spec's own, since what a repository calls its `AutoModel` may lack the LM head.
@@ -196,6 +196,7 @@ def _with_remote_code(
         config_class.register_for_auto_class()  # so that saving writes the code and the `auto_map`
         model_class.register_for_auto_class(auto_class)
         patch_model_class(model_class)
+        patch_config_class(config_class)
         if layers:  # MDLM names none, so that `device_map="auto"` could put half a layer on one device, half on another
             model_class._no_split_modules = list(layers)
         backbone = make(where, _AsAutoClass(model_class), config_class.from_pretrained(where, revision=revision), options)
@@ -256,10 +257,10 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
                 f"{where!r} is gated on the Hub: ask for access on its page, and log in with `hf auth login`."
             ) from error
         if isinstance(error.__cause__, RepositoryNotFoundError):
-            raise BackboneError(
+            raise UnreachableBackboneError(
                 f"There is no {where!r} on the Hub that you may see; correct the id, or log in with `hf auth login`."
             ) from error
-        raise BackboneError(
+        raise UnreachableBackboneError(
             f"No config of a transformers model could be read from {where!r} ({_first_line(error)}); "
             "give a folder with a config.json, or a Hub id that can be reached or is cached."
         ) from error
@@ -314,7 +315,7 @@ def _checked_location(name_or_path: str | Path) -> str:
     """Tell a folder that is not there from a Hub id, before anything asks the network about a path."""
     where, path = str(name_or_path), Path(name_or_path)
     if (isinstance(name_or_path, Path) or looks_like_path(where)) and not path.is_dir():
-        raise BackboneError(f"{where!r} must be a folder with a transformers model, but there is no such folder.")
+        raise UnreachableBackboneError(f"{where!r} must be a folder with a transformers model, but there is no such folder.")
     return where
 
 

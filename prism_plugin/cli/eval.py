@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from prism_plugin.cli import eval_quality
+from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.compare import BATCH_SIZE, evaluate_presets, make_samplers, read_settings, to_json
 from prism_plugin.evaluation.tasks import TASKS, Task
-from prism_plugin.modeling import PrismModel
 from prism_plugin.report.tables import preset_table
 from prism_plugin.sampling import get_preset
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_task_arguments(parser: argparse.ArgumentParser, task: Task) -> None:
-    parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
+    add_adapter_options(parser)
     parser.add_argument("--data", type=Path, required=True, help=task.data_is)
     parser.add_argument("--presets", default=",".join(task.presets), help="comma-separated (default: %(default)s)")
     parser.add_argument("--num-steps", type=int, default=26, help="forward passes at most for each (default: %(default)s)")
@@ -61,11 +61,11 @@ def _run_task(args: argparse.Namespace, task: Task) -> int:
         get_preset(preset)  # a misspelt name is found before anything is loaded
         if presets.count(preset) > 1:
             raise ConfigurationError(f"`--presets` takes each preset once, found {preset!r} twice; leave one of them out.")
-    beside = args.adapter.resolve().parent / SETTINGS_FILE
+    beside = Path(args.adapter).resolve().parent / SETTINGS_FILE
     path = args.settings or (beside if beside.exists() else None)
     settings = read_settings(path) if path else {}
     rows = task.rows(args.data, args.limit)
-    model = PrismModel.from_pretrained(args.adapter, **where)
+    model = load_adapter(args, where)
     task.require_model(model)
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     make_samplers(model, presets, args.num_steps, settings)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 
+from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
@@ -45,7 +46,7 @@ RECORDED_NAMES = {**NAMES, "drafts": "recorded drafts"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the task's options."""
-    parser.add_argument("--adapter", required=True, help="folder of a trained adapter")
+    add_adapter_options(parser)
     parser.add_argument("--data", required=True, help="rows it was not trained on: json, jsonl, csv, parquet, txt")
     parser.add_argument("--on", choices=list(NAMES), help="judge drafts or sampler states only (default: both)")
     parser.add_argument(
@@ -67,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", type=float, help="choose the highest threshold below which this share of the sampler's tokens is wrong"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the diagrams into a .png or .svg file")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
 
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     names = RECORDED_NAMES if recorded else NAMES
     if recorded:
         _check_recorded(args)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **where)
+    model = load_adapter(args, where)
     objective = None if args.on == "states" else _objective(args, model, recorded)
     sampler = None if args.on == "drafts" else build_sampler(args, model, settings)
     rows = _rows(args, model, raw)

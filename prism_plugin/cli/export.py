@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
+from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.sampling import export_sampler, push_export_to_hub
 from prism_plugin.sampling.export import require_free_folder
@@ -15,7 +15,7 @@ from prism_plugin.sampling.export import require_free_folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("--adapter", required=True, help="folder of a trained adapter")
+    add_adapter_options(parser)
     parser.add_argument("--output", type=Path, help="folder to write, empty or not there")
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload to this repository on the Hub, instead of --output")
     parser.add_argument("--private", action="store_true", help="with --push-to-hub: a new repository is private")
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Merging takes a moment and a second copy of the weights; on the CPU it gives the same files everywhere.
     add_device_options(parser, device="cpu")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the files that were written")
 
 
@@ -41,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
         )
     settings, placed = chosen_settings(args), placement(args)
     if args.output is not None:
-        require_apart(args.output, {"the adapter": args.adapter}, "`--output`")
+        require_apart(args.output, {"the adapter": args.adapter, "the backbone": args.backbone}, "`--output`")
         require_free_folder(args.output)
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **placed)
+    model = load_adapter(args, placed)
     sampler = build_sampler(args, model, settings)
     if args.push_to_hub is not None:
         where = push_export_to_hub(sampler, args.push_to_hub, merge=not args.no_merge, private=True if args.private else None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from prism_plugin.backbones import pad_rows
+from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.filling import fill_in_batches
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
@@ -14,7 +15,6 @@ from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.core.validation import require_seed
 from prism_plugin.data import read_lines
 from prism_plugin.errors import ConfigurationError, SamplingError
-from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_other_file
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.canvas import require_new_tokens
@@ -28,7 +28,7 @@ _NOTHING = {"text": "", "answer": "", "num_forward_passes": 0, "num_remasked": 0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="prompts, or texts with mask tokens")
-    parser.add_argument("--adapter", required=True, help="folder of a trained adapter")
+    add_adapter_options(parser)
     parser.add_argument(
         "--file", type=Path, help="read the texts from this file, one a line; a blank line is answered by a blank one"
     )
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampler_options(parser)
     add_device_options(parser, batch_size=32)
     parser.add_argument("--seed", type=int, default=0, help="of the sampler's draws (default: %(default)s)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
     add_show_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with the figures of each text")
 
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     check_show_options(args)
     if args.report is not None:
         require_other_file(args.report, {"the file of the texts": args.file})
-    model = PrismModel.from_pretrained(args.adapter, trust_remote_code=args.trust_remote_code, **placement(args))
+    model = load_adapter(args, placement(args))
     sampler = build_sampler(args, model, settings)
     if model.tokenizer is None:
         raise SamplingError(f"`sample` needs a tokenizer, found none with {args.adapter}; use the library on token ids.")

@@ -151,7 +151,7 @@ def judge_drafts(
     check_recorded(objective, rows.column_names, "rows")
     # no loss is read: what terms on the noised tokens read of the LM head is not computed, and weights say nothing
     judging = replace(objective, terms=tuple(replace(term, weight=1.0) for term in objective.on("draft")), name=None)
-    gathered = _Gathered()
+    gathered, forbidden = _Gathered(), (model.mask_token_id, *model.unknown_ids)
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
             step = judging.step(model, batch, epoch=EVALUATION_EPOCH, seed=seed, unwrapped=model)
@@ -161,7 +161,7 @@ def judge_drafts(
             judged = labels.labelled & ~draft.masked
             index = judged.flatten().nonzero().squeeze(-1)
             seen = model(draft.ids, draft.attention_mask, logits_at=index, with_quality=False).logits
-            now = token_confidence(seen, draft.ids.flatten()[index], forbidden_ids=(model.mask_token_id,))
+            now = token_confidence(seen, draft.ids.flatten()[index], forbidden_ids=forbidden)
             visible = torch.zeros(judged.shape, device=now.device).flatten().index_copy(0, index, now).view_as(judged)
             scores = {"quality": step.quality_logits.sigmoid(), "visible_confidence": visible}
             if "commit_confidence" in draft.history:

@@ -3,8 +3,10 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import BackboneSpec, check_backbone, hidden_size_of, resolve_mask_token_id
@@ -12,6 +14,24 @@ from prism_plugin.errors import BackboneError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.heads import has_inner_size
 from prism_plugin.modeling.lm_head import has_row_gathering
+from prism_plugin.modeling.passthrough import BackbonePassthrough
+
+
+def require_bare(backbone: Any) -> None:
+    """Check, before anything is asked of a model's family, that it carries nothing that attaching puts on it.
+
+    Raises:
+        BackboneError: If it carries an adapter or a head.
+    """
+    if not isinstance(backbone, nn.Module):
+        return  # whoever looks for its family says what it is
+    if isinstance(backbone, BackbonePassthrough) or any(map(has_row_gathering, backbone.modules())):
+        raise BackboneError("This model already carries a quality head; call `detach()` on its PrismModel first.")
+    if isinstance(backbone, PeftModel) or "peft_config" in vars(backbone):
+        raise BackboneError(
+            "The backbone must be a plain model, but it carries a PEFT adapter; merge it with `merge_and_unload()` first, "
+            "or pass the model without it and give `lora=`."
+        )
 
 
 def filled_in(
@@ -20,17 +40,10 @@ def filled_in(
     """Check a backbone, and write what is known about it into the config.
 
     Raises:
-        BackboneError: If it carries an adapter or a head, cannot be used, or is another than the config says.
+        BackboneError: If it cannot be used, or is another than the config says.
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
     """
-    if isinstance(backbone, PeftModel) or "peft_config" in vars(backbone):
-        raise BackboneError(
-            "The backbone must be a plain model, but it carries a PEFT adapter; merge it with `merge_and_unload()` first, "
-            "or pass the model without it and give `lora=`."
-        )
     check_backbone(backbone, spec, tokenizer)
-    if has_row_gathering(backbone.get_submodule(spec.final_hidden_at)):
-        raise BackboneError("This backbone already carries a quality head; call `detach()` on its PrismModel first.")
     hidden_size = hidden_size_of(backbone.config, spec)
     facts = {
         "backbone_model_type": backbone.config.model_type,

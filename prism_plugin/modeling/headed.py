@@ -1,5 +1,6 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ from torch import Tensor, nn
 
 from prism_plugin.backbones.call import call_arguments, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
-from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.backbones.spec import BackboneSpec, vocab_size_of
 from prism_plugin.backbones.turning import RowTurning
-from prism_plugin.errors import BackboneError, ConfigurationError
+from prism_plugin.errors import BackboneError, ConfigurationError, DetachedError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
 from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
+from prism_plugin.modeling.unknown_ids import unknown_ids
 from prism_plugin.types import FlatIndex, TokenIds, TokenMask
 
 
@@ -51,14 +53,38 @@ class HeadedBackbone(BackbonePassthrough):
         self.tokenizer = tokenizer
         self.has_merged_weights = False
         self.loaded_from: Path | None = None
+        self._unknown: tuple[Any, tuple[int, ...]] = (None, ())  # of which tokenizer, and its size
         self.call_changes = CallChanges(self.plain_backbone)
         self._row_gathering = install_row_gathering(self._final_hidden_module)
         self.train(self.plain_backbone.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "backbone" in self._modules or "quality_head" not in self._modules:
+                raise
+        raise DetachedError(
+            f"This {type(self).__name__} gave its backbone back by `detach()`, so it can no longer be used; attach a head to "
+            "that backbone again, or load what was saved before."
+        )
 
     @property
     def mask_token_id(self) -> int:
         """Id of the mask token."""
         return self.prism_config.mask_token_id  # type: ignore[return-value]  # filled in when the head was attached
+
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """Ids that the LM head can write and the tokenizer does not have, in order: they are never drawn.
+
+        Most are what pads a vocabulary to a round number. The mask token is none of them; without a tokenizer none is known.
+        """
+        vocab_size = vocab_size_of(self.get_output_embeddings())
+        state = (self.tokenizer, len(self.tokenizer) if isinstance(self.tokenizer, Sized) else 0, vocab_size)
+        if self._unknown[0] != state:
+            self._unknown = state, unknown_ids(self.tokenizer, vocab_size)
+        return tuple(one for one in self._unknown[1] if one != self.mask_token_id)
 
     @property
     def holds_own_backbone(self) -> bool:

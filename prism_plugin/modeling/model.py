@@ -1,7 +1,6 @@
 """PrismModel: what is done with a backbone and its head, and the only code that changes a user's model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,18 @@ from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.filling import filled_in
+from prism_plugin.modeling.filling import filled_in, require_bare
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.lm_head import install_row_gathering
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
-from prism_plugin.modeling.persistence import load_parts, load_weights, read_stored
+from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
+from prism_plugin.modeling.stored_model import load_parts, read_stored
 from prism_plugin.modeling.texts import rows_to_score
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import BackboneSnapshot, require_trainable_weights, wrap_with_adapter
 from prism_plugin.types import PerToken, TokenIds, TokenMask
 
@@ -133,7 +134,7 @@ class PrismModel(HeadedBackbone):
     def from_pretrained(
         cls,
         path_or_id: str | Path,
-        backbone: PreTrainedModel | None = None,
+        backbone: PreTrainedModel | str | Path | None = None,
         *,
         is_trainable: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -146,7 +147,8 @@ class PrismModel(HeadedBackbone):
 
         Args:
             path_or_id: Folder written by `save_pretrained`, or id of a repository on the Hub.
-            backbone: The backbone it was trained on; None: the recorded one is loaded. Left as it was if loading fails.
+            backbone: The backbone it was trained on, or the folder or Hub id of it, where it is not where it was; None: the
+                recorded one is loaded. Left as it was if loading fails.
             is_trainable: Let what was trained be trained further; otherwise everything is frozen.
             tokenizer: Takes the place of the saved one.
             revision: Branch, tag or commit of the head's repository. The backbone's is recorded.
@@ -157,18 +159,18 @@ class PrismModel(HeadedBackbone):
 
         Raises:
             StoredStateError: If the files are missing, damaged, or belong to another backbone.
-            BackboneError: If the recorded backbone cannot be loaded.
-            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own or together
-                with `dtype` or `device_map`, or if these name nothing that is there.
+            BackboneError: If the backbone cannot be loaded.
+            ConfigurationError: If `backbone` is missing and not recorded, or given where the folder holds its own, or loaded
+                and given together with `dtype` or `device_map`, or if these name nothing that is there.
         """
-        require_placement(dtype, device_map, loaded=None if backbone is None else "backbone")
+        is_loaded = backbone is not None and not isinstance(backbone, str | Path)
+        require_placement(dtype, device_map, loaded="backbone" if is_loaded else None)
         stored = read_stored(path_or_id, revision=revision)
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype, "device_map": device_map}
-        backbone, tokenizer = load_parts(stored, backbone, tokenizer, **options)
+        loaded, tokenizer, config = load_parts(stored, backbone, tokenizer, **options)
         if stored.adapter is not None:
             stored.adapter.inference_mode = not is_trainable
-        config = replace(stored.config, backbone_name=stored.backbone_location)
-        model = attach_quality_head(backbone, config, lora=stored.adapter, tokenizer=tokenizer)
+        model = attach_quality_head(loaded, config, lora=stored.adapter, tokenizer=tokenizer)
         model.loaded_from = stored.folder
         try:
             load_weights(model, stored.folder)
@@ -241,10 +243,11 @@ def attach_quality_head(
         The model; its `prism_config` has everything filled in.
 
     Raises:
-        BackboneError: If the family is unknown, or the model cannot be used as it is.
+        BackboneError: If the family is unknown, or the model cannot be used as it is, or not saved where it is to be trained.
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
         ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
     """
+    require_bare(backbone)
     spec = get_backbone_spec(backbone)
     config = filled_in(config or PrismConfig(), backbone, spec, tokenizer)
     if config.train_backbone and lora is not None:
@@ -255,6 +258,8 @@ def attach_quality_head(
         )
     if config.train_backbone or lora is not None:
         require_trainable_weights(backbone)
+    if config.train_backbone:
+        require_saveable(backbone)
     snapshot = BackboneSnapshot.take(backbone, spec)
     try:
         for parameter in backbone.parameters():

@@ -1,4 +1,4 @@
-"""Reads and writes the folder of a quality head. The only file of the model that touches the disk.
+"""Writes the folder of a quality head, and puts the weights of one into a model.
 
     adapter_config.json, adapter_model.safetensors    PEFT's own, when there is an adapter
     prism_config.json                                 see `config_file`
@@ -11,23 +11,20 @@ A folder is whole exactly when prism_config.json is in it: that file leaves firs
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from prism_plugin.backbones import DeviceMap, get_backbone_spec, load_backbone, load_tokenizer, looks_like_path, read_weights
-from prism_plugin.errors import ConfigurationError, StoredStateError
+from prism_plugin.backbones import looks_like_path, read_weights
+from prism_plugin.errors import StoredStateError
 from prism_plugin.modeling.adapter_files import (
     ADAPTER_FILE,
     adapter_tensors,
     put_adapter,
-    read_adapter_config,
     write_adapter,
 )
 from prism_plugin.modeling.config import PrismConfig
@@ -37,36 +34,16 @@ from prism_plugin.modeling.config_file import (
     HEAD_FILE,
     IN_THIS_FOLDER,
     SCALING,
-    read_config,
     require_same_backbone,
     write_config,
 )
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, render_model_card
+from prism_plugin.modeling.stored_model import read_stored
 from prism_plugin.modeling.strict_files import read_tensors, require_finite
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.weights import bare_key, parameters_of, require_finite_weights, sharded_like, without_prefix
 from prism_plugin.writing import staged_files
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """What a folder says about the model in it, before any tensor is read."""
-
-    folder: Path
-    config: PrismConfig
-    adapter: PeftConfig | None
-
-    @property
-    def holds_backbone(self) -> bool:
-        """The backbone's weights lie in the same folder."""
-        return self.config.backbone_name == IN_THIS_FOLDER
-
-    @property
-    def backbone_location(self) -> str | None:
-        """Hub id, or folder: names that start with "." count from the folder of the head."""
-        name = self.config.backbone_name
-        return str((self.folder / name).resolve()) if name is not None and name.startswith(".") else name
-
 
 # ---- saving ----
 
@@ -90,10 +67,13 @@ def save_model(
 
     Raises:
         SavingError: If the files cannot be written.
+        BackboneError: If the backbone is to be written, and transformers refuses its config.
         NonFiniteError: If a weight is NaN or infinite.
         ConfigurationError: If several adapters are active.
     """
     directory = Path(directory)
+    if model.holds_own_backbone:
+        require_saveable(model.plain_backbone)
     with staged_files(directory, marker=CONFIG_FILE, stale=(ADAPTER_CONFIG_FILE, ADAPTER_FILE)) as stage:
         config = write_files(model, stage, directory, state_dict=state_dict)
         has_adapter = isinstance(model.backbone, PeftModel)
@@ -190,75 +170,6 @@ def _recorded_name(name: str | None, directory: Path) -> str | None:
 
 
 # ---- loading ----
-
-
-def read_stored(path_or_id: str | Path, *, revision: str | None = None) -> StoredModel:
-    """Read what a folder, or a repository on the Hub, says about the model in it. No tensor is read yet.
-
-    Raises:
-        StoredStateError: If it cannot be found, or its prism_config.json or adapter_config.json is not what we write.
-    """
-    folder = locate(path_or_id, revision=revision)
-    config, has_adapter = read_config(folder)
-    return StoredModel(folder, config, read_adapter_config(folder / ADAPTER_CONFIG_FILE) if has_adapter else None)
-
-
-def locate(path_or_id: str | Path, *, revision: str | None = None) -> Path:
-    """Find a folder: itself, or where the Hub's copy of a repository lies.
-
-    Raises:
-        StoredStateError: If it is neither.
-    """
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        return folder
-    if isinstance(path_or_id, Path) or folder.is_absolute() or str(path_or_id).startswith(".") or len(folder.parts) > 2:
-        raise StoredStateError(f"{str(path_or_id)!r} must be a folder with a {CONFIG_FILE}, but there is no such folder.")
-    try:
-        return Path(snapshot_download(str(path_or_id), revision=revision))
-    except (OSError, ValueError) as error:
-        raise StoredStateError(
-            f"{str(path_or_id)!r} is neither a folder nor a repository that can be reached or is cached "
-            f"({type(error).__name__}); check the name, or go online."
-        ) from error
-
-
-def load_parts(
-    stored: StoredModel,
-    backbone: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    trust_remote_code: bool,
-    dtype: torch.dtype | str | None = None,
-    device_map: DeviceMap | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Load what was not given: the recorded backbone, and the tokenizer beside the head or else beside the backbone.
-
-    Raises:
-        ConfigurationError: If a backbone is given for a folder that holds its own, or none is given and none recorded.
-        StoredStateError: If the backbone is not the one that the head was trained on.
-        BackboneError: If the recorded backbone cannot be loaded.
-    """
-    location = stored.backbone_location
-    revision = None if location is None or Path(location).is_dir() else stored.config.backbone_revision
-    if backbone is not None and stored.holds_backbone:
-        raise ConfigurationError(
-            f"{str(stored.folder)!r} holds the backbone that its head was trained with; pass no `backbone`."
-        )
-    if backbone is None and location is None:
-        raise ConfigurationError(
-            f"{stored.folder / CONFIG_FILE} does not say which backbone it belongs to; pass `backbone=...`."
-        )
-    if tokenizer is None:
-        tokenizer = load_tokenizer(stored.folder, trust_remote_code=trust_remote_code)
-    if backbone is None:
-        backbone = load_backbone(
-            str(location), revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device_map=device_map
-        )
-        if tokenizer is None:
-            tokenizer = load_tokenizer(str(location), revision=revision, trust_remote_code=trust_remote_code)
-    require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
-    return backbone, tokenizer
 
 
 def load_weights(model: HeadedBackbone, directory: str | Path) -> None:

@@ -51,7 +51,7 @@ def require_apart(target: Path, reads: Mapping[str, str | Path | None], what: st
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and one.samefile(other)
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _lies_in(inner: Path, outer: Path) -> bool:
@@ -63,6 +63,7 @@ def read_by(model: HeadedBackbone) -> dict[str, str | Path | None]:
     """What a model was read from, by what it is called in errors."""
     return {
         "the folder of the backbone": model.prism_config.backbone_name,
+        "the folder that the backbone was loaded from": model.name_or_path,
         "the adapter that was loaded": model.loaded_from,
         "the folder of the tokenizer": getattr(model.tokenizer, "name_or_path", None),
     }
@@ -118,9 +119,9 @@ def save_into(
 
 
 def _require_own_folder(model: HeadedBackbone, folder: Path) -> None:
-    backbone = model.prism_config.backbone_name
+    backbones = (model.prism_config.backbone_name, model.name_or_path)
     replaced_whole = model.holds_own_backbone and (folder / CONFIG_FILE).exists()  # as one that was loaded from there
-    if backbone is not None and _is_same(folder, Path(backbone)) and not replaced_whole:
+    if any(name and _is_same(folder, Path(name)) for name in backbones) and not replaced_whole:
         raise SavingError(
             f"A model must not be saved over its backbone, which it reads from {folder}; choose a folder of its own."
         )

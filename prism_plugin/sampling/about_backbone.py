@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.backbones.spec import BackboneSpec
+from prism_plugin.core.forbidding import runs_of
 from prism_plugin.modeling.strict_files import read_json, stored
+from prism_plugin.modeling.unknown_ids import SpecialTokens
 
-# Lies beside generate.py: what has to be known about the family of the backbone, and two token ids.
+# Lies beside generate.py: what has to be known about the family of the backbone and its tokenizer.
 BACKBONE_FILE = "custom_generate/backbone.json"
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """What the sampler asks of a tokenizer."""
-
-    pad_token_id: int | None
-    eos_token_id: int | None
 
 
 @dataclass(frozen=True)
@@ -28,9 +22,15 @@ class AboutBackbone:
     tokenizer: SpecialTokens | None
 
 
-def about_backbone(spec: BackboneSpec, tokenizer: Any) -> str:
-    """The text of the file, for a backbone of some family and the tokenizer that goes with it, if any."""
-    ids = None if tokenizer is None else SpecialTokens(tokenizer.pad_token_id, tokenizer.eos_token_id)
+def about_backbone(spec: BackboneSpec, tokenizer: Any, unknown_ids: tuple[int, ...]) -> str:
+    """The text of the file, for a backbone of some family and the tokenizer that goes with it, if any.
+
+    Args:
+        spec: The family.
+        tokenizer: The tokenizer, or None.
+        unknown_ids: Ids of the vocabulary that it does not have.
+    """
+    ids = None if tokenizer is None else SpecialTokens(tokenizer.pad_token_id, tokenizer.eos_token_id, runs_of(unknown_ids))
     return json.dumps(asdict(AboutBackbone(spec, ids)), indent=2) + "\n"
 
 

@@ -30,6 +30,7 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import CARD_FILE, CardFacts, ExportFacts, Figure, render_model_card
 from prism_plugin.modeling.persistence import write_files
 from prism_plugin.modeling.places import read_by, require_apart
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.sampling.about_backbone import BACKBONE_FILE, about_backbone
 from prism_plugin.sampling.sampler import RemaskingSampler
 from prism_plugin.sampling.settings import PLUG_INS, write_settings
@@ -64,6 +65,7 @@ def export_sampler(
         UnknownNameError: If a rule has no name.
         ConfigurationError: If `sampler` is none, a rule is not of this package, weights cannot be merged, without merging
             nobody else could load the backbone, or the folder lies in one that the model was read from.
+        BackboneError: If transformers refuses to write the backbone's config.
         SavingError: If the folder is not empty, or cannot be written.
     """
     _require_exportable(sampler, merge)
@@ -163,6 +165,7 @@ def _require_exportable(sampler: RemaskingSampler, merge: bool) -> None:
             "`merge=False`."
         )
     if merge:
+        require_saveable(model.plain_backbone)
         return
     if model.holds_own_backbone or model.prism_config.backbone_name is None:
         raise ConfigurationError(
@@ -187,7 +190,7 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
         (stage / CODE_FOLDER).mkdir()
         for name, text in exported_code(with_loader=with_loader).items():
             (stage / CODE_FOLDER / name).write_text(text, encoding="utf-8")
-        (stage / BACKBONE_FILE).write_text(about_backbone(model.spec, model.tokenizer), encoding="utf-8")
+        (stage / BACKBONE_FILE).write_text(about_backbone(model.spec, model.tokenizer, model.unknown_ids), encoding="utf-8")
         card = render_model_card(
             config,
             has_adapter=has_adapter or model.has_merged_weights,

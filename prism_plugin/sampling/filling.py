@@ -67,6 +67,7 @@ class MaskFiller(SamplerSettings):
             raise ConfigurationError(
                 f"`model` must be a PrismModel, got {type(self.model).__name__}; wrap it with `attach_quality_head(...)`."
             )
+        vocab_size = self._vocab_size
         for rule in self.plug_ins:
             reads = [feature.reads for feature in get_features(needs_of(rule), name_of(rule)).values()]
             if any("quality" in one for one in reads) and self.model.quality_head is None:
@@ -74,9 +75,9 @@ class MaskFiller(SamplerSettings):
                     f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
                     "`attach_quality_head(...)`, or choose rules without it."
                 )
-        if self.eos_token_id is not None and self.eos_token_id >= self._vocab_size:
+        if self.eos_token_id is not None and self.eos_token_id >= vocab_size:
             raise ConfigurationError(
-                f"`eos_token_id` must be in the model's vocabulary of {self._vocab_size} tokens, got {self.eos_token_id}."
+                f"`eos_token_id` must be in the model's vocabulary of {vocab_size} tokens, got {self.eos_token_id}."
             )
         if self.eos_token_id == self.model.mask_token_id:
             raise ConfigurationError(f"`eos_token_id` must not be the mask token, got {self.eos_token_id} for both.")
@@ -240,7 +241,8 @@ class MaskFiller(SamplerSettings):
     @property
     def _forbidden_ids(self) -> tuple[int, ...]:
         pad = None if self.model.tokenizer is None else self.model.tokenizer.pad_token_id
-        forbidden = {self.model.mask_token_id, *(self.suppress_tokens or ())}
+        unknown = set(self.model.unknown_ids) - {self.eos_token_id}
+        forbidden = unknown | {self.model.mask_token_id, *(self.suppress_tokens or ())}
         return tuple(sorted(forbidden | ({pad} if pad is not None and pad not in self._end_ids else set())))
 
     @property

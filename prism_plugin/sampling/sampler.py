@@ -13,7 +13,7 @@ from prism_plugin.decoding.chance import Generators
 from prism_plugin.modeling.hub import push_model
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.model_card import Figure
-from prism_plugin.modeling.persistence import locate
+from prism_plugin.modeling.stored_model import locate
 from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.filling import MaskFiller
 from prism_plugin.sampling.presets import preset_settings
@@ -26,10 +26,10 @@ class RemaskingSampler(MaskFiller):
     """Fills masks with a masked diffusion model, and takes back what looks wrong.
 
     A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
-    gives the same sampler with other settings. The mask token is never drawn, nor `suppress_tokens`, nor the tokenizer's
-    padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A rule without `needs`, such as a
-    lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs LM-head rows and has to be
-    named.
+    gives the same sampler with other settings. The mask token is never drawn, nor `suppress_tokens`, nor a token that the
+    tokenizer does not have, nor its padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A
+    rule without `needs`, such as a lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs
+    LM-head rows and has to be named.
 
     Attributes:
         model: The model that is asked; it is in eval mode while sampling, and as it was afterwards.

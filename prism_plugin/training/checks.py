@@ -18,6 +18,7 @@ from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.reopening import reread_config
 from prism_plugin.modeling.texts import pad_token_id
+from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.meters import figures_of
@@ -31,7 +32,16 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
 
     Raises:
         ConfigurationError: If model, objective and arguments cannot go together.
+        BackboneError: If the backbone is saved with each checkpoint, and transformers refuses its config.
     """
+    if model.holds_own_backbone:
+        require_saveable(model.plain_backbone)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        way = "load it by `PrismModel.from_pretrained(..., is_trainable=True)`"
+        raise ConfigurationError(
+            "There is nothing to train in this model, since all of its weights are frozen; "
+            f"{'let those that shall learn be trained by `requires_grad_()`' if model.loaded_from is None else way}."
+        )
     check_metric(objective, args)
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
     of_language = [term for term in objective.terms if not term.reads_quality]

@@ -34,7 +34,7 @@ class Plan(Protocol):
         """Take from the first look what the draft needs, before its backward, which may write over the rows.
 
         Args:
-            rows: Logits at `reads` and maybe elsewhere, detached.
+            rows: Logits at `reads` and maybe elsewhere, detached, of tokens that the tokenizer has (`of_known_tokens`).
             row_index: Flat positions of the rows, row-major.
         """
         ...

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import BlockByBlock, DraftRule, num_to_draft
+from prism_plugin.core.forbidding import Forbidden, runs_of
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
@@ -82,6 +83,19 @@ class _Group:
         loop = replace(self.loop, chance=replace(self.loop.chance, look=look))  # type: ignore[type-var]  # one of ours
         step = loop.advance(self.state, rows=self.state.step == look, look=how)
         return replace(self, state=step.state)  # type: ignore[union-attr]  # the whole batch looks, so there is a step
+
+
+def of_known_tokens(rows: Rows, unknown_ids: tuple[int, ...]) -> Rows:
+    """Logits to draw from: tokens that the tokenizer does not have are left out where they come last, and else minus infinity.
+
+    Args:
+        rows: Logits, which are left as they are.
+        unknown_ids: As `HeadedBackbone.unknown_ids`.
+    """
+    runs = runs_of(unknown_ids)
+    if len(runs) == 1 and runs[0][1] == rows.shape[-1]:
+        return rows[:, : runs[0][0]]  # no copy, and what pads a vocabulary is at its end
+    return Forbidden.of(unknown_ids).write(rows.clone()) if runs else rows
 
 
 def require_draftable(rule: DraftRule) -> None:

@@ -21,6 +21,7 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.lm_head import may_overwrite
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.training.corruptors import Corruptor, Plan
+from prism_plugin.training.drafts import of_known_tokens
 from prism_plugin.types import FlatIndex, PerToken, Rows, Scalar, Times, TokenIds
 
 # Opens a part of a step that stands alone, and gives the backward for a weighted loss whose graph ends there.
@@ -163,7 +164,8 @@ class Objective:
 
         def ask(ids: TokenIds, attention_mask: Tensor, row_index: FlatIndex) -> Rows:
             with dropout_off(unwrapped):
-                return unwrapped(ids, attention_mask, logits_at=row_index, with_quality=False).logits
+                rows = unwrapped(ids, attention_mask, logits_at=row_index, with_quality=False).logits
+            return of_known_tokens(rows, unwrapped.unknown_ids)
 
         with torch.no_grad():
             draft = plan.finish(ask)
@@ -194,7 +196,8 @@ class Objective:
                 looked = _look(model if learns else unwrapped, at, terms, reads)
             if reads is not None:
                 with torch.no_grad():
-                    plan.fill(looked.rows.detach(), looked.row_index)  # type: ignore[union-attr, arg-type]  # it reads rows
+                    rows = of_known_tokens(looked.rows.detach(), unwrapped.unknown_ids)  # type: ignore[union-attr]  # read
+                    plan.fill(rows, looked.row_index)  # type: ignore[arg-type]  # it reads rows
             per_row = {term.name: term(looked, at) for term in terms}
             loss = sum((term.weight * mean_over_rows(per_row[term.name]) for term in terms), torch.zeros((), device=device))
             if backward is not None and loss.requires_grad:

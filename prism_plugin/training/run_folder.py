@@ -22,6 +22,7 @@ from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.places import read_by, require_apart, require_nothing_foreign
 from prism_plugin.parsing import parse_json
 from prism_plugin.training.checkpoints import last_checkpoint, require_free_names
+from prism_plugin.writing import make_folder, remove_empty
 
 LOCK_FILE = "_run.lock"  # Trainer uploads nothing whose name begins with an underscore
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # some network file systems have no locks
@@ -160,8 +161,7 @@ class _Claim:
 
     def take(self) -> None:
         with writing_in(self._folder):
-            self._made = [one for one in (self._folder, *self._folder.parents) if not one.exists()]
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._made = make_folder(self._folder)
             key = self._folder.resolve()
             if key not in _held:
                 _held[key] = _lock(self._folder)
@@ -172,9 +172,7 @@ class _Claim:
             with suppress(OSError):
                 (self._folder / LOCK_FILE).unlink(missing_ok=True)  # while the lock is held: whoever waits looks again
             os.close(_held.pop(self._key))
-        for folder in self._made:
-            with suppress(OSError):  # not empty, or not made
-                folder.rmdir()
+        remove_empty(self._made)
 
 
 def _lock(folder: Path) -> int:

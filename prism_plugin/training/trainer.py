@@ -320,9 +320,11 @@ class PrismTrainer(RunFolderTrainer):
                 checkpoints.finish_building(run_dir, name)
                 steps = {"newest": self.state.global_step, "best": self.state.best_global_step}
                 checkpoints.remove_oldest(run_dir, self.args.save_total_limit, **steps)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        except BaseException as error:
             if self.args.should_save:
                 shutil.rmtree(building, ignore_errors=True)
+            if not isinstance(error, OSError | RuntimeError):  # torch.save reports a full disk as RuntimeError
+                raise
             cause = str(error.__cause__ if isinstance(error, SavingError) else error).split("\n")[0]
             raise SavingError(
                 f"{run_dir / name} could not be written ({cause}), and older checkpoints are unchanged; make room or choose "

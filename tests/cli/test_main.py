@@ -96,7 +96,7 @@ def test_eval_prints_a_table_and_reads_the_settings_beside_the_adapter(adapter, 
         ({"--seed": "-1"}, "`--seed` must be at least 0 and below 2**32, got -1"),
         ({"--limit": "0"}, "`--limit` must be at least 1, got 0"),
         ({"--num-steps": "0"}, "`--num-steps` must be at least 1, got 0"),
-        ({"--adapter": "nowhere"}, "must be a folder with a prism_config.json, but there is no such folder"),
+        ({"--adapter": "nowhere"}, "'nowhere' is neither a folder nor a repository that can be reached"),
         ({"--settings": "none.yaml"}, "none.yaml cannot be read"),
     ],
 )

@@ -131,11 +131,12 @@ def test_chunks_change_nothing():
 
 @pytest.mark.parametrize("vocab", [255, 256, 257, 600, 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_vocabularies(vocab, dtype):
+@pytest.mark.parametrize("run", [0, 5, 600], ids="a run of {} too".format)
+def test_large_vocabularies(vocab, dtype, run):
     rows = some_rows(40, vocab, dtype)
     rows[:, ::7] = rows[:, :1]  # equals, in several blocks of columns
     rows[::2, vocab - 1] = rows[::2, 3] = rows[::2, 100] = 30.0
-    forbidden = (3, vocab - 2)
+    forbidden = (3, vocab - 2, *range(max(40, vocab - run), vocab))  # what pads a vocabulary is a run at its end
     drawn = draw_rows(rows, forbidden_ids=forbidden, want_entropy=True, want_margin=True)
     plain = rows.double()
     plain[:, list(forbidden)] = float("-inf")

@@ -222,7 +222,7 @@ def test_a_sampler_comes_down_with_its_model(from_hub, tmp_path, monkeypatch):
     from_hub.save_pretrained(tmp_path / "copy")
     sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
     sampler.save_pretrained(tmp_path / "copy")
-    monkeypatch.setattr("prism_plugin.modeling.persistence.snapshot_download", lambda name, revision: str(tmp_path / "copy"))
+    monkeypatch.setattr("prism_plugin.modeling.stored_model.snapshot_download", lambda name, revision: str(tmp_path / "copy"))
     model = PrismModel.from_pretrained("me/sampler", tiny_backbone())
     assert RemaskingSampler.from_pretrained("me/sampler", model).to_dict() == sampler.to_dict()
 

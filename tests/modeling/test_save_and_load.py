@@ -116,7 +116,7 @@ def test_a_trained_backbone_is_saved_along(tmp_path, ids):
     loaded = PrismModel.from_pretrained(tmp_path / "whole", is_trainable=True)
     assert_same(model, loaded, ids)
     assert all(p.requires_grad for p in loaded.parameters())
-    with pytest.raises(ConfigurationError, match="holds the backbone that its head was trained with; pass no `backbone`"):
+    with pytest.raises(ConfigurationError, match="holds the backbone that its head was trained with; leave `backbone` "):
         PrismModel.from_pretrained(tmp_path / "whole", backbone=tiny_backbone())
 
 
@@ -361,5 +361,5 @@ def test_the_recorded_backbone_is_gone(project):
 
 def test_no_backbone_recorded(lora_model, tmp_path):
     lora_model.save_pretrained(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"does not say which backbone it belongs to; pass `backbone=...`"):
+    with pytest.raises(ConfigurationError, match=r"does not say which backbone it belongs to; say where it is by `backbone`"):
         PrismModel.from_pretrained(tmp_path)
