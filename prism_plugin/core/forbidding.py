@@ -1,16 +1,27 @@
 """Tokens that get no probability: some in every row of logits, some in rows of their own."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from prism_plugin.types import DrawnMask, Rows, RowUnits
 
-Span = tuple[int, int]
-# More spans than these are written by an index, which has to be copied to the device, and not one after the other.
-_MOST_SPANS = 32
+# Ids as runs of neighbours, [first, one past the last) each, in order: what pads a vocabulary is one.
+Runs = tuple[tuple[int, int], ...]
+# More runs than these are written by an index, which has to be copied to the device, and not one after the other.
+_MOST_RUNS = 32
+
+
+@lru_cache(maxsize=64)
+def runs_of(ids: tuple[int, ...]) -> Runs:
+    """Group ids into runs of neighbours, first and one past the last of each."""
+    runs: list[tuple[int, int]] = []
+    for one in sorted(set(ids)):
+        start = runs.pop()[0] if runs and runs[-1][1] == one else one
+        runs.append((start, one + 1))
+    return tuple(runs)
 
 
 @dataclass(frozen=True)
@@ -28,45 +39,45 @@ class HeldBack:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """What gets no probability in the rows of a chunk, as spans of neighbouring ids: a padded vocabulary's end is one.
+    """What gets no probability in the rows of a chunk, as runs of neighbouring ids.
 
     Attributes:
-        spans: First id and the one after the last, everywhere.
-        held_back: The same, in the rows where `rows` is true.
+        everywhere: In all rows.
+        held_back: In the rows where `rows` is true.
         rows: Of the chunk; None where nothing is held back.
     """
 
-    spans: tuple[Span, ...]
-    held_back: tuple[Span, ...] = ()
+    everywhere: Runs
+    held_back: Runs = ()
     rows: DrawnMask | None = None
 
     @classmethod
-    def of(cls, forbidden_ids: Iterable[int], held_back: HeldBack | None = None) -> "Forbidden":
-        """The spans of some ids."""
+    def of(cls, forbidden_ids: tuple[int, ...], held_back: HeldBack | None = None) -> "Forbidden":
+        """The runs of some ids."""
         if held_back is None:
-            return cls(spans_of(forbidden_ids))
-        return cls(spans_of(forbidden_ids), spans_of(held_back.ids), held_back.rows)
+            return cls(runs_of(forbidden_ids))
+        return cls(runs_of(forbidden_ids), runs_of(held_back.ids), held_back.rows)
 
     def at(self, here: slice) -> "Forbidden":
         """Those of some of the drawn rows."""
-        return self if self.rows is None else Forbidden(self.spans, self.held_back, self.rows[here])
+        return self if self.rows is None else Forbidden(self.everywhere, self.held_back, self.rows[here])
 
     def between(self, first: int, end: int) -> "Forbidden":
         """Those of some columns, counted from the first of them."""
-        return Forbidden(_clipped(self.spans, first, end), _clipped(self.held_back, first, end), self.rows)
+        return Forbidden(_clipped(self.everywhere, first, end), _clipped(self.held_back, first, end), self.rows)
 
     def blocks(self, size: int, end: int) -> list[int]:
         """Numbers of the blocks of columns, below `end`, that hold such ids."""
-        clipped = (*_clipped(self.spans, 0, end), *_clipped(self.held_back, 0, end))
+        clipped = (*_clipped(self.everywhere, 0, end), *_clipped(self.held_back, 0, end))
         return sorted({number for first, last in clipped for number in range(first // size, -(-last // size))})
 
     def write(self, chunk: Rows) -> Rows:
         """Write -inf into rows of logits, in place, and give them back."""
-        if len(self.spans) > _MOST_SPANS:
-            ids = torch.tensor([one for first, end in self.spans for one in range(first, end)])
+        if len(self.everywhere) > _MOST_RUNS:
+            ids = torch.tensor([one for first, end in self.everywhere for one in range(first, end)])
             chunk.index_fill_(-1, ids.to(chunk.device, non_blocking=True), float("-inf"))
         else:
-            for first, end in self.spans:
+            for first, end in self.everywhere:
                 chunk[:, first:end] = float("-inf")
         for first, end in self.held_back:
             chunk[:, first:end].masked_fill_(self._rows(chunk), float("-inf"))
@@ -74,7 +85,7 @@ class Forbidden:
 
     def write_at(self, values: Rows, columns: RowUnits) -> Rows:
         """The same where each row has columns of its own."""
-        for first, end in self.spans:
+        for first, end in self.everywhere:
             values.masked_fill_((columns >= first) & (columns < end), float("-inf"))
         for first, end in self.held_back:
             within = (columns >= first) & (columns < end)
@@ -85,18 +96,5 @@ class Forbidden:
         return self.rows.to(chunk.device).unsqueeze(-1)  # type: ignore[union-attr]  # there are rows where ids are held back
 
 
-def spans_of(ids: Iterable[int]) -> tuple[Span, ...]:
-    """Group ids into spans of neighbours: the first of each, and the one after the last."""
-    return tuple(_joined(sorted(set(ids))))
-
-
-def _joined(ids: list[int]) -> Iterator[Span]:
-    first = 0
-    for number, one in enumerate(ids):
-        if number + 1 == len(ids) or ids[number + 1] != one + 1:
-            yield ids[first], one + 1
-            first = number + 1
-
-
-def _clipped(spans: tuple[Span, ...], first: int, end: int) -> tuple[Span, ...]:
-    return tuple((max(one, first) - first, min(last, end) - first) for one, last in spans if one < end and last > first)
+def _clipped(runs: Runs, first: int, end: int) -> Runs:
+    return tuple((max(one, first) - first, min(last, end) - first) for one, last in runs if one < end and last > first)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from prism_plugin.core.forbidding import Span
+from prism_plugin.core.forbidding import Runs
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,12 @@ class SpecialTokens:
     Attributes:
         pad_token_id: Id of the padding token.
         eos_token_id: Id of the token that ends a text.
-        unknown: Ids of the vocabulary that the tokenizer does not have, as spans: the first, and one past the last of each.
+        unknown: Ids of the vocabulary that the tokenizer does not have, as runs: the first, and one past the last of each.
     """
 
     pad_token_id: int | None
     eos_token_id: int | None
-    unknown: tuple[Span, ...]
+    unknown: Runs
 
 
 def unknown_ids(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.backbones.spec import BackboneSpec
-from prism_plugin.core.forbidding import spans_of
+from prism_plugin.core.forbidding import runs_of
 from prism_plugin.modeling.strict_files import read_json, stored
 from prism_plugin.modeling.unknown_ids import SpecialTokens
 
@@ -30,7 +30,7 @@ def about_backbone(spec: BackboneSpec, tokenizer: Any, unknown_ids: tuple[int, .
         tokenizer: The tokenizer, or None.
         unknown_ids: Ids of the vocabulary that it does not have.
     """
-    ids = None if tokenizer is None else SpecialTokens(tokenizer.pad_token_id, tokenizer.eos_token_id, spans_of(unknown_ids))
+    ids = None if tokenizer is None else SpecialTokens(tokenizer.pad_token_id, tokenizer.eos_token_id, runs_of(unknown_ids))
     return json.dumps(asdict(AboutBackbone(spec, ids)), indent=2) + "\n"
 
 

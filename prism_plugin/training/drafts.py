@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import BlockByBlock, DraftRule, num_to_draft
-from prism_plugin.core.forbidding import Forbidden, spans_of
+from prism_plugin.core.forbidding import Forbidden, runs_of
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
@@ -92,10 +92,10 @@ def of_known_tokens(rows: Rows, unknown_ids: tuple[int, ...]) -> Rows:
         rows: Logits, which are left as they are.
         unknown_ids: As `HeadedBackbone.unknown_ids`.
     """
-    spans = spans_of(unknown_ids)
-    if len(spans) == 1 and spans[0][1] == rows.shape[-1]:
-        return rows[:, : spans[0][0]]  # no copy, and what pads a vocabulary is at its end
-    return Forbidden(spans).write(rows.clone()) if spans else rows
+    runs = runs_of(unknown_ids)
+    if len(runs) == 1 and runs[0][1] == rows.shape[-1]:
+        return rows[:, : runs[0][0]]  # no copy, and what pads a vocabulary is at its end
+    return Forbidden.of(unknown_ids).write(rows.clone()) if runs else rows
 
 
 def require_draftable(rule: DraftRule) -> None:
