@@ -31,6 +31,7 @@ from prism_plugin.errors import UnreachableDataError
 from prism_plugin.modeling import PrismModel
 from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
 from prism_plugin.training.checks import (
+    check_metric,
     check_together,
     collator_of,
     freeze_unread_head,
@@ -74,6 +75,7 @@ def dry_run(recipe: Recipe, source: Path) -> tuple[dict[str, Any], bool]:
         backbone = build_backbone(recipe.backbone.path, dtype=_dtype(recipe), **where_of(recipe.backbone))
     model = attached(recipe, backbone, with_weights=False)
     check_together(model, objective, training)
+    check_metric(objective, training)
     freeze_unread_head(model, objective)
     data, longest, notes = _look_at_data(recipe, model, objective, training.train_batch_size)
     not_checked += notes

@@ -1,5 +1,6 @@
 """What has to fit together before a step is made: model, objective and arguments. `given_rows` looks at the data."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftModel
@@ -55,14 +56,8 @@ def take_tokenizer(model: PrismModel, tokenizer: PreTrainedTokenizerBase | None)
     model.tokenizer = tokenizer
 
 
-def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments, *, any_metric: bool = False) -> None:
+def check_together(model: PrismModel, objective: Objective, args: PrismTrainingArguments) -> None:
     """Refuse settings under which something would learn nothing, unlearn, or be ignored.
-
-    Args:
-        model: What is trained.
-        objective: What it learns.
-        args: How.
-        any_metric: The best checkpoint may be chosen by a figure that the objective does not know.
 
     Raises:
         ConfigurationError: If model, objective and arguments cannot go together.
@@ -76,8 +71,6 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             "There is nothing to train in this model, since all of its weights are frozen; "
             f"{'let those that shall learn be trained by `requires_grad_()`' if model.loaded_from is None else way}."
         )
-    if not any_metric:
-        check_metric(objective, args)
     learning = any(parameter.requires_grad for parameter in model.backbone.parameters())
     of_language = [term for term in objective.terms if not term.reads_quality]
     for term in of_language:
@@ -131,13 +124,22 @@ def freeze_unread_head(model: PrismModel, objective: Objective) -> None:
     logger.warning(f"No term of {objective.title} reads the quality head, so it is frozen and stays as it is.")
 
 
-def check_metric(objective: Objective, args: PrismTrainingArguments) -> None:
+def check_metric(objective: Objective, args: PrismTrainingArguments, eval_sets: Iterable[str] | None = None) -> None:
     """Refuse to look for the best checkpoint by a figure that the objective does not give.
+
+    Args:
+        objective: What is measured.
+        args: Name the figure, if any is looked for.
+        eval_sets: Names of several sets to evaluate on, which the figures then begin with.
 
     Raises:
         ConfigurationError: If `metric_for_best_model` is none of them.
     """
-    best, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), figures_of(objective)
+    if args.metric_for_best_model is None:
+        return
+    best, known = args.metric_for_best_model.removeprefix("eval_"), figures_of(objective)
+    if eval_sets is not None:
+        known = tuple(f"{name}_{figure}" for name in eval_sets for figure in known)
     if best not in known:
         raise ConfigurationError(
             f"`metric_for_best_model` must be one of {', '.join(known)}, which {objective.title} measures, got {best!r}."

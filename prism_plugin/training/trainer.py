@@ -24,6 +24,7 @@ from prism_plugin.training import checkpoints
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments, as_prism_arguments
 from prism_plugin.training.checks import (
+    check_metric,
     check_together,
     collator_of,
     freeze_unread_head,
@@ -91,8 +92,9 @@ class PrismTrainer(ResumingTrainer):
         require_prism_model(model)
         args = as_prism_arguments(args)
         self.objective, self.more_metrics = as_objective(objective), compute_metrics
-        any_metric = compute_metrics is not None or isinstance(eval_dataset, dict)
-        check_together(model, self.objective, args, any_metric=any_metric)
+        check_together(model, self.objective, args)
+        if compute_metrics is None:  # which may give the figure that is looked for
+            check_metric(self.objective, args, eval_dataset if isinstance(eval_dataset, dict) else None)
         take_tokenizer(model, processing_class)
         self.prism_model = model
         freeze_unread_head(model, self.objective)

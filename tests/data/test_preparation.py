@@ -194,10 +194,12 @@ def test_what_is_no_list_of_rows_is_refused(tokenizer, rows, words):
         prepare(rows, tokenizer)
 
 
-def test_long_rows_are_cut_dropped_or_refused(tokenizer):
+def test_long_rows_are_cut_dropped_or_refused_and_it_is_said(tokenizer, caplog):
     rows = [{"text": "abcdef"}, {"text": "ab"}]
     assert [len(row["input_ids"]) for row in prepare(rows, tokenizer, max_length=4)] == [4, 2]
+    assert caplog.messages == ["`rows`: 1 of 2 rows are longer than `max_length` 4, and were cut to it (`overlong: truncate`)."]
     dropped = prepare(rows, tokenizer, max_length=4, overlong="drop")
+    assert caplog.messages[1].endswith("and were left out (`overlong: drop`).")
     assert [row["example_id"] for row in dropped] == [1]
     with pytest.raises(DataFormatError, match=r"`rows\[0\]`: the row has 6 tokens, more than `max_length` 4"):
         prepare(rows, tokenizer, max_length=4, overlong="error")

@@ -89,6 +89,16 @@ def test_an_evaluation_takes_rows_as_training_does(trainer_of):
         trainer.evaluate({"text": TEXTS})
 
 
+def test_the_best_checkpoint_is_that_of_one_of_several_sets(tmp_path, trainer_of):
+    def args(best):
+        return PrismTrainingArguments(str(tmp_path), use_cpu=True, metric_for_best_model=best)
+
+    sets = {"one": ROWS[:5], "two": ROWS[5:]}
+    with pytest.raises(ConfigurationError, match=r"must be one of one_loss, .*, two_quality_brier, which .* got 'loss'"):
+        trainer_of(args=args("loss"), eval_dataset=sets)
+    assert trainer_of(args=args("eval_two_loss"), eval_dataset=sets).eval_dataset.keys() == sets.keys()
+
+
 def test_figures_of_ones_own_are_measured_too(trainer_of):
     seen = []
 
