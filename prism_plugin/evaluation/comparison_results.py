@@ -11,6 +11,7 @@ import torch
 from prism_plugin.evaluation.comparison_file import ComparedTask, Trial
 from prism_plugin.evaluation.comparison_log import Run
 from prism_plugin.evaluation.tasks import Figure, Task
+from prism_plugin.evaluation.tasks.task import PerAnswer
 from prism_plugin.sampling import SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 
@@ -30,12 +31,15 @@ class Estimate:
     @classmethod
     def of_difference(cls, one: Figure, other: Figure) -> "Estimate":
         """One less the other, of the same rows: what both find hard does not count as noise."""
-        values = one.value, other.value
-        if values[0] is None or values[1] is None:
+        value, less = one.value, other.value
+        if value is None or less is None:
             return cls(None, None)
-        parts = zip((one, other), values, strict=True)
-        off = [(figure.total - value * figure.count) / figure.count.sum() for figure, value in parts]
-        return cls(values[0] - values[1], (off[0] - off[1]).square().sum().sqrt().item())
+        return cls(value - less, (_off(one, value) - _off(other, less)).square().sum().sqrt().item())
+
+
+def _off(figure: Figure, value: float) -> PerAnswer:
+    """By how much each row draws the figure away from its value."""
+    return (figure.total - value * figure.count) / figure.count.sum()
 
 
 @dataclass(frozen=True)
