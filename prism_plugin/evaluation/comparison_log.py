@@ -55,7 +55,8 @@ class Run:
 
     def figure(self, name: str) -> Figure:
         """A figure, by row."""
-        return Figure(*(torch.tensor(self.figures[name][part], dtype=torch.float64) for part in ("total", "count")))
+        total, count = (torch.tensor(self.figures[name][part], dtype=torch.float64) for part in ("total", "count"))
+        return Figure(total, count)
 
 
 class RunLog:
