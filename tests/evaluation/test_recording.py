@@ -122,18 +122,27 @@ def test_runs_that_go_wrong_are_kept_densely_and_the_last_rows_of_each_source_ap
     assert held_out == {6, 7, 14, 15}
     assert training <= set(range(6)) | set(range(8, 14))
     assert sum(right for _, right in counts) == sum(one["right"] for one in folder.found["sources"])
-    for kept, _ in counts:
-        for number in set(kept.number):
-            source = SOURCES[number >= 8]
-            assert kept.number.count(number) in {source.of_right, min(source.of_wrong, source.num_steps), source.num_steps}
+    for chunk, (kept, _) in zip(recorder.chunks, counts, strict=True):
+        source = SOURCES[chunk.source]
+        for number, (looks, is_right) in filled(model, source, recorder, chunk).items():
+            assert kept.number.count(number) == min(looks, source.of_right if is_right else source.of_wrong)
     row = read(folder.path / TRAIN_FILE)[0]
     assert set(row) == {"input_ids", "maskable", "draft_ids", "age", "commit_confidence", "times_remasked"}
-    prepared = prepare_rows(pyarrow_rows(folder), mask_token_id=MASK)
+    prepared = prepare_rows(read(folder.path / TRAIN_FILE), mask_token_id=MASK)
     assert "draft_ids" in prepared.column_names
 
 
-def pyarrow_rows(folder):
-    return read(folder.path / TRAIN_FILE)
+def filled(model, source, recorder, chunk):
+    """How many looks each row of a chunk takes, and whether it ends right."""
+    sampler = RemaskingSampler.from_preset(source.preset, model, num_steps=source.num_steps, **source.settings)
+    found = {}
+    for batch, ids, mask in recorder._requests(chunk):
+        numbers = batch["example_id"].tolist()
+        chance = [torch.Generator().manual_seed(3 * 1_000_003 + number) for number in numbers]
+        output = sampler.infill(ids, mask, generator=chance)
+        is_right = ((output.sequences == batch["input_ids"]) | ~batch["maskable"]).all(-1)
+        found |= dict(zip(numbers, zip(output.num_forward_passes.tolist(), is_right.tolist(), strict=True), strict=True))
+    return found
 
 
 def test_a_state_is_moved_with_its_answer_and_its_history(tmp_path):
@@ -165,7 +174,6 @@ def test_a_state_is_moved_with_its_answer_and_its_history(tmp_path):
         ({"masked": 0.0}, ConfigurationError, "`masked` must be a share"),
         ({"held_out": 1.0}, ConfigurationError, "`held_out` must be a share"),
         ({"held_out": 0.01}, ConfigurationError, "gets 8 of 16 rows, of which a share of 0.01 is held out"),
-        ({"masked": 1.0}, DataFormatError, "with all of it masked, nothing says which tokens are right"),
         (
             {"sources": (Source(preset="prism", num_steps=3, settings={"pace": 1}),)},
             UnknownKeyError,
@@ -176,6 +184,12 @@ def test_a_state_is_moved_with_its_answer_and_its_history(tmp_path):
 def test_what_cannot_be_recorded_is_refused_before_any_look(model, change, error, words):
     with pytest.raises(error, match=words):
         Recorder(model, make_rows(16), replace(RECORDING, **change))
+
+
+def test_rows_that_say_nothing_of_their_answer_are_refused_before_any_look(model):
+    rows = prepare_rows([{"text": "abcd"}, {"text": "bcda"}], model.tokenizer, mask_token_id=MASK)
+    with pytest.raises(DataFormatError, match="with all of it masked, nothing says which tokens are right"):
+        Recorder(model, rows, Recording(sources=(Source(preset="confidence", num_steps=3),)))
 
 
 def test_another_recording_and_files_of_others_stay(tmp_path, recorder):
