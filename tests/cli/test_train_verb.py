@@ -7,10 +7,12 @@ import datasets
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from train_verb import run
 
+from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import train
-from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling import PrismModel, attach_quality_head
 from prism_plugin.training import get_objective
 
 
@@ -56,20 +58,22 @@ def test_recorded_drafts_are_trained_on_and_gone_on_with(recipe, tmp_path, capsy
 
 
 def test_a_recipe_may_start_from_an_adapter(recipe, tmp_path, capsys):
-    assert run(recipe) == 0
-    first = PrismModel.from_pretrained(tmp_path / "run").quality_head.state_dict()
+    model = attach_quality_head(load_backbone(tmp_path / "backbone"), {"mask_token_id": 31}, lora={"r": 2})
+    first = {name: torch.randn_like(one) for name, one in model.quality_head.state_dict().items()}
+    model.quality_head.load_state_dict(first)
+    model.save_pretrained(tmp_path / "first")
     content = yaml.safe_load(recipe.read_text())
-    content["attach"] = {"adapter": "run"}
+    content["attach"], content["data"] = {"adapter": "first"}, {"path": "rows.txt"}
     content["training"] |= {"output_dir": "on", "max_steps": 1, "learning_rate": 1e-9}
     recipe.write_text(yaml.safe_dump(content))
     assert run(recipe, "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["trainable_parameters"]["adapter"] > 0
     assert run(recipe) == 0
-    second = PrismModel.from_pretrained(tmp_path / "on").quality_head.state_dict()
+    second = load_file(tmp_path / "on" / "quality_head.safetensors")
     assert all(torch.allclose(second[name], value, atol=1e-6) for name, value in first.items())
     for options, words in (
         (["--attach.head", "mlp"], "`attach.adapter` brings its own head and LoRA, so attach.head would be ignored"),
-        (["--output_dir", tmp_path / "run" / "on"], "lies in the adapter to start from"),
+        (["--output_dir", tmp_path / "first" / "on"], "lies in the adapter to start from"),
         (["--adapter", tmp_path / "backbone"], "prism_config.json is missing"),
     ):
         assert run(recipe, *options) == 2

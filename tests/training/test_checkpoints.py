@@ -68,17 +68,17 @@ def test_a_finished_run_is_not_trained_further(lab, tmp_path):
 
 def test_a_run_may_be_made_longer_and_saved_more_often(lab, tmp_path):
     settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}
-    whole = new_trainer(lab, tmp_path / "whole", max_steps=8, save_steps=8, **settings)
+    whole = new_trainer(lab, tmp_path / "whole", max_steps=5, save_steps=5, **settings)
     whole.train()
-    new_trainer(lab, tmp_path / "again", max_steps=4, save_steps=4, logging_steps=2, **settings).train()
-    again = new_trainer(lab, tmp_path / "again", max_steps=8, save_steps=3, **settings)
+    new_trainer(lab, tmp_path / "again", max_steps=2, save_steps=2, logging_steps=1, **settings).train()
+    again = new_trainer(lab, tmp_path / "again", max_steps=5, save_steps=3, **settings)
     again.train(resume_from_checkpoint=True)
-    assert names(tmp_path / "again") == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
-    assert [json.loads(log)["step"] for log in measured(again)] == [2, 4, 6, 8]
+    assert names(tmp_path / "again") == ["checkpoint-2", "checkpoint-3", "checkpoint-5"]
+    assert [json.loads(log)["step"] for log in measured(again)] == [1, 2, 3, 5]
     assert measured(again)[-1] == measured(whole)[-1]
     assert all(torch.equal(weights(again)[name], value) for name, value in weights(whole).items())
-    with pytest.raises(ConfigurationError, match=r"checkpoint-8 is of step 8, but the run is to end after 7; raise `max_steps"):
-        new_trainer(lab, tmp_path / "again", max_steps=7, **settings).train(resume_from_checkpoint=True)
+    with pytest.raises(ConfigurationError, match=r"checkpoint-5 is of step 5, but the run is to end after 4; raise `max_steps"):
+        new_trainer(lab, tmp_path / "again", max_steps=4, **settings).train(resume_from_checkpoint=True)
 
 
 def test_resuming_ignores_what_is_not_whole(lab, tmp_path):
