@@ -8,9 +8,12 @@ def parse_json(text: str) -> Any:
     """Read JSON. The standard library takes the last of two equal keys, and the first would be ignored.
 
     Raises:
-        ValueError: If it is not valid JSON, or an object gives a key twice.
+        ValueError: If it is not valid JSON, an object gives a key twice, or brackets stand in brackets without end.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError where a tag is written out: `!!int one`
+    # a ValueError where a tag is written out: `!!int one`; a RecursionError where brackets stand in brackets without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

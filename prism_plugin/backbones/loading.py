@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -23,7 +23,10 @@ from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
 from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError, PrismError, UnreachableBackboneError, first_line
+from prism_plugin.reader import fits
 
+# What is read of a config.json before transformers reads it.
+_STATED: dict[str, Any] = {"model_type": str, "architectures": list[str], "auto_map": dict[str, Any]}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 # In this order, after the spec's own, since what a repository calls its `AutoModel` may lack the LM head.
 _AUTO_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
@@ -92,7 +95,7 @@ def build_backbone(
 def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """Find out what a repository holds, and let `make` make the model, with the code that is to be used."""
     stated = _read_config(where, options["revision"])
-    model_type, auto_map = stated.get("model_type", ""), stated.get("auto_map") or {}
+    model_type, auto_map = stated.get("model_type") or "", stated.get("auto_map") or {}
     spec = find_spec(model_type, stated.get("architectures"), stated)
     adapted = spec is not None and model_type in spec.adapted_model_types
     has_own_code = model_type in CONFIG_MAPPING_NAMES  # what transformers brings, not what was registered since
@@ -133,6 +136,11 @@ def _one_sentence(where: str, model_type: str) -> Iterator[None]:
     """What transformers, and code of a repository, raise while a model is loaded becomes a BackboneError."""
     try:
         yield
+    except StrictDataclassError as error:
+        told = " ".join(str(error).split())
+        raise BackboneError(
+            f"The config.json of {where!r} must hold values of the types that transformers wants: {told}."
+        ) from error
     except ImportError as error:
         raise BackboneError(f"The code of {where!r} could not be imported ({first_line(error)}).") from error
     except PrismError:
@@ -249,8 +257,11 @@ def _read_config(where: str, revision: str | None) -> dict[str, Any]:
         stated = PreTrainedConfig.get_config_dict(where, revision=revision)[0]
         if not isinstance(stated, dict):
             raise ValueError(f"it must be a JSON object, found a {type(stated).__name__}")
+        for name, kind in _STATED.items():
+            if stated.get(name) is not None and not fits(stated[name], kind):
+                raise ValueError(f"`{name}` cannot be {stated[name]!r:.60}")
         return stated
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # the last two: `null`, and brackets without end
         if isinstance(error.__cause__, GatedRepoError):
             raise BackboneError(
                 f"{where!r} is gated on the Hub: ask for access on its page, and log in with `hf auth login`."

@@ -100,7 +100,7 @@ def _chat(line: str, place: str) -> list[dict[str, Any]]:
     """A line with a chat: its messages, or an object that holds them as rows of training data do."""
     try:
         chat = parse_json(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SamplingError(f"{place} must be a chat, a JSON list of messages, but is no JSON: {error}.") from error
     if isinstance(chat, dict) and set(chat) == {"messages"}:
         chat = chat["messages"]

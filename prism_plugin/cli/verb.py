@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from prism_plugin.cli.errors import explain
 from prism_plugin.cli.plug_ins import HELP, OPTION, import_modules
+from prism_plugin.errors import PrismError
 
 REFUSED, STOPPED, PIPE_CLOSED = 2, 130, 141  # the last two as a shell counts them: 128 and the signal's number
 _TRACEBACK = "--traceback"
@@ -104,7 +105,10 @@ def _tell(call: Call, sentence: str) -> None:
 
 def _how_to_go_on(call: Call) -> str:
     stopped = getattr(call.module, "stopped", None)
-    return _STOPPED if stopped is None or call.args is None else stopped(call.args)
+    if stopped is not None and call.args is not None:
+        with suppress(PrismError):  # a recipe that cannot be read, which nobody was told of yet
+            return stopped(call.args)
+    return _STOPPED
 
 
 def _end_bars() -> None:

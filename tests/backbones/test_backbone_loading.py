@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from prism_plugin.backbones import load_backbone, load_tokenizer
+from prism_plugin.backbones import build_backbone, load_backbone, load_tokenizer
 from prism_plugin.errors import BackboneError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
@@ -96,6 +96,28 @@ def test_tokenizer_beside_the_model_or_none(tmp_path):
     assert load_tokenizer(tmp_path) is None
     tiny_tokenizer().save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).encode("abc [MASK]") == [3, 4, 5, 29, 31]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"hidden_size": "16"},
+            r"must hold values of the types that transformers wants: .*'hidden_size' expected int, got str",
+        ),
+        ({"architectures": 1.5}, r"\(`architectures` cannot be 1.5\)"),
+        ({"model_type": ["bert"]}, r"\(`model_type` cannot be \['bert'\]\)"),
+        ({"auto_map": "x"}, r"\(`auto_map` cannot be 'x'\)"),
+        (None, "No config of a transformers model could be read"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_backbone, build_backbone])
+def test_a_config_with_a_value_of_another_type(tmp_path, load, values, words):
+    tiny_backbone().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values and {**json.loads(file.read_text()), **values}))
+    with pytest.raises(BackboneError, match=words):
+        load(tmp_path)
 
 
 def test_a_damaged_tokenizer(tmp_path):

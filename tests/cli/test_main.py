@@ -172,6 +172,7 @@ def test_sample_needs_no_padding_token(writer, capsys):
         ([*PRESET, "a", "--set", "suppress_tokens=5"], "`suppress_tokens` of SamplerSettings must list integers"),
         (["a[MASK]", "--seed", "4294967296"], "`--seed` must be at least 0 and below 2**32, got 4294967296"),
         ([*PRESET, "a", "--set", "num_remask=[1"], "--set num_remask is not valid YAML"),
+        ([*PRESET, "a", "--set", f"num_remask={'[' * 10_000}"], "--set num_remask is not valid YAML: maximum recursion depth"),
         ([*PRESET, "a", "--set", "temperature=warm"], "--set: `temperature` of SamplerSettings must be a finite number"),
         ([*PRESET, "a", "--set", "top_p=null"], "`top_p` of SamplerSettings must be a number in (0, 1]"),
         ([*PRESET[:-1], "0", "a"], "`--num-steps` must be an integer of at least 1, got 0"),

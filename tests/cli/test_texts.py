@@ -84,6 +84,7 @@ def test_chats_are_answered_as_the_sampler_answers_them(talker, tmp_path, capsys
     ("chat", "words"),
     [
         ("hi", "text 1 must be a chat, a JSON list of messages, but is no JSON: "),
+        ("[" * 100_000, "text 1 must be a chat, a JSON list of messages, but is no JSON: it is nested too deeply."),
         ("[]", "text 1: a chat must hold a message that can be answered, found none"),
         ('"hi"', "text 1: `messages` must list messages with role and content, found 'hi'"),
         ('{"messages": [], "id": 3}', "text 1: `messages` must list messages with role and content, found {"),
