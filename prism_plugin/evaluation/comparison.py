@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prism_plugin.evaluation.compare import answer_rows
-from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial
+from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of
 from prism_plugin.evaluation.comparison_log import Run, RunLog, opened_log, require_folder
 from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
-from prism_plugin.evaluation.fingerprints import model_fingerprint, rows_fingerprint
+from prism_plugin.evaluation.fingerprints import file_fingerprint, model_fingerprint
 from prism_plugin.evaluation.tasks import TASKS
 from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_apart
@@ -54,9 +54,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A task with one of its adapters, looked at: its rows, and what the model is known by."""
+    """A task with one of its adapters, looked at: what is asked of the task, its rows, and what the model is known by."""
 
     task: ComparedTask
+    asked: dict[str, Any]
     adapter: str
     validation: _Rows
     test: _Rows
@@ -108,7 +109,7 @@ def compare(
 def _about(task: ComparedTask, cells: Sequence[_Cell]) -> dict[str, Any]:
     own = [cell for cell in cells if cell.task is task]
     rows = {"validation": own[0].validation.fingerprint, "test": own[0].test.fingerprint}
-    return {"task": _plain(TASKS.to_dict(task.task)), **rows, "adapters": {cell.adapter: cell.fingerprint for cell in own}}
+    return {"task": own[0].asked, **rows, "adapters": {cell.adapter: cell.fingerprint for cell in own}}
 
 
 # ---- before any work ----
@@ -118,17 +119,20 @@ def _cells(comparison: Comparison, models: _Models, limit: int | None, batch_siz
     """Read all rows and all adapters, and see that every trial can be run."""
     for task in comparison.tasks:
         validation, test = (_rows(task, path, limit) for path in (task.validation, task.test))
+        # a file by what it holds, wherever it lies
+        files = {name: file_fingerprint(Path(file)) for name, file in files_of(task.task).items()}
+        asked = _plain({**TASKS.to_dict(task.task), **files})
         for name, place in task.adapters.items():
             with naming(f"{comparison.path}, `tasks`, `{task.name}`, adapter `{name}`"):
                 model = models.get(place)
                 task.task.require_model(model)
                 _require_trials(comparison, task, model, [*validation.rows, *test.rows], batch_size)
-            yield _Cell(task, name, validation, test, model_fingerprint(model))
+            yield _Cell(task, asked, name, validation, test, model_fingerprint(model))
 
 
 def _rows(task: ComparedTask, path: Path, limit: int | None) -> _Rows:
     rows = task.task.rows(path, limit)
-    return _Rows(rows, rows_fingerprint(path, len(rows)))
+    return _Rows(rows, file_fingerprint(path, f"{len(rows)} rows"))
 
 
 def _require_trials(
@@ -194,7 +198,7 @@ class _Work:
         rows: _Rows = getattr(cell, split)
         sampler = SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
         asked = {
-            "task": TASKS.to_dict(cell.task.task), "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
+            "task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
             "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),
         }  # fmt: skip
         asked = _plain(asked)

@@ -5,7 +5,7 @@ All that can be said of it without data or a model is checked when it is read.
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ class Comparison:
         found: dict[str, str | Path] = {"the file of the comparison": self.path}
         for task in self.tasks:
             found |= {f"the validation rows of {task.name}": task.validation, f"the test rows of {task.name}": task.test}
+            found |= {f"the file `{name}` of {task.name}": file for name, file in files_of(task.task).items()}
             found |= {f"the adapter {name} of {task.name}": place for name, place in task.adapters.items()}
         return found
 
@@ -205,12 +206,9 @@ def _chosen(path: Path, file: _File, presets: Sequence[str] | None) -> dict[str,
 def _task(path: Path, name: str, section: TaskSection, presets: Collection[str]) -> ComparedTask:
     source = f"{path}, `tasks`, `{name}`"
     task = TASKS.from_dict(section.task, source=f"{source}, `task`")
-    files = {}
-    for rows in ("validation", "test"):
-        file = path.parent / Path(getattr(section, rows)).expanduser()
-        if not file.is_file():
-            raise ConfigurationError(f"{source}: `{rows}` must be a file of {task.data_is}, but there is none at {file}.")
-        files[rows] = file
+    own = {name: str(_file(source, path, name, value, "what the task reads")) for name, value in files_of(task).items()}
+    task = replace(task, **own)  # type: ignore[type-var]  # a dataclass, as `register` checks
+    files = {rows: _file(source, path, rows, getattr(section, rows), task.data_is) for rows in ("validation", "test")}
     if files["validation"].samefile(files["test"]):
         raise ConfigurationError(
             f"{source}: `validation` and `test` must be other rows, or settings would be chosen on those that are reported, "
@@ -218,6 +216,19 @@ def _task(path: Path, name: str, section: TaskSection, presets: Collection[str])
         )
     adapters = {key: _adapter(source, path.parent, key, value) for key, value in section.adapters.items()}
     return ComparedTask(name, task, files["validation"], files["test"], adapters, section)
+
+
+def files_of(task: Task) -> dict[str, str]:
+    """The files that a task's settings name, by setting: those whose field has `file` in its metadata."""
+    named = [one.name for one in fields(task) if one.metadata.get("file")]  # type: ignore[arg-type]  # as above
+    return {name: getattr(task, name) for name in named if getattr(task, name) is not None}
+
+
+def _file(source: str, path: Path, name: str, value: str, what: str) -> Path:
+    file = path.parent / Path(value).expanduser()
+    if not file.is_file():
+        raise ConfigurationError(f"{source}: `{name}` must be a file of {what}, but there is none at {file}.")
+    return file
 
 
 def _adapter(source: str, folder: Path, name: str, value: str) -> str | Path:

@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from prism_plugin.evaluation.comparison_log import FORMAT_VERSION
-from prism_plugin.evaluation.comparison_results import BestWithin, CellResult, Entry, Estimate, Measured, Results, Tuned
-from prism_plugin.evaluation.tasks import TASKS
+from prism_plugin.evaluation.comparison_results import BestWithin, CellResult, Entry, Measured, Results, Tuned
 from prism_plugin.writing import write_text
 
 SETTINGS_FILE = "sampler.yaml"
@@ -53,10 +52,10 @@ def _flat(line: tuple[CellResult, Entry]) -> dict[str, Any]:
     facts = {"settings": json.dumps(entry.settings), "reads_head": entry.reads_head, "seeds": len(entry.seeds)}
     flat = {**_name(cell, entry), **facts, "rows": cell.rows["test"]}
     for name in cell.task.task.figures:
-        estimate = Estimate.of(entry.test.figure(name))
+        estimate = entry.test.estimate(name)
         flat |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
     flat |= {"num_forward_passes": entry.test.forwards, "num_positions": entry.test.positions}
-    of_validation = {f"validation_{cell.first}": entry.validation.figure(cell.first).value}
+    of_validation = {f"validation_{cell.first}": entry.validation.estimate(cell.first).value}
     return {**flat, **of_validation, "validation_num_forward_passes": entry.validation.forwards}
 
 
@@ -82,11 +81,10 @@ def seconds_of(results: Results) -> list[dict[str, Any]]:
 
 
 def _cell(cell: CellResult) -> dict[str, Any]:
-    task = TASKS.to_dict(cell.task.task)
     return {
         "task": cell.task.name,
         "adapter": cell.adapter,
-        "of_task": {"name": task.pop("name"), "settings": task},
+        "of_task": cell.task.section.task,
         "rows_are": cell.task.task.rows_are,
         "rows": dict(cell.rows),
         "presets": [_entry(cell, entry) for entry in cell.entries],
@@ -115,7 +113,7 @@ def _entry(cell: CellResult, entry: Entry) -> dict[str, Any]:
 
 def _measured(cell: CellResult, measured: Measured) -> dict[str, Any]:
     return {
-        "figures": {name: asdict(Estimate.of(measured.figure(name))) for name in cell.task.task.figures},
+        "figures": {name: asdict(measured.estimate(name)) for name in cell.task.task.figures},
         "num_forward_passes": measured.forwards,
         "num_positions": measured.positions,
     }

@@ -28,19 +28,39 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
+class FigureByRow:
+    """A figure as it is written down. Its lists hold thousands of numbers, which are not checked one by one.
+
+    Attributes:
+        total: What each row adds to the sum.
+        count: What each row adds to the count.
+        has_error: Whether rows are independent, so that they say how far it is off.
+    """
+
+    total: list
+    count: list
+    has_error: bool
+
+    @classmethod
+    def of(cls, figure: Figure) -> "FigureByRow":
+        """Write a figure down."""
+        return cls(_numbers(figure.total), _numbers(figure.count), figure.value is None or figure.stderr is not None)
+
+
+@dataclass(frozen=True)
 class Run:
     """A run that was made: a sampler's answers to rows, by row.
 
     Attributes:
         asked: What it depends on: task, adapter, rows, preset, settings, number of steps, sampler, seed.
-        figures: By name, what each row adds to the sum and to the count.
+        figures: The task's figures, by name.
         forwards: Forward passes of each row.
         positions: Positions that were computed for each row.
         seconds: Wall-clock time.
     """
 
     asked: dict[str, Any]
-    figures: dict[str, dict[str, list]]  # of thousands of numbers, which are not checked one by one
+    figures: dict[str, FigureByRow]
     forwards: list
     positions: list
     seconds: float
@@ -48,14 +68,13 @@ class Run:
     @classmethod
     def of(cls, asked: dict[str, Any], answers: Answers, seconds: float) -> "Run":
         """Write answers down."""
-        figures = {
-            name: {"total": _numbers(figure.total), "count": _numbers(figure.count)} for name, figure in answers.figures.items()
-        }
+        figures = {name: FigureByRow.of(figure) for name, figure in answers.figures.items()}
         return cls(asked, figures, _numbers(answers.num_forward_passes), _numbers(answers.num_positions), seconds)
 
     def figure(self, name: str) -> Figure:
         """A figure, by row."""
-        total, count = (torch.tensor(self.figures[name][part], dtype=torch.float64) for part in ("total", "count"))
+        kept = self.figures[name]
+        total, count = (torch.tensor(numbers, dtype=torch.float64) for numbers in (kept.total, kept.count))
         return Figure(total, count)
 
 

@@ -18,28 +18,10 @@ from prism_plugin.sampling.presets import preset_settings
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error over rows; None where no row says anything."""
+    """A number and its standard error over rows; None where no row says anything, or rows do not say how far it is off."""
 
     value: float | None
     stderr: float | None
-
-    @classmethod
-    def of(cls, figure: Figure) -> "Estimate":
-        """That of a figure."""
-        return cls(figure.value, figure.stderr)
-
-    @classmethod
-    def of_difference(cls, one: Figure, other: Figure) -> "Estimate":
-        """One less the other, of the same rows: what both find hard does not count as noise."""
-        value, less = one.value, other.value
-        if value is None or less is None:
-            return cls(None, None)
-        return cls(value - less, (_off(one, value) - _off(other, less)).square().sum().sqrt().item())
-
-
-def _off(figure: Figure, value: float) -> PerAnswer:
-    """By how much each row draws the figure away from its value."""
-    return (figure.total - value * figure.count) / figure.count.sum()
 
 
 @dataclass(frozen=True)
@@ -53,6 +35,24 @@ class Measured:
         figures = [run.figure(name) for run in self.runs]
         total, count = (torch.stack([getattr(one, part) for one in figures]).mean(0) for part in ("total", "count"))
         return Figure(total, count)
+
+    def has_error(self, name: str) -> bool:
+        """Whether rows are independent in a figure, so that they say how far it is off."""
+        return all(run.figures[name].has_error for run in self.runs)
+
+    def estimate(self, name: str) -> Estimate:
+        """A figure and its standard error over rows."""
+        figure = self.figure(name)
+        return Estimate(figure.value, figure.stderr if self.has_error(name) else None)
+
+    def less(self, other: "Measured", name: str) -> Estimate:
+        """A figure less that of another sampler on the same rows: what is hard for both does not count as noise."""
+        one, two = self.figure(name), other.figure(name)
+        if one.value is None or two.value is None:
+            return Estimate(None, None)
+        off = _off(one, one.value) - _off(two, two.value)
+        known = self.has_error(name) and other.has_error(name)
+        return Estimate(one.value - two.value, off.square().sum().sqrt().item() if known else None)
 
     @cached_property
     def forwards(self) -> float:
@@ -68,6 +68,11 @@ class Measured:
     def seconds(self) -> float:
         """Mean wall-clock time of a run over all rows."""
         return sum(run.seconds for run in self.runs) / len(self.runs)
+
+
+def _off(figure: Figure, value: float) -> PerAnswer:
+    """By how much each row draws a figure away from its value."""
+    return (figure.total - value * figure.count) / figure.count.sum()
 
 
 def _mean(by_run: Sequence[Sequence[float]]) -> float:
@@ -114,7 +119,7 @@ class Entry(Tuned):
 def best_trial(trials: Sequence[Tuned], task: Task) -> Tuned:
     """The trial with the highest first figure; of equals, the first."""
     first = next(iter(task.figures))
-    return max(trials, key=lambda trial: _or_lowest(trial.validation.figure(first).value))
+    return max(trials, key=lambda trial: _or_lowest(trial.validation.estimate(first).value))
 
 
 def _or_lowest(value: float | None) -> float:
@@ -178,7 +183,7 @@ class CellResult:
         )
 
     def _difference(self, one: Entry, other: Entry) -> dict[str, Estimate]:
-        return {name: Estimate.of_difference(one.test.figure(name), other.test.figure(name)) for name in self.task.task.figures}
+        return {name: one.test.less(other.test, name) for name in self.task.task.figures}
 
     @cached_property
     def best(self) -> tuple[BestWithin, ...]:
@@ -193,7 +198,7 @@ class CellResult:
         return tuple(found)
 
     def _best(self, entries: Sequence[Entry]) -> Entry:
-        return max(entries, key=lambda entry: _or_lowest(entry.validation.figure(self.first).value))
+        return max(entries, key=lambda entry: _or_lowest(entry.validation.estimate(self.first).value))
 
     @property
     def tuned_settings(self) -> dict[str, dict[int, dict[str, Any]]]:

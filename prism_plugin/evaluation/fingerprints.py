@@ -19,8 +19,8 @@ _NOT_COMPUTED = {
 }  # fmt: skip
 
 
-def rows_fingerprint(path: Path, count: int) -> str:
-    """Hash a file and how many of its rows are used.
+def file_fingerprint(path: Path, used: str = "") -> str:
+    """Hash a file, and what is used of it.
 
     Raises:
         DataFormatError: If it cannot be read.
@@ -30,7 +30,7 @@ def rows_fingerprint(path: Path, count: int) -> str:
             digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise DataFormatError(f"{path} cannot be read: {error}") from error
-    digest.update(f"{count} rows".encode())
+    digest.update(used.encode())
     return digest.hexdigest()[:_LENGTH]
 
 

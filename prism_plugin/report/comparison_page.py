@@ -63,7 +63,7 @@ def _asked(cell: CellResult) -> list[tuple[str, int]]:
 
 def _chosen(cell: CellResult) -> Entry | None:
     """The best on the validation rows, whatever it cost."""
-    known = [(entry, entry.validation.figure(cell.first).value) for entry in cell.entries]
+    known = [(entry, entry.validation.estimate(cell.first).value) for entry in cell.entries]
     return max(((entry, value) for entry, value in known if value is not None), key=lambda pair: pair[1], default=(None, 0))[0]
 
 
@@ -71,10 +71,10 @@ def _line(cell: CellResult, preset: str, style: int) -> Line:
     entries = [entry for entry in cell.entries if entry.preset == preset]
     points = []
     for entry in entries:
-        estimate = Estimate.of(entry.test.figure(cell.first))
-        if estimate.value is not None and estimate.stderr is not None:
+        estimate = entry.test.estimate(cell.first)
+        if estimate.value is not None:
             text = f"{preset}, {entry.num_steps} steps: {_spoken(cell, entry)}"
-            points.append(Point(entry.test.forwards, estimate.value, estimate.stderr, text))
+            points.append(Point(entry.test.forwards, estimate.value, estimate.stderr or 0.0, text))
     return Line(preset, style, any(entry.reads_head for entry in entries), tuple(points))
 
 
@@ -93,12 +93,12 @@ def _chart(cell: CellResult, lines: Sequence[Line]) -> Chart:
 
 def _spoken(cell: CellResult, entry: Entry) -> str:
     """The figure that counts, with what it cost, in words."""
-    return f"{_shown(cell, entry.test.figure(cell.first))} {first_text(cell)}, {entry.test.forwards:.1f} forwards"
+    return f"{_shown(cell, entry.test.estimate(cell.first))} {first_text(cell)}, {entry.test.forwards:.1f} forwards"
 
 
-def _shown(cell: CellResult, figure: Any) -> str:
+def _shown(cell: CellResult, estimate: Estimate) -> str:
     percent = f"{_SPACE}%" if cell.task.task.figures[cell.first].form.endswith("%") else ""
-    return f"{estimate_text(cell, figure)}{percent}"
+    return f"{estimate_text(cell, estimate)}{percent}"
 
 
 def _signed(cell: CellResult, estimate: Estimate) -> str:
@@ -108,12 +108,12 @@ def _signed(cell: CellResult, estimate: Estimate) -> str:
 
 def _row(cell: CellResult, entry: Entry) -> dict[str, Any]:
     figures = cell.task.task.figures
-    others = [formed(entry.test.figure(name).value, heading.form) for name, heading in figures.items() if name != cell.first]
+    others = [formed(entry.test.estimate(name).value, heading.form) for name, heading in figures.items() if name != cell.first]
     return {
         "preset": entry.preset,
         "steps": entry.num_steps,
         "reads_head": entry.reads_head,
-        "figures": [_shown(cell, entry.test.figure(cell.first)), *others],
+        "figures": [_shown(cell, entry.test.estimate(cell.first)), *others],
         "forwards": f"{entry.test.forwards:.1f}",
         "positions": f"{entry.test.positions:,.0f}",
         "seconds": f"{entry.test.seconds:.1f}",

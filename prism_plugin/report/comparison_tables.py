@@ -6,7 +6,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
-from prism_plugin.evaluation.tasks import Figure
 
 
 def comparison_tables(results: Results) -> list[Table]:
@@ -24,7 +23,7 @@ def _tables(cell: CellResult) -> Iterator[Table]:
     for text in ("forwards", "positions", "seconds"):
         table.add_column(text, justify="right")
     for index, entry in enumerate(cell.entries):
-        estimates = [Estimate.of(entry.test.figure(name)) for name in headings]
+        estimates = [entry.test.estimate(name) for name in headings]
         others = [formed(one.value, heading.form) for one, heading in zip(estimates, headings.values(), strict=True)][1:]
         shown = [formed(estimates[0].value, first.form), formed(estimates[0].stderr, first.form), *others]
         costs = f"{entry.test.forwards:.1f}", f"{entry.test.positions:,.0f}", f"{entry.test.seconds:.1f}"
@@ -90,18 +89,15 @@ def formed(value: float | None, form: str) -> str:
 
 def cell_text(cell: CellResult, entry: Entry) -> str:
     """The figure that counts with its standard error, and the forwards that were used."""
-    return f"{estimate_text(cell, entry.test.figure(cell.first))} ({entry.test.forwards:.1f} used)"
+    return f"{estimate_text(cell, entry.test.estimate(cell.first))} ({entry.test.forwards:.1f} used)"
 
 
-def estimate_text(cell: CellResult, figure: Figure | Estimate) -> str:
-    """A figure that counts with its standard error: shares in percent, the sign left out."""
-    estimate = figure if isinstance(figure, Estimate) else Estimate.of(figure)
-    if estimate.value is None or estimate.stderr is None:
-        return "-"
+def estimate_text(cell: CellResult, estimate: Estimate) -> str:
+    """A figure that counts with its standard error, if there is one: shares in percent, the sign left out."""
     form = cell.task.task.figures[cell.first].form
-    if form.endswith("%"):
-        return f"{100 * estimate.value:{form[:-1]}f} ± {100 * estimate.stderr:{form[:-1]}f}"
-    return f"{estimate.value:{form}} ± {estimate.stderr:{form}}"
+    times, form = (100, f"{form[:-1]}f") if form.endswith("%") else (1, form)
+    known = [format(times * number, form) for number in (estimate.value, estimate.stderr) if number is not None]
+    return " ± ".join(known) or "-"
 
 
 # ---- Markdown ----

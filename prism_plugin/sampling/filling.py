@@ -213,17 +213,18 @@ class MaskFiller(SamplerSettings):
             generator: As for `sample`.
             watched: Draw a token at every masked position, not only where one is written.
         """
-        lengths = canvas.lengths.tolist()
+        decider = self.decide
+        lengths, needs = canvas.lengths.tolist(), needs_of(decider)
         return Loop(
             model=self.model,
-            decider=self.decide,
+            decider=decider,
             schedule=self.schedule,
             num_steps=self.num_steps,
             mask_token_id=self.model.mask_token_id,
             vocab_size=self._vocab_size,
             forbidden_ids=self._forbidden_ids,
             end_ids=self._end_ids,
-            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in self.reads),
+            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in needs),
             temperature=self.temperature,
             top_p=self.top_p,
             eos_token_id=self.eos_token_id,

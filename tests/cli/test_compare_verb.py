@@ -5,7 +5,7 @@ import fcntl
 import json
 import re
 import shutil
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from prism_plugin.evaluation import comparison as work
 from prism_plugin.evaluation import comparison_file
 from prism_plugin.evaluation.compare import answer_rows, read_settings
 from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
-from prism_plugin.evaluation.tasks import Sudoku
+from prism_plugin.evaluation.tasks import TASKS, Sudoku
 from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE, format_grid
 from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
@@ -196,6 +196,26 @@ def test_what_is_wrong_in_the_file_is_found_before_anything_is_loaded(made, monk
     assert not (made / "none").exists()
 
 
+def test_a_file_that_a_task_reads_counts_from_the_comparison_and_by_what_it_holds(made, done, tmp_path, monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class ByList(Sudoku):
+        listed: str | None = field(default=None, metadata={"file": True})
+
+    monkeypatch.setattr(TASKS, "_by_name", dict(TASKS._by_name))
+    TASKS.register("by_list")(ByList)
+    monkeypatch.setattr(work, "answer_rows", lambda *_, **__: pytest.fail("the folder is another one's"))
+    folder = shutil.copytree(made, tmp_path / "made")
+    (folder / "list.txt").write_text("one")
+    (folder / "compare.yaml").write_text(yaml.safe_dump(changed((*SUDOKU, "task"), {"name": "by_list", "listed": "list.txt"})))
+    (task,) = read_comparison(folder / "compare.yaml").tasks
+    assert task.task == ByList(str(folder / "list.txt"))
+    said = refused(capsys, ["compare", str(folder / "compare.yaml"), "--output", str(folder / "out")])
+    assert "has changed since, in tasks.sudoku.task.listed, tasks.sudoku.task.name; choose another folder" in said
+    (folder / "list.txt").unlink()
+    said = refused(capsys, ["compare", str(folder / "compare.yaml"), "--output", str(folder / "out")])
+    assert "`listed` must be a file of what the task reads, but there is none at" in said
+
+
 def refused(capsys, arguments):
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
@@ -281,10 +301,8 @@ def test_the_page_about_it_names_all_keys_and_its_file_is_one(made):
     known = [f"tasks.NAME.{one.name}" for one in fields(TaskSection)] + [one.name for one in fields(comparison_file._File)]
     assert sorted(row[0] for row in table) == sorted(known)
     for key, default, _ in table:
-        (field,) = [
-            one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]
-        ]
-        written = "{}" if field.default_factory is dict else "" if field.default is MISSING else repr(field.default)
+        (own,) = [one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]]
+        written = "{}" if own.default_factory is dict else "" if own.default is MISSING else repr(own.default)
         assert default == written, key
     (made / "data").mkdir(exist_ok=True)
     for name in ("validation.txt", "test.txt"):

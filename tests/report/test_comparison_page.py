@@ -10,8 +10,8 @@ from pages import ROOT, contrast
 from rich.console import Console
 
 from prism_plugin.evaluation.comparison_file import read_comparison
-from prism_plugin.evaluation.comparison_log import Run
-from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
+from prism_plugin.evaluation.comparison_log import FigureByRow, Run
+from prism_plugin.evaluation.comparison_results import CellResult, Estimate, Results, Tuned, best_trial
 from prism_plugin.report.chart import Line, Point, closer, lay_chart
 from prism_plugin.report.comparison_page import comparison_page
 from prism_plugin.report.comparison_tables import comparison_markdown, comparison_tables
@@ -24,7 +24,8 @@ def made_up(preset, steps, trial):
     level = {"random": 0, "remdm-conf": 2, "prism": 9}.get(preset, 30)
     solved = [int(row < min(level + steps.bit_length() - trial, ROWS)) for row in range(ROWS)]
     forwards = [steps if "confidence" in preset or level < 30 else steps / 2] * ROWS
-    figures = {"success": {"total": solved, "count": [1] * ROWS}, "cell_accuracy": {"total": [45] * ROWS, "count": [51] * ROWS}}
+    cells = FigureByRow([45] * ROWS, [51] * ROWS, has_error=False)
+    figures = {"success": FigureByRow(solved, [1] * ROWS, has_error=True), "cell_accuracy": cells}
     return Run({}, figures, forwards, [81 * one for one in forwards], 12.5)
 
 
@@ -51,6 +52,7 @@ def test_what_reads_the_head_and_what_draws_follows_from_the_rules(results):
     draws = {entry.preset for entry in cell.entries if len(entry.seeds) == 3}
     assert draws == {"random", "remdm-conf", "prism"}
     assert [one.budget for one in cell.best] == [17, 26, 51]
+    assert cell.entries[0].test.estimate("cell_accuracy") == Estimate(45 / 51, None), "rows that do not say how far it is off"
     assert all(one.with_head.validation.forwards <= one.budget >= one.without.validation.forwards for one in cell.best)
 
 
