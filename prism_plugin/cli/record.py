@@ -113,8 +113,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {name: value for name, value in asdict(recipe.data).items() if name not in ("path", "split", "revision")}
     asked = {**settings, **asdict(recipe.recording), "rows": fingerprint(rows), "model": model_fingerprint(model)}
     folder = RecordingFolder(args.output, json.loads(json.dumps(asked)))
-    if not args.fresh:
-        folder.require_own()
+    folder.require_own(fresh=args.fresh)
     if args.fresh or not folder.is_finished:
         _record(folder, Recorder(model, rows, recipe.recording, task_of(model)), processes, fresh=args.fresh)
     if processes.is_main_process:

@@ -34,13 +34,15 @@ class RecordingFolder:
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         self.path, self._asked = path, dict(asked)
 
-    def require_own(self) -> None:
-        """Check that the folder holds this recording or nothing.
+    def require_own(self, *, fresh: bool = False) -> None:
+        """Check that the folder holds this recording or nothing; with `fresh`, any recording or nothing.
 
         Raises:
             ConfigurationError: If it holds another recording, or files of somebody else.
         """
         if (self.path / ASKED_FILE).exists():
+            if fresh:
+                return
             before, now = _flat(self._stored().get("asked", {})), _flat(self._asked)
             different = sorted({key for key, _ in before.items() ^ now.items()})
             if different:
@@ -48,6 +50,8 @@ class RecordingFolder:
                     f"{self.path} holds another recording, which differs in {', '.join(different)}; choose another `--output`, "
                     "or start over with --fresh, which deletes what is recorded there."
                 )
+            if self.is_finished:
+                shutil.rmtree(self.path / _CHUNKS, ignore_errors=True)  # killed before they were gone
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise ConfigurationError(
                 f"`--output` {self.path} holds files of something else and no {ASKED_FILE}; choose an empty or a new folder."
@@ -55,7 +59,7 @@ class RecordingFolder:
 
     def begin(self, *, fresh: bool) -> None:
         """Write down what is recorded here; with `fresh`, after an older recording is taken away."""
-        if fresh and (self.path / ASKED_FILE).exists():
+        if fresh and self.path.exists():
             self._write_down({})  # first, so that what is half gone is not taken for a finished recording
             for name in (HELD_OUT_FILE, TRAIN_FILE):
                 (self.path / name).unlink(missing_ok=True)
@@ -101,7 +105,11 @@ class RecordingFolder:
         _write(self._file_of(chunk), table)
 
     def finish(self, recorder: Recorder) -> None:
-        """Put the chunks together, in an order that does not depend on who recorded them, and write the rows."""
+        """Put the chunks together, in an order that does not depend on who recorded them, and write the rows.
+
+        Raises:
+            ConfigurationError: If no state was kept.
+        """
         kept, places, sources = States(), list[float](), [_of_source(one) for one in recorder.recording.sources]
         for chunk in recorder.chunks:
             table = pyarrow.parquet.read_table(self._file_of(chunk))
@@ -114,6 +122,10 @@ class RecordingFolder:
             about = {"rows": chunk.end - chunk.begin, "right": int(table.schema.metadata[b"right"]), "states": len(numbers)}
             for name, count in about.items():
                 sources[chunk.source][name] += count
+        if not kept.number:
+            raise ConfigurationError(
+                "No state was kept, since every run ended as one of which none is wanted; raise `of_right` or `of_wrong`."
+            )
         order = np.lexsort((kept.number, places)).tolist()  # stable: the states of a row stay in their order
         states = States(**{name: [values[index] for index in order] if values else [] for name, values in vars(kept).items()})
         columns = recorder.finished(states)

@@ -199,8 +199,9 @@ def test_another_recording_and_files_of_others_stay(tmp_path, recorder):
         RecordingFolder(tmp_path / "states", {"seed": 4, "sources": [{"preset": "prism"}]}).require_own()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("...")
-    with pytest.raises(ConfigurationError, match=r"holds files of something else and no recording\.json"):
-        RecordingFolder(tmp_path / "other", {}).require_own()
+    for fresh in (False, True):
+        with pytest.raises(ConfigurationError, match=r"holds files of something else and no recording\.json"):
+            RecordingFolder(tmp_path / "other", {}).require_own(fresh=fresh)
 
 
 def test_every_row_goes_to_one_source():
