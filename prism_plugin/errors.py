@@ -18,6 +18,10 @@ class ConfigurationError(PrismError, ValueError):
     """A setting is out of range, or two settings cannot go together."""
 
 
+class AdapterConfigError(ConfigurationError):
+    """A config of PEFT cannot be used as it is set on a backbone."""
+
+
 class UnknownKeyError(PrismError, ValueError):
     """A recipe, a JSON file or a mapping holds a key that nothing would read."""
 

@@ -8,6 +8,7 @@ from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.errors import ConfigurationError
+from prism_plugin.modeling.hub import require_hub
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.sampling import export_sampler, push_export_to_hub
 from prism_plugin.sampling.export import require_free_folder
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
             "`--dtype` is of the weights that are written, and `--no-merge` writes none; leave one of them out."
         )
     settings, placed = chosen_settings(args), placement(args)
-    if args.output is not None:
+    if args.push_to_hub is not None:
+        require_hub(args.push_to_hub)
+    else:
         require_apart(args.output, {"the adapter": args.adapter, "the backbone": args.backbone}, "`--output`")
         require_free_folder(args.output)
     model = load_adapter(args, placed)

@@ -34,11 +34,12 @@ from prism_plugin.cli.verb import Call, ended, run_verb
 from prism_plugin.data import Origin, fingerprint, prepare_rows
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling import PrismModel
+from prism_plugin.modeling.hub import require_hub
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint
 from prism_plugin.training.given_rows import as_prepared
-from prism_plugin.training.run_folder import claimed, where_saved
+from prism_plugin.training.run_folder import claimed, repository_of, where_saved
 
 _TAKEN = ("recipe", "dry-run", "fresh", "json", "traceback")  # the verb's own options
 
@@ -124,6 +125,8 @@ def train_by_recipe(recipe: Recipe, *, source: Path, fresh: bool) -> tuple[dict[
     check_backbone_section(recipe, source)
     check_processes(training, source)
     check_output_dir(recipe, source)
+    if training.push_to_hub:
+        where_saved(training, partial(require_hub, repository_of(training), training.hub_token))
     with claimed(training, partial(require_usable, fresh=fresh)):
         return _train(recipe, objective, training, source=source, fresh=fresh)
 

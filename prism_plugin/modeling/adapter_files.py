@@ -7,15 +7,17 @@ holds is what the model computes with, and lies in the folder itself.
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError, StoredStateError, UnknownKeyError
 from prism_plugin.modeling.strict_files import read_json
-from prism_plugin.reader import refuse_unknown
+from prism_plugin.reader import checked, refuse_unknown
 
 ADAPTER_FILE = "adapter_model.safetensors"
+_SCALES = ("lora_alpha", "alpha")  # declared as integers, and only multiplied by
 
 
 def active_adapter(backbone: PeftModel) -> str:
@@ -95,5 +97,24 @@ def read_adapter_config(path: Path) -> PeftConfig:
         raise StoredStateError(str(error)) from error
     try:
         return PeftConfig.from_peft_type(**values)
-    except (TypeError, ValueError) as error:
-        raise StoredStateError(f"{path}: PEFT refuses it: {error}") from error
+    except Exception as error:  # whatever PEFT makes of a value
+        raise StoredStateError(refused(path, values, f"PEFT refuses it: {error}")) from error
+
+
+def refused(path: Path, values: Mapping[str, Any], otherwise: str) -> str:
+    """Say in one sentence why the config in a file cannot be used: the value that is of another type than PEFT has, if one is.
+
+    Args:
+        path: The file.
+        values: What it says.
+        otherwise: What to say where all are of their types.
+    """
+    config_type = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
+    for name, value in values.items():
+        if isinstance(value, Mapping) or (name in _SCALES and isinstance(value, float)):
+            continue
+        try:
+            checked(config_type, {name: value}, source=str(path))
+        except ConfigurationError as error:
+            return str(error)
+    return f"{path}: {' '.join(otherwise.split())}"

@@ -1,18 +1,65 @@
 """Asks the Hub and gives to it: the licence of a base model, and a folder of ours."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import validate_repo_id
 
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, PrismError, SavingError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_metadata
 from prism_plugin.modeling.persistence import save_model
+from prism_plugin.modeling.trial_save import require_saveable
+
+
+@contextmanager
+def uploading(repo_id: str) -> Iterator[None]:
+    """What the network, the Hub or a missing token refuses within becomes one sentence.
+
+    Args:
+        repo_id: Repository, for the sentence.
+
+    Raises:
+        SavingError: If something is refused.
+        PrismError: What we refuse ourselves, as it came.
+    """
+    try:
+        yield
+    except PrismError:
+        raise
+    except Exception as error:  # whatever the library under huggingface_hub raises, which is another one with each version
+        cause = next(iter(str(error).strip().splitlines()), "").rstrip(". ") or type(error).__name__
+        raise SavingError(
+            f"Nothing can be uploaded to {repo_id!r} ({cause}); go online, log in with `hf auth login`, correct the name, or "
+            "leave the upload out."
+        ) from error
+
+
+def require_hub(repo_id: str, token: str | None = None) -> None:
+    """Check, before the work whose result is to be uploaded, that the Hub can be reached and knows who asks.
+
+    Args:
+        repo_id: Repository; without an owner, one of who is logged in.
+        token: Of the Hub; None: the one that is logged in.
+
+    Raises:
+        SavingError: If it cannot, or no repository can have that name.
+    """
+    with uploading(repo_id):
+        validate_repo_id(repo_id)
+        _require_online()
+        HfApi(token=token).whoami()
+
+
+def _require_online() -> None:
+    if constants.HF_HUB_OFFLINE:  # who has no token either would be told of that alone
+        raise OSError("offline mode is on, `HF_HUB_OFFLINE`")
 
 
 def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str) -> str:
@@ -24,14 +71,19 @@ def upload(write: Callable[[Path], None], repo_id: str, *, private: bool | None,
         private: Whether a new repository is private; None: as the account has it.
         token: Of the Hub; None: the one that is logged in.
         commit_message: Of the upload.
+
+    Raises:
+        SavingError: If the Hub refuses it, or cannot be reached; before anything is written, where that shows.
     """
+    require_hub(repo_id, token)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write(folder)
         # A name without an owner is put under who is logged in, and an upload has to name both.
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
+        with uploading(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
 
 
 def require_shareable(config: PrismConfig) -> None:
@@ -111,9 +163,12 @@ def push_model(
 
     Raises:
         ConfigurationError: If the backbone is known only as a folder of this machine.
-        SavingError: If the files cannot be written.
+        SavingError: If the files cannot be written, or the Hub refuses them or cannot be reached.
     """
-    if not model.holds_own_backbone:
+    backbone = model.plain_backbone
+    if model.holds_own_backbone:
+        require_saveable(backbone)
+    else:
         require_shareable(model.prism_config)
     facts = facts_to_share(known, model.prism_config, figures, ask_hub=True, token=token)
 

@@ -20,7 +20,7 @@ from prism_plugin.backbones import (
     require_placement,
 )
 from prism_plugin.core.finite import require_numbers
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import AdapterConfigError, ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.filling import filled_in, require_bare
@@ -35,7 +35,7 @@ from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.modeling.scored import ScoredTokens, with_tokens
-from prism_plugin.modeling.stored_model import load_parts, read_stored
+from prism_plugin.modeling.stored_model import load_parts, read_stored, refused_adapter
 from prism_plugin.modeling.texts import rows_to_score
 from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import BackboneSnapshot, require_trainable_weights, wrap_with_adapter
@@ -202,7 +202,10 @@ class PrismModel(HeadedBackbone):
         loaded, tokenizer, config = load_parts(stored, backbone, tokenizer, **options)
         if stored.adapter is not None:
             stored.adapter.inference_mode = not is_trainable
-        model = attach_quality_head(loaded, config, lora=stored.adapter, tokenizer=tokenizer)
+        try:
+            model = attach_quality_head(loaded, config, lora=stored.adapter, tokenizer=tokenizer)
+        except AdapterConfigError as error:
+            raise refused_adapter(stored, error) from error
         model.loaded_from = stored.folder
         try:
             load_weights(model, stored.folder)
@@ -279,7 +282,8 @@ def attach_quality_head(
         BackboneError: If the family is unknown, or the model cannot be used as it is, or not saved where it is to be trained.
         MaskTokenError: If the mask token is unknown, outside the vocabulary, or not the tokenizer's.
         UnknownKeyError: If a mapping holds a key that is no setting.
-        ConfigurationError: If settings cannot go together, or PEFT refuses `lora`.
+        ConfigurationError: If settings cannot go together.
+        AdapterConfigError: If PEFT refuses `lora`, or it could not be trained or loaded again.
     """
     require_bare(backbone)
     adapter, spec = as_adapter(lora), get_backbone_spec(backbone)
@@ -298,7 +302,7 @@ def attach_quality_head(
     try:
         for parameter in backbone.parameters():
             parameter.requires_grad_(config.train_backbone)
-        wrapped = backbone if adapter is None else wrap_with_adapter(backbone, adapter, spec, snapshot)
+        wrapped = backbone if adapter is None else _with_adapter(backbone, adapter, spec, snapshot)
         apply_settings(backbone, spec)
     except BaseException:
         snapshot.restore(backbone)
@@ -311,3 +315,11 @@ def attach_quality_head(
         model.detach()
         raise
     return model
+
+
+def _with_adapter(backbone: PreTrainedModel, lora: PeftConfig, spec: BackboneSpec, snapshot: BackboneSnapshot) -> PeftModel:
+    """As `wrap_with_adapter`; what is refused there is about the adapter's config."""
+    try:
+        return wrap_with_adapter(backbone, lora, spec, snapshot)
+    except ConfigurationError as error:
+        raise AdapterConfigError(str(error)) from error

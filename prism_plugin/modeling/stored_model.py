@@ -10,8 +10,8 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import DeviceMap, get_backbone_spec, load_backbone, load_tokenizer, looks_like_path
-from prism_plugin.errors import ConfigurationError, StoredStateError, UnreachableBackboneError
-from prism_plugin.modeling.adapter_files import read_adapter_config
+from prism_plugin.errors import AdapterConfigError, ConfigurationError, StoredStateError, UnreachableBackboneError
+from prism_plugin.modeling.adapter_files import read_adapter_config, refused
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.config_file import (
     ADAPTER_CONFIG_FILE,
@@ -21,6 +21,7 @@ from prism_plugin.modeling.config_file import (
     require_same_backbone,
 )
 from prism_plugin.modeling.new_tokens import put_rows, read_rows, resize_as_recorded
+from prism_plugin.modeling.strict_files import read_json
 
 _SAY_WHERE = "say where it is now by `backbone` (on the command line `--backbone`)"
 
@@ -129,6 +130,12 @@ def load_parts(
         backbone = loaded
     require_same_backbone(stored.config, stored.folder, backbone, get_backbone_spec(backbone))
     return backbone, tokenizer, config
+
+
+def refused_adapter(stored: StoredModel, error: AdapterConfigError) -> StoredStateError:
+    """What is wrong with the adapter_config.json of a folder, as somebody may have changed it."""
+    path = stored.folder / ADAPTER_CONFIG_FILE
+    return StoredStateError(refused(path, read_json(path), str(error).replace("`lora`", "this adapter")))
 
 
 def _add_new_tokens(stored: StoredModel, backbone: PreTrainedModel) -> None:

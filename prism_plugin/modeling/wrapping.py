@@ -152,7 +152,7 @@ def wrap_with_adapter(
     before = {name: parameter.detach().clone() for name, parameter in own.items()} if rewriting else {}
     try:
         wrapped = _with_peft(backbone, adapter)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever PEFT's layers make of a value
         raise ConfigurationError(
             f"PEFT cannot put `lora` on {type(backbone).__name__} ({first_line(error).split('. ')[0]}); name layers of it as "
             f"`target_modules`{known}."

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from prism_plugin.errors import ConfigurationError, PrismError, SavingError
+from prism_plugin.modeling.hub import require_hub, uploading
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.places import read_by, require_apart, require_nothing_foreign
 from prism_plugin.parsing import parse_json
@@ -112,6 +113,11 @@ def require_run_folder(folder: Path, *, resumes: bool) -> None:
         )
 
 
+def repository_of(args: TrainingArguments) -> str:
+    """The repository on the Hub that a run is uploaded to, if it is."""
+    return args.hub_model_id or Path(args.output_dir).absolute().name
+
+
 class RunFolderTrainer(Trainer):
     """A Trainer that has its `output_dir` for itself while it trains, and takes nothing of others away."""
 
@@ -127,6 +133,23 @@ class RunFolderTrainer(Trainer):
         require_apart(Path(self.args.output_dir), read_by(self.prism_model), "`output_dir`")
         with claimed(self.args, partial(require_run_folder, resumes=bool(resume_from_checkpoint))):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer has it, when the trainer is made: what the Hub refuses is known before anything is trained."""
+        if self.is_world_process_zero():
+            name, token = repository_of(self.args), self.args.hub_token if token is None else token
+            require_hub(name, token)
+            with uploading(name):
+                super().init_hf_repo(token, private)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer has it."""
+        with uploading(repository_of(self.args)):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with uploading(repository_of(self.args)):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
         # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.

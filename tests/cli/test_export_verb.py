@@ -59,6 +59,8 @@ def test_export_uploads(adapter, tmp_path, capsys, monkeypatch):
         made.append((repo_id, options))
         return SimpleNamespace(repo_id=repo_id)
 
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
     uploaded = SimpleNamespace(commit_url="https://huggingface.co/me/sampler/commit/1")
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: uploaded)

@@ -118,6 +118,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_data(recipe, tmp_path, capsy
         (["--seed", "-1"], "`seed` must be at least 0 and below 2**32, got -1"),
         (["--report_to", "pigeon"], "training: pigeon is not supported, only"),
         (["--report_to", "wandb"], "training: WandbCallback requires wandb to be installed"),
+        (["--push_to_hub"], "Nothing can be uploaded to 'run' (offline mode is on, `HF_HUB_OFFLINE`); go online"),
         (["--lora", "null"], "The backbone is frozen, so the diffusion term cannot teach it anything"),
         (
             ["--quantization", "nf4", "--lora", "null", "--diffusion_weight", "0"],

@@ -44,6 +44,8 @@ def hub(monkeypatch):
         seen.asked.append((name, revision))
         return SimpleNamespace(card_data=SimpleNamespace(license="mit"))
 
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for function in (create_repo, upload_folder, model_info):
         monkeypatch.setattr(f"huggingface_hub.HfApi.{function.__name__}", function)
     return seen

@@ -15,11 +15,10 @@ from prism_plugin.sampling import RemaskingSampler, export_sampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 OLD, NEW = 32, 35
-FAMILIES = {"bert": "tied", "llama": "two matrices"}
-ADAPTERS = {
-    "head": None,
-    "lora": LoraConfig(r=2),
-    "its rows trained": LoraConfig(r=2, trainable_token_indices=[OLD]),
+CASES = {  # family, whose matrices are tied or two, and adapter
+    "bert, head alone": ("bert", None),
+    "bert, its new rows trained": ("bert", LoraConfig(r=2, trainable_token_indices=[OLD])),
+    "llama, lora": ("llama", LoraConfig(r=2)),
 }
 
 
@@ -29,7 +28,7 @@ def tokenizer_with_a_new_mask():
     return tokenizer
 
 
-def resized(folder, family="bert", seed=1):
+def resized(folder, seed=1):
     """The backbone of a folder, made in another process each time: its new rows are random."""
     backbone = load_backbone(folder)
     backbone.config.mask_token_id = OLD
@@ -39,12 +38,6 @@ def resized(folder, family="bert", seed=1):
         backbone.get_input_embeddings().weight[OLD:].normal_()
         backbone.get_output_embeddings().weight[OLD:].normal_()
     return backbone
-
-
-@pytest.fixture(params=FAMILIES)
-def checkpoint(request, tmp_path):
-    tiny_backbone(request.param).save_pretrained(tmp_path / "backbone")
-    return tmp_path / "backbone"
 
 
 @pytest.fixture
@@ -67,14 +60,16 @@ def canvas():
     return ids
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_rows_come_back(checkpoint, tmp_path, canvas, adapter):
-    backbone = resized(checkpoint)
-    model = trained(attach_quality_head(backbone, lora=ADAPTERS[adapter], tokenizer=tokenizer_with_a_new_mask()))
+@pytest.mark.parametrize("case", CASES)
+def test_the_rows_come_back(tmp_path, canvas, case):
+    family, lora = CASES[case]
+    checkpoint = tmp_path / "backbone"
+    tiny_backbone(family).save_pretrained(checkpoint)
+    model = trained(attach_quality_head(resized(checkpoint), lora=lora, tokenizer=tokenizer_with_a_new_mask()))
     assert model.mask_token_id == OLD
     assert model.prism_config.backbone_resized_from == OLD
     model.save_pretrained(tmp_path / "head")
-    assert names(tmp_path / "head") == OURS | TOKENIZER | {"new_tokens.safetensors"} | (ADAPTER if ADAPTERS[adapter] else set())
+    assert names(tmp_path / "head") == OURS | TOKENIZER | {"new_tokens.safetensors"} | (ADAPTER if lora else set())
     expected = answers(model, canvas)
 
     loaded = PrismModel.from_pretrained(tmp_path / "head")

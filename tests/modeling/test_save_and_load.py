@@ -256,6 +256,30 @@ BROKEN = {
         lambda d: edit(d / "adapter_config.json", target_modules=["query"]),
         r"key.lora_A.weight` should be nothing, found \(2, 16\)",
     ),
+    "adapter rank of text": (
+        lambda d: edit(d / "adapter_config.json", r="two"),
+        r"adapter_config.json: `r` must be an integer, found 'two'",
+    ),
+    "adapter bias": (
+        lambda d: edit(d / "adapter_config.json", bias="some"),
+        r"adapter_config.json: `bias` must be one of none, all, lora_only, found 'some'",
+    ),
+    "adapter task": (
+        lambda d: edit(d / "adapter_config.json", task_type="NOPE"),
+        r"adapter_config.json: PEFT refuses it: Invalid task type: 'NOPE'",
+    ),
+    "adapter targets of nothing": (
+        lambda d: edit(d / "adapter_config.json", target_modules=["nothing"]),
+        r"adapter_config.json: PEFT cannot put this adapter on BertForMaskedLM",
+    ),
+    "adapter expression": (
+        lambda d: edit(d / "adapter_config.json", target_modules="(["),
+        r"adapter_config.json: PEFT cannot put this adapter on BertForMaskedLM.*unterminated character set",
+    ),
+    "adapter tokens": (
+        lambda d: edit(d / "adapter_config.json", trainable_token_indices=[999]),
+        r"adapter_config.json: PEFT cannot put this adapter on BertForMaskedLM.*index 999 is out of bounds",
+    ),
     "adapter refused": (lambda d: edit(d / "adapter_config.json", r=0), r"`r` should be a positive integer"),
     "head gone": (lambda d: (d / "quality_head.safetensors").unlink(), r"quality_head.safetensors is missing"),
     "head kind": (

@@ -106,14 +106,13 @@ def test_settings_that_a_repositorys_config_names_itself_are_saved(tmp_path):
         again.save_pretrained(tmp_path / "other")
 
 
-@pytest.mark.parametrize("error", [UnwritableError("theirs"), KeyboardInterrupt()], ids=repr)
-def test_whatever_stops_a_checkpoint_leaves_no_half_of_it(tmp_path, monkeypatch, error):
+def test_whatever_stops_a_checkpoint_leaves_no_half_of_it(tmp_path, monkeypatch):
     def stop(*args, **options):
-        raise error
+        raise KeyboardInterrupt
 
     trainer = run(attach_quality_head(tiny_backbone(), MASK, lora=LoraConfig(r=2)), tmp_path / "run", save_strategy="steps")
     monkeypatch.setattr(torch, "save", stop)
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert names(tmp_path / "run") == set()
 
