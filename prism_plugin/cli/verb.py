@@ -104,8 +104,10 @@ def _tell(call: Call, sentence: str) -> None:
 
 
 def _how_to_go_on(call: Call) -> str:
+    if call.args is None:
+        return "stopped before anything was done."
     stopped = getattr(call.module, "stopped", None)
-    if stopped is not None and call.args is not None:
+    if stopped is not None:
         with suppress(PrismError):  # a recipe that cannot be read, which nobody was told of yet
             return stopped(call.args)
     return _STOPPED

@@ -135,6 +135,12 @@ def test_train_that_is_interrupted_says_how_to_go_on(recipe, monkeypatch, capsys
     assert "steps" in capsys.readouterr().out
 
 
+def test_an_interrupt_while_the_verb_is_still_imported(monkeypatch, capsys):
+    monkeypatch.setattr("prism_plugin.cli.main.importlib.import_module", lambda _: signal.raise_signal(signal.SIGINT))
+    assert cli.main(["train", "--recipe", "x"]) == 130
+    assert_sentence(capsys.readouterr(), "train: stopped before anything was done.")
+
+
 def test_sample_that_is_interrupted_says_how_to_go_on(writer, monkeypatch, capsys):
     monkeypatch.setattr(show.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     assert cli.main([*SAMPLE, str(writer), "--watch"]) == 130
