@@ -124,10 +124,9 @@ def _cells(comparison: Comparison, models: _Models, limit: int | None, batch_siz
         asked = _plain({**TASKS.to_dict(task.task), **files})
         for name, place in task.adapters.items():
             with naming(f"{comparison.path}, `tasks`, `{task.name}`, adapter `{name}`"):
-                model = models.get(place)
-                task.task.require_model(model)
-                _require_trials(comparison, task, model, [*validation.rows, *test.rows], batch_size)
-            yield _Cell(task, asked, name, validation, test, model_fingerprint(model))
+                task.task.require_model(models.get(place))
+                _require_trials(comparison, task, models.get(place), [*validation.rows, *test.rows], batch_size)
+            yield _Cell(task, asked, name, validation, test, model_fingerprint(models.get(place)))
 
 
 def _rows(task: ComparedTask, path: Path, limit: int | None) -> _Rows:

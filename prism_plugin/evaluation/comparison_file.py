@@ -155,7 +155,7 @@ class Comparison:
 
     def naming_trial(self, preset: str, num_steps: int, settings: Trial) -> Any:
         """Say which trial is refused within."""
-        return naming(f"{self.path}, `presets`, `{preset}`, {dict(settings)}, {num_steps} steps")
+        return naming(f"`presets`, `{preset}`, {dict(settings)}, {num_steps} steps")
 
     @property
     def reads(self) -> dict[str, str | Path]:
@@ -188,7 +188,7 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
     comparison = Comparison(path, tasks, chosen, file.seeds, differences)
     for task in tasks:
         for preset, num_steps, settings in comparison.trials(task):
-            with comparison.naming_trial(preset, num_steps, settings):
+            with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
                 SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
     return comparison
 

@@ -141,6 +141,23 @@ def test_what_was_cut_off_goes_on_and_ends_with_the_same_bytes(made, done, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
+def test_several_adapters_are_measured_apart(made, tmp_path, capsys):
+    """Two that differ in the head, which this preset does not read."""
+    folder = shutil.copytree(made, tmp_path / "made")
+    model = PrismModel.from_pretrained(folder / "weights")
+    torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
+    model.save_pretrained(folder / "other")
+    (folder / "compare.yaml").write_text(yaml.safe_dump(changed((*SUDOKU, "adapters"), {"tiny": "weights", "zero": "other"})))
+    output = tmp_path / "out"
+    assert cli.main(["compare", str(folder / "compare.yaml"), "--output", str(output), "--presets", "threshold", "--json"]) == 0
+    one, other = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (one.pop("adapter"), other.pop("adapter")) == ("tiny", "zero")
+    assert one == other
+    assert one["differences"] == one["best_within"] == []
+    assert (output / "runs.jsonl").read_bytes().count(b"\n") == 2 * (4 + 2)
+    assert len({*output.glob("sudoku/*/sampler.yaml")}) == 2
+
+
 def changed(path, value):
     content = json.loads(json.dumps(CONTENT))
     *owners, last = path
@@ -275,13 +292,19 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(made, preset):
-    """At temperature 0; asked of the sampler, and of what comes out."""
+@pytest.fixture(scope="module")
+def asked(made):
+    """The tiny model, and three canvases of it."""
     model = PrismModel.from_pretrained(made / "weights")
+    return model, Sudoku().canvas(Sudoku().rows(made / "test.txt")[-3:], model)[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, preset):
+    """At temperature 0; asked of the sampler, and of what comes out."""
+    model, ids = asked
     settings = {} if preset in ("confidence", "threshold") else {"temperature": 0.0}
     sampler = RemaskingSampler.from_preset(preset, model, num_steps=4, **settings)
-    ids, _ = Sudoku().canvas(Sudoku().rows(made / "test.txt")[-3:], model)
     one, other = (sampler.infill(ids, generator=torch.Generator().manual_seed(seed), return_trace=True) for seed in (0, 1))
     order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
     assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
