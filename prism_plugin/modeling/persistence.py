@@ -248,6 +248,6 @@ def _require_new_rows(model: HeadedBackbone, stored: StoredModel) -> int | None:
         return held
     raise StoredStateError(
         f"{stored.folder / CONFIG_FILE}: `backbone_resized_from` must be {needed!r} to fit this model, found {held!r}: rows of "
-        "new tokens must be those that the head was trained with, and not what a resized backbone begins with; "
-        "load it with the backbone that it was trained on."
+        "new tokens must be those that the head was trained with, and not what a resized backbone begins with; save the "
+        "backbone that it was trained on into a folder of its own, and load it from there."
     )

@@ -123,3 +123,5 @@ def test_settings_that_would_spoil_the_head_or_its_checkpoints_are_refused(setti
     check_sharding(good, "no")
     with pytest.raises(ConfigurationError, match="leaves 4-bit weights whole on every process"):
         check_sharding(good, "no", is_quantized=True)
+    with pytest.raises(ConfigurationError, match="save the backbone with its resized embeddings into a folder, and load it"):
+        check_sharding(good, "no", has_new_tokens=True)

@@ -83,7 +83,9 @@ def test_what_is_given_must_be_there_and_wanted(moved, project, tmp_path):
         PrismModel.from_pretrained(tmp_path / "merged", project / "backbone")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=[pytest.mark.slow] if verb in ("export", "eval quality") else []) for verb in VERBS]
+)
 def test_every_verb_that_takes_an_adapter_takes_its_backbone(moved, project, monkeypatch, capsys, verb):
     monkeypatch.chdir(project)
     text = "." * 81 if verb == "eval sudoku" else "abc def"
