@@ -5,7 +5,7 @@ from typing import Any
 
 from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
 from prism_plugin.report.chart import Chart, Line, Point, closer, lay_chart
-from prism_plugin.report.comparison_tables import cell_text, estimate_text, first_text, formed, title_of
+from prism_plugin.report.comparison_tables import cell_text, estimate_text, first_text, formed, title_of, unit_of
 from prism_plugin.report.page import render
 
 _STYLES = 10  # colours of comparison.css
@@ -27,6 +27,7 @@ def _cell(cell: CellResult) -> dict[str, Any]:
     return {
         "title": title_of(cell),
         "first": first_text(cell),
+        "unit": unit_of(cell),
         "rows_are": cell.task.task.rows_are,
         "rows": cell.rows,
         "trials": min(trials),
@@ -97,7 +98,7 @@ def _spoken(cell: CellResult, entry: Entry) -> str:
 
 
 def _shown(cell: CellResult, estimate: Estimate) -> str:
-    percent = f"{_SPACE}%" if cell.task.task.figures[cell.first].form.endswith("%") else ""
+    percent = f"{_SPACE}%" if unit_of(cell) else ""
     return f"{estimate_text(cell, estimate)}{percent}"
 
 

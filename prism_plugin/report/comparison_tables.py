@@ -82,6 +82,11 @@ def first_text(cell: CellResult) -> str:
     return cell.task.task.figures[cell.first].text
 
 
+def unit_of(cell: CellResult) -> str:
+    """What follows the name of the figure that counts, where numbers stand without their sign."""
+    return ", %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
+
+
 def formed(value: float | None, form: str) -> str:
     """A figure as a table shows it."""
     return "-" if value is None else format(value, form)
@@ -117,8 +122,7 @@ def _markdown(cell: CellResult) -> str:
     for ours, theirs in dict.fromkeys((one.preset, one.minus) for one in cell.differences):
         shown = [told.get((ours, theirs, one)) for one in steps]
         lines.append([f"`{ours}` - `{theirs}`", *("" if one is None else estimate_text(cell, one) for one in shown)])
-    unit = ", %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
-    tables = [_grid([f"preset ({first_text(cell)}{unit})", *(f"{one} steps" for one in steps)], lines)]
+    tables = [_grid([f"preset ({first_text(cell)}{unit_of(cell)})", *(f"{one} steps" for one in steps)], lines)]
     if cell.best:
         best = []
         for one in cell.best:
