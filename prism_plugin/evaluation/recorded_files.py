@@ -15,6 +15,7 @@ import torch
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.recording import Chunk, Recorder, Source, States
 from prism_plugin.parsing import parse_json
+from prism_plugin.reader import differing
 from prism_plugin.writing import write_bytes, write_text
 
 ASKED_FILE = "recording.json"
@@ -43,8 +44,7 @@ class RecordingFolder:
         if (self.path / ASKED_FILE).exists():
             if fresh:
                 return
-            before, now = _flat(self._stored().get("asked", {})), _flat(self._asked)
-            different = sorted({key for key, _ in before.items() ^ now.items()})
+            different = differing(self._stored().get("asked", {}), self._asked)
             if different:
                 raise ConfigurationError(
                     f"{self.path} holds another recording, which differs in {', '.join(different)}; choose another `--output`, "
@@ -148,13 +148,6 @@ class RecordingFolder:
 
 def _of_source(source: Source) -> dict[str, Any]:
     return {"preset": source.preset, "num_steps": source.num_steps, "rows": 0, "right": 0, "states": 0}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": json.dumps(value)}
-    return flat
 
 
 def _lists(values: Sequence[torch.Tensor]) -> pyarrow.Array:

@@ -214,7 +214,7 @@ class MaskFiller(SamplerSettings):
             watched: Draw a token at every masked position, not only where one is written.
         """
         decider = self.decide
-        lengths, needs = canvas.lengths.tolist(), needs_of(decider)
+        lengths = canvas.lengths.tolist()
         return Loop(
             model=self.model,
             decider=decider,
@@ -224,7 +224,7 @@ class MaskFiller(SamplerSettings):
             vocab_size=self._vocab_size,
             forbidden_ids=self._forbidden_ids,
             end_ids=self._end_ids,
-            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in needs),
+            chance=GeneratorChance(generator, lengths, with_uniforms=self.temperature > 0, with_noise="noise" in self.reads),
             temperature=self.temperature,
             top_p=self.top_p,
             eos_token_id=self.eos_token_id,

@@ -120,10 +120,15 @@ class Text:
     presets: ClassVar[tuple[str, ...]] = ("random", "remdm-conf", "prism", "confidence", "prism-confidence")
 
     reference: str | None = field(
-        default=None, metadata={"help": "needed: file of texts that people wrote, such as the training data; read as --data is"}
+        default=None,
+        metadata={
+            "file": True,
+            "help": "needed: file of texts that people wrote, such as the training data; read as --data is",
+        },
     )
     words: str | None = field(
-        default=None, metadata={"help": "word list, one a line, that says which words are valid (default: the reference's)"}
+        default=None,
+        metadata={"file": True, "help": "word list, one a line, that says which words are valid (default: the reference's)"},
     )
     max_new_tokens: int = field(default=64, metadata={"help": "tokens to write"})
     prefix: int = field(default=0, metadata={"help": "characters of each text that are given"})
