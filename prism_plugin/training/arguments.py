@@ -21,6 +21,10 @@ _FIXED = {
     "use_liger_kernel": (False, "its kernels are for transformers' own classes, which a PrismModel is not"),
     "neftune_noise_alpha": (None, "noise on the embeddings would reach the drafts, which must be what the sampler would write"),
     "logging_nan_inf_filter": (False, "a loss that is NaN or infinite stops the run, and this would hide it"),
+    "hub_strategy": (
+        "end",
+        "of a checkpoint transformers uploads neither the head nor its card, but a pickle; the result is uploaded at the end",
+    ),
     "train_sampling_strategy": ("random", "the order of rows must be a function of the seed and the epoch alone"),
 }
 # Whole numbers and the least that each may be: TrainingArguments takes what only fails, or is ignored, when it is used.
@@ -48,6 +52,9 @@ class PrismTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: a loss that is NaN or infinite stops the run, and is not hidden."}
+    )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "Must stay end: with `push_to_hub` the result is uploaded, and no checkpoint."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=None,

@@ -147,9 +147,18 @@ class RunFolderTrainer(Trainer):
         with uploading(repository_of(self.args)):
             return super().push_to_hub(*args, **kwargs)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploading(repository_of(self.args)):
-            super()._push_from_checkpoint(checkpoint_folder)
+    def create_model_card(self, *args: Any, model_name: str | None = None, **kwargs: Any) -> None:
+        """Nothing: the card is written with the weights, and says what was measured. Trainer's own would take its place.
+
+        Raises:
+            ConfigurationError: If something is to be said in it, which would be lost.
+        """
+        said = [name for name, value in kwargs.items() if value is not None]
+        if args or said:
+            raise ConfigurationError(
+                f"The model card is written when the model is saved, so {', '.join(said) or 'what is given'} would be ignored; "
+                "edit README.md in `output_dir`."
+            )
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
         # With a limit of 1, Trainer would now delete all but the best, whatever else begins like a checkpoint's name too.

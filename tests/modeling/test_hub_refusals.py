@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig
 
 from prism_plugin.cli import main as cli
-from prism_plugin.errors import SavingError
+from prism_plugin.errors import ConfigurationError, SavingError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler, push_export_to_hub
 from prism_plugin.testing import tiny_backbone
@@ -70,3 +70,13 @@ def test_a_trainer_says_so_when_it_is_made(model, tmp_path):
     )
     with pytest.raises(SavingError, match=OFFLINE):
         PrismTrainer(model, args, train_dataset=ROWS)
+
+
+def test_an_upload_keeps_the_card_that_was_written_with_the_weights(model, tmp_path):
+    trainer = PrismTrainer(model, PrismTrainingArguments(str(tmp_path / "head"), use_cpu=True), train_dataset=ROWS)
+    trainer.save_model()
+    card = (tmp_path / "head" / "README.md").read_text(encoding="utf-8")
+    trainer.create_model_card(model_name="head")  # as Trainer does in front of an upload
+    assert (tmp_path / "head" / "README.md").read_text(encoding="utf-8") == card
+    with pytest.raises(ConfigurationError, match="written when the model is saved, so tags would be ignored"):
+        trainer.create_model_card(model_name="head", tags=["mdm"])

@@ -253,6 +253,7 @@ def test_lora_dropout_that_checkpointing_would_ignore_is_refused(lab, tmp_path):
         ({"num_train_epochs": 0}, "`num_train_epochs` must be positive, got 0"),
         ({"save_steps": 0}, "`save_steps` must be positive, got 0; `save_strategy: no` saves at the end"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, because the objective reads columns"),
+        ({"hub_strategy": "every_save"}, "`hub_strategy` must be 'end', because of a checkpoint transformers uploads neither"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` must be False, because evaluation would lose rows"),
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` must be 'random', because"),
     ],
