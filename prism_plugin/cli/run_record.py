@@ -20,7 +20,8 @@ CLEARING_FILE = ".clearing.json"  # there while --fresh takes an older run away
 # What may differ between a run and its continuation: none of it changes a weight.
 _FREE = {
     "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
-    "training.log_level", "training.project", "training.dataloader_num_workers", "data.path", "data.eval_path",
+    "training.log_level", "training.project", "training.dataloader_num_workers", "training.check_alignment", "data.path",
+    "data.eval_path",
 }  # fmt: skip
 
 

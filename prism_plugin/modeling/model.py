@@ -246,6 +246,8 @@ def attach_quality_head(
     """
     spec = get_backbone_spec(backbone)
     config = filled_in(config or PrismConfig(), backbone, spec, tokenizer)
+    if config.logits_alignment is not None:
+        spec = replace(spec, logits_alignment=config.logits_alignment)  # type: ignore[arg-type]  # PrismConfig checks it
     if config.train_backbone and lora is not None:
         raise ConfigurationError("`train_backbone=True` trains all weights, which excludes `lora`; choose one of them.")
     if config.train_backbone and getattr(backbone, "is_quantized", False):

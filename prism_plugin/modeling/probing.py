@@ -15,10 +15,10 @@ from prism_plugin.backbones import (
     lm_head_of,
     max_row_length,
 )
+from prism_plugin.backbones.alignment import judge_alignment
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
-    judge_alignment,
     judge_bidirectional,
     judge_finite,
     judge_gathering,

@@ -26,6 +26,7 @@ from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.modeling.places import save_into
 from prism_plugin.parsing import parse_json
 from prism_plugin.training import checkpoints
+from prism_plugin.training.alignment import AlignmentCheck
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.checks import (
@@ -109,6 +110,7 @@ class PrismTrainer(RunFolderTrainer):
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
         self.divergence = DivergenceCheck(self)
+        self.alignment = AlignmentCheck(self, model, wanted=args.check_alignment)
         self.resumed_from: Path | None = None
 
     def train(
@@ -124,6 +126,7 @@ class PrismTrainer(RunFolderTrainer):
                 apart from what the model was read from.
             SavingError: If `output_dir` holds files of others that saving there would cost.
             NonFiniteError: If the loss, a gradient, a weight or the loss of an evaluation is no longer finite.
+            BackboneError: If the first batch shows that logits are about another position than the model's spec says.
         """
         if resume_from_checkpoint is True:
             self.resumed_from = checkpoints.last_checkpoint(Path(self.args.output_dir))
@@ -184,6 +187,7 @@ class PrismTrainer(RunFolderTrainer):
         keep_output_dtype(self.accelerator, self.prism_model)
         apart = backward_apart(self, model, self.prism_model, self.objective)
         check_recorded(self.objective, inputs, "batch")  # rows that are given later, or by a loader of their own
+        self.alignment.first_batch(inputs)
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
         )
