@@ -225,7 +225,9 @@ def checked_out_families() -> dict[str, RemoteFamily]:
         return {}
     base = Path(os.environ["PRISM_REMOTE_CODE"])
     if base.is_file():
-        folders = {name: base.parent / folder for name, folder in json.loads(base.read_text(encoding="utf-8")).items()}
+        mapped = json.loads(base.read_text(encoding="utf-8"))
+        # not the name of a stand-in, whose place it would take
+        folders = {name if ":" in name else f"{name}:mapped": base.parent / folder for name, folder in mapped.items()}
         unknown = sorted({name.partition(":")[0] for name in folders} - _REAL.keys())
         assert not unknown, f"{base}: no code is known for {', '.join(unknown)}; known are {', '.join(_REAL)}"
     else:

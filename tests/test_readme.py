@@ -163,7 +163,7 @@ def default_of(one):
 
 def test_recipe_keys_are_those_of_the_code():
     (table,) = tables(text_of(ROOT / "docs" / "training.md", "Recipe keys"))
-    of_training = {"training.output_dir", "training.head_learning_rate"}
+    of_training = {"training.output_dir", "training.head_learning_rate", "training.check_alignment"}
     assert {row[0] for row in table} == {name for name in settings() if not name.startswith("training.")} | of_training
     owners = {
         "backbone": [BackboneSection], "data": [DataSection], "attach": [AttachSection], "attach.lora": [LoraSection],

@@ -24,8 +24,6 @@ _LEAK_SHARE = 0.05
 # Reading the wrong row moves logits by their own size; float32 kernels (TF32 among them) and bfloat16 round by less than this.
 _GATHERING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _GATHERING_TOLERANCE_HALF = 5e-2
-# Alignment is only held against a model that shows it plainly: it repeats a pattern with this probability, at the other row.
-_SURE_LOG_PROBABILITY, _SURE_LEAD = -0.7, 2.0
 
 
 @dataclass(frozen=True)
@@ -269,29 +267,6 @@ def judge_padding(
             f"{spec.model_type!r}, attention_mask='none', ...), replace=True)`.",
         )  # fmt: skip
     return Check("padding", True, leak, "how far a padded token moves the states of valid ones, of their size")
-
-
-def judge_alignment(name: str, spec: BackboneSpec, claimed: Tensor, other: Tensor) -> Check:
-    """Logits are about the position that the spec says. A random model shows nothing, and passes.
-
-    Args:
-        name: The model's class, for the sentence.
-        spec: What is claimed about it.
-        claimed: Log-probabilities of the token that continues a repeated pattern, at the row that the spec says is about it.
-        other: The same, at the row of the other alignment.
-    """
-    lead, there = (claimed.mean() - other.mean()).item(), other.mean().item()
-    if lead <= -_SURE_LEAD and there >= _SURE_LOG_PROBABILITY:
-        known = ("same_position", "next_token")
-        right = known[1 - known.index(spec.logits_alignment)]
-        return Check(
-            "alignment", False, lead,
-            f"The BackboneSpec of {spec.model_type!r} says that logits are aligned as {spec.logits_alignment!r}, but {name} "
-            f"repeats a pattern as {right!r} does (by {-lead:.1f} nats); correct it with `register_backbone(BackboneSpec("
-            f"..., logits_alignment={right!r}), replace=True)`.",
-        )  # fmt: skip
-    shown = "seen when it repeats a pattern" if lead >= _SURE_LEAD else "as the BackboneSpec says; not to be seen here"
-    return Check("alignment", True, lead, f"{spec.logits_alignment}, {shown}; lead over the other alignment in nats")
 
 
 def judge_gathering(name: str, spec: BackboneSpec, gathered: Tensor, full: Tensor) -> Check:

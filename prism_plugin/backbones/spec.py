@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prism_plugin.errors import BackboneError, MaskTokenError, did_you_mean
 
 Setting = bool | int | float | str | None
+ALIGNMENTS = ("same_position", "next_token")  # what logits may be about
 Settings = tuple[tuple[str, Setting], ...]
 
 
@@ -104,7 +105,7 @@ class BackboneSpec:
                 f"{self.model_type!r} and {self.final_hidden_at!r}."
             )
         for name, allowed in (
-            ("logits_alignment", ("same_position", "next_token")),
+            ("logits_alignment", ALIGNMENTS),
             ("attention_mask", ("2d", "4d", "none")),
             ("pads", ("ignored", "supervised")),
         ):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import datasets
 import torch
 from peft import LoraConfig
 from rich.console import Console
@@ -27,17 +28,24 @@ from prism_plugin.backbones import (
     max_row_length,
     resolve_mask_token_id,
 )
-from prism_plugin.backbones.probe import not_run
+from prism_plugin.backbones.alignment import judge_alignment_on_data
+from prism_plugin.backbones.probe import not_run, why_not_run
+from prism_plugin.backbones.spec import ALIGNMENTS
 from prism_plugin.cli.errors import in_options
+from prism_plugin.data import DataSettings, Origin, prepare_rows, read_rows
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.alignment import fill_both_ways
 from prism_plugin.modeling.attached_settings import changed_settings
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.report.tables import checks_table, memory_table
 from prism_plugin.training import get_objective
+from prism_plugin.training.checks import collator_of
+from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.training.memory import StepShape, estimate_memory
 
 _LENGTH = 1024
+_ROWS_OF_DATA = 32
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let the model's own Python code run")
     parser.add_argument("--without-weights", action="store_true", help="read the config only, and estimate")
     parser.add_argument("--mask-token-id", type=int, help="id of the mask token, where model and tokenizer do not say")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="rows to train on (json, jsonl, csv, parquet, txt): see on the first ones which position logits are about",
+    )
+    parser.add_argument(
+        "--logits-alignment", choices=ALIGNMENTS, help="which position they are about, where the model differs from its family"
+    )
     step = parser.add_argument_group("the training step whose memory is estimated")
     step.add_argument("--batch-size", type=int, default=4, help="rows on one device (default: %(default)s)")
     step.add_argument("--length", type=int, help=f"tokens of a row (default: {_LENGTH}, or as many as the model takes)")
@@ -143,6 +159,7 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
         PrismError: If there is no model to examine, or the other options do not fit it.
     """
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    rows = None if args.data is None else read_rows(args.data)  # before a large model is loaded in vain
     load = load_backbone if not args.without_weights and has_weights(args.model) else build_backbone
     dtype: Any = args.dtype or ("bfloat16" if args.four_bit else None)  # as load_backbone has it
     backbone = load(args.model, dtype=_DTYPES.get(dtype), **where)
@@ -150,7 +167,8 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     spec = get_backbone_spec(backbone)
     mask_token_id, source = resolve_mask_token_id(args.mask_token_id, backbone.config, tokenizer, spec)
     source = "--mask-token-id" if args.mask_token_id is not None else source
-    known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": spec.logits_alignment}
+    alignment = args.logits_alignment or spec.logits_alignment
+    known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": alignment}
     known |= {"mask_token_id": mask_token_id, "mask_token_source": source}
     known |= {"shape": _shape(args, _length(args, backbone), backbone.dtype), "changed_while_attached": {}}
     checks = [_check_spec(spec)]
@@ -164,11 +182,12 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     stage = "attributes"
     try:
         known["changed_while_attached"] = changed_settings(backbone, spec)
-        settings = PrismConfig(mask_token_id=mask_token_id)
+        settings = PrismConfig(mask_token_id=mask_token_id, logits_alignment=args.logits_alignment)
         model = attach_quality_head(backbone, settings, lora=lora, tokenizer=tokenizer, probe=False)
         checks.append(Check(stage, True, None, "LM head, attention and vocabulary are as the spec says"))
         stage = "forward"
         checks += probe_model(model)
+        checks += [] if rows is None else [_check_on_data(model, rows, args)]
     except BackboneError as error:
         checks.append(Check(stage, False, None, str(error)))
         return Diagnosis(**known, checks=checks, trainable_parameters=None, memory_gb={}, model=None, seconds=0.0)
@@ -195,6 +214,22 @@ def _length(args: argparse.Namespace, backbone: PreTrainedModel) -> int:
             f"`--length` must be at most {limit}, as many as {backbone.config.model_type} has positions for, got {args.length}."
         )
     return args.length
+
+
+def _check_on_data(model: PrismModel, rows: datasets.Dataset, args: argparse.Namespace) -> Check:
+    """Compare both alignments on the first rows of the data, as training does on its first batch."""
+    reason = why_not_run(model.plain_backbone)
+    if reason is not None:
+        return not_run("alignment_on_data", reason)
+    datasets.disable_progress_bars()
+    origin, settings = Origin(args.data, counted=True), DataSettings(max_length=_length(args, model.plain_backbone))
+    first = rows.select(range(min(len(rows), _ROWS_OF_DATA)))
+    how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": settings, "origin": origin}
+    prepared, collate = as_prepared(prepare_rows(first, model.tokenizer, **how), model, origin), collator_of(model)
+    size = 1 if collate.equal_lengths else args.batch_size
+    batches = [[prepared[i] for i in range(start, min(start + size, len(prepared)))] for start in range(0, len(prepared), size)]
+    filled = torch.cat([fill_both_ways(model, collate(batch)) for batch in batches])
+    return judge_alignment_on_data(type(model.plain_backbone).__name__, model.spec, filled)
 
 
 def _check_spec(spec: BackboneSpec) -> Check:

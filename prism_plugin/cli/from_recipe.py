@@ -209,6 +209,7 @@ def _prism_config(attach: AttachSection) -> PrismConfig:
         head=attach.head,
         head_hidden_size=attach.head_hidden_size,
         train_backbone=attach.train_backbone,
+        logits_alignment=attach.logits_alignment,
         base_rate=attach.base_rate,
     )
 

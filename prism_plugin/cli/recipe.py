@@ -78,6 +78,9 @@ class AttachSection:
     head_hidden_size: int | None = field(default=None, metadata={"help": "Width of the mlp; None: the backbone's."})
     base_rate: float = field(default=0.9, metadata={"help": "Share of right tokens to expect, where the head starts."})
     mask_token_id: int | None = field(default=None, metadata={"help": "None: found in the model, tokenizer or spec."})
+    logits_alignment: str | None = field(
+        default=None, metadata={"help": "same_position or next_token; None: as the backbone's family has it."}
+    )
     train_backbone: bool = field(default=False, metadata={"help": "Train all weights; impossible with lora."})
     lora: LoraSection | None = field(default=None, metadata={"help": "Low-rank adapters; null: none."})
 

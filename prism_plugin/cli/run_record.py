@@ -20,8 +20,8 @@ CLEARING_FILE = ".clearing.json"  # there while --fresh takes an older run away
 # What may differ between a run and its continuation: none of it changes a step that was taken.
 _FREE = {
     "training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "training.save_total_limit",
-    "training.log_level", "training.project", "training.dataloader_num_workers", "data.path", "data.eval_path",
-    "training.max_steps", "training.num_train_epochs", "training.save_steps", "training.save_strategy",
+    "training.log_level", "training.project", "training.dataloader_num_workers", "training.check_alignment", "data.path",
+    "data.eval_path", "training.max_steps", "training.num_train_epochs", "training.save_steps", "training.save_strategy",
     "training.eval_steps", "training.eval_strategy", "training.logging_steps", "training.logging_strategy",
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from prism_plugin.backbones.spec import ALIGNMENTS
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, did_you_mean
 from prism_plugin.modeling.heads import HEADS, has_inner_size
@@ -33,6 +34,8 @@ class PrismConfig:
             (temperature scaling, arXiv 1706.04599 section 4.2), and not trained with the head.
         quality_bias: Added to the logits after the division (Platt scaling).
         base_model: Hub id that the weights of a backbone in a folder were made from; recorded when they are written there.
+        logits_alignment: "same_position" or "next_token", as for BackboneSpec, where this model differs from its family; None:
+            as the spec says. Recorded where it is not what the family has by default.
     """
 
     mask_token_id: int | None = None
@@ -50,6 +53,7 @@ class PrismConfig:
     quality_temperature: float = 1.0
     quality_bias: float = 0.0
     base_model: str | None = None
+    logits_alignment: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.head, str) or self.head not in HEADS:
@@ -67,6 +71,11 @@ class PrismConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 require_int(self, name, minimum=minimum)
+        if self.logits_alignment not in (None, *ALIGNMENTS):
+            raise ConfigurationError(
+                f"`logits_alignment` must be {' or '.join(map(repr, ALIGNMENTS))}, or None for what the family's spec says, "
+                f"found {self.logits_alignment!r}."
+            )
         if not isinstance(self.train_backbone, bool):
             raise ConfigurationError(f"`train_backbone` must be True or False, found {self.train_backbone!r}.")
         below_one = math.nextafter(1.0, 0.0)

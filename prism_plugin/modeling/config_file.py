@@ -1,7 +1,7 @@
 """prism_config.json: how it is written and read, and whether the head that it describes fits a backbone.
 
-It holds `format_version`, `has_adapter` and the fields of PrismConfig; those that scale the quality and `base_model` only where
-they are set. Beside it lie the head, and PEFT's own files where `has_adapter` says so.
+It holds `format_version`, `has_adapter` and the fields of PrismConfig; those that scale the quality, `base_model` and
+`logits_alignment` only where they are set. Beside it lie the head, and PEFT's own files where `has_adapter` says so.
 """
 
 import json
@@ -22,7 +22,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 IN_THIS_FOLDER = "."
 # Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
 SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
-_OPTIONAL = {**SCALING, "base_model": None, "backbone_resized_from": None}
+_OPTIONAL = {**SCALING, "base_model": None, "backbone_resized_from": None, "logits_alignment": None}
 
 
 def write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prism_plugin.backbones import BackboneSpec, check_backbone, hidden_size_of, resolve_mask_token_id
+from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.errors import BackboneError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.heads import has_inner_size
@@ -65,6 +66,13 @@ def filled_in(
         "backbone_resized_from": config.backbone_resized_from or resized_from(backbone, where, revision),
         "mask_token_id": mask_token_id,
         "head_hidden_size": head_hidden_size,
+        "logits_alignment": config.logits_alignment or _unusual_alignment(spec),
         "objective": copy.deepcopy(config.objective),
     }
     return replace(config, backbone_name=where, backbone_revision=revision, **facts)
+
+
+def _unusual_alignment(spec: BackboneSpec) -> str | None:
+    """The alignment of a spec, if a process where nobody registered this spec would take another one."""
+    shipped = next((one.logits_alignment for one in BUILTIN_SPECS if one.model_type == spec.model_type), "same_position")
+    return spec.logits_alignment if spec.logits_alignment != shipped else None

@@ -1,6 +1,7 @@
 """PrismModel: what is done with a backbone and its head, and the only code that changes a user's model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -288,6 +289,8 @@ def attach_quality_head(
     require_bare(backbone)
     adapter, spec = as_adapter(lora), get_backbone_spec(backbone)
     config = filled_in(as_prism_config(config), backbone, spec, tokenizer)
+    if config.logits_alignment is not None:
+        spec = replace(spec, logits_alignment=config.logits_alignment)  # type: ignore[arg-type]  # PrismConfig checks it
     if config.train_backbone and adapter is not None:
         raise ConfigurationError("`train_backbone=True` trains all weights, which excludes `lora`; choose one of them.")
     if config.train_backbone and getattr(backbone, "is_quantized", False):

@@ -15,13 +15,13 @@ from prism_plugin.backbones import (
     lm_head_of,
     max_row_length,
 )
+from prism_plugin.backbones.alignment import judge_alignment
 from prism_plugin.backbones.call import one_sentence
 from prism_plugin.backbones.modes import trial_of_training
 from prism_plugin.backbones.probe import (
     Check,
     difference_of_equal_rows,
     fails_in_training,
-    judge_alignment,
     judge_bidirectional,
     judge_finite,
     judge_gathering,

@@ -47,6 +47,13 @@ class PrismTrainingArguments(TrainingArguments):
             "or of the backbone. None: the same for both, as the authors' PRISM_llada/train.py has it."
         },
     )
+    check_alignment: bool = field(
+        default=True,
+        metadata={
+            "help": "See on the first batch which position logits are about, and refuse to train where it is plainly not that "
+            "of the model's spec; False: train all the same, such as a model that is to learn another alignment."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the objective reads columns that the model's forward does not name."}
     )

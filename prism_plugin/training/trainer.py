@@ -21,6 +21,7 @@ from prism_plugin.errors import SavingError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.places import save_into
 from prism_plugin.training import checkpoints
+from prism_plugin.training.alignment import AlignmentCheck
 from prism_plugin.training.apart import backward_apart, keep_output_dtype
 from prism_plugin.training.arguments import PrismTrainingArguments, as_prism_arguments
 from prism_plugin.training.checks import (
@@ -118,6 +119,7 @@ class PrismTrainer(ResumingTrainer):
         model.prism_config = replace(model.prism_config, objective=objective_to_dict(self.objective))
         self.meters = Meters(meters_of(self.objective), self.args.device)
         self.divergence = DivergenceCheck(self)
+        self.alignment = AlignmentCheck(self, model, wanted=self.args.check_alignment)
 
     def prepare_steps(self) -> None:
         """Say which trainable parameters get no gradient, and let DDP allow for them. Collective."""
@@ -156,6 +158,7 @@ class PrismTrainer(ResumingTrainer):
         keep_output_dtype(self.accelerator, self.prism_model)
         apart = backward_apart(self, model, self.prism_model, self.objective)
         check_recorded(self.objective, inputs, Origin("batch"))  # rows that are given later, or by a loader of their own
+        self.alignment.first_batch(inputs)
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
         )

@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
 
     def folder_of(name):
         if name not in made:
-            made[name] = tmp_path_factory.mktemp("families") / name
+            made[name] = tmp_path_factory.mktemp("families") / name.replace(":", "_")
             torch.manual_seed(0)
             save = REMOTE[name].save if name in REMOTE else tiny_backbone(name).save_pretrained
             save(made[name])
@@ -377,8 +377,8 @@ def loaded_elsewhere(request, folders, scripts, tmp_path_factory):
         asked.append((saved[name], name in REMOTE, model.config.model_type, changes))
     (base / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     (base / "load_all.py").write_text(LOAD_ALL, encoding="utf-8")
-    of_remote_code = "torch.is_autocast_cpu_enabled"  # as LLaDA's reads it
-    done = scripts.run(base / "load_all.py", base, output=base, ignored=of_remote_code)
+    ignored = ".*" if checked_out_families() else ""  # real code for transformers 4 warns of itself
+    done = scripts.run(base / "load_all.py", base, output=base, ignored=ignored)
     assert done.returncode == 0, done.stderr[-3000:]
     return saved, json.loads(done.stdout.splitlines()[-1])
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
-from remote_families import MASK, STANDIN_FAMILIES
+from remote_families import MASK, STANDIN_FAMILIES, STANDINS, checked_out_families
 
 import prism_plugin as prism
 from prism_plugin.backbones import (
@@ -273,3 +273,20 @@ def test_a_tokenizers_code_that_fails_is_one_sentence(tmp_path):
     (tmp_path / "tokenization.py").write_text("from transformers import a_name_that_is_gone\n\n\nclass Tokens: ...\n")
     with pytest.raises(BackboneError, match=r"The tokenizer in .* could not be read \(.*a_name_that_is_gone"):
         load_tokenizer(tmp_path, trust_remote_code=True)
+
+
+def test_real_code_is_found_by_a_mapping_from_family_to_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").symlink_to(STANDINS)
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"llada": "here", "llada:again": str(STANDINS)}))
+    monkeypatch.setenv("PRISM_REMOTE_CODE", str(path))
+    found = checked_out_families()
+    assert list(found) == ["llada:mapped", "llada:again"]
+    assert all((family.root / "modeling_llada.py").is_file() for family in found.values())
+    for mapped, words in (
+        ({"lada": "here"}, "no code is known for lada; known are llada,"),
+        ({"dream": "here"}, "holds no config"),
+    ):
+        path.write_text(json.dumps(mapped))
+        with pytest.raises(AssertionError, match=words):
+            checked_out_families()

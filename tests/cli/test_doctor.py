@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from remote_families import MASK, STANDIN_FAMILIES
+from shifted import ROWS, trained_backbone
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -104,6 +105,23 @@ def test_words_for_people(bert, capsys, monkeypatch):
         "not trained frozen, one mode for all modules; `detach` undoes it",
     ):  # fmt: skip
         assert words in printed, words
+
+
+def test_data_shows_which_position_logits_are_about(tmp_path, capsys):
+    trained_backbone(shifted=True).save_pretrained(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    asked = [str(tmp_path), "--mask-token-id", "31"]
+    code, found = ask(capsys, *asked, "--data", str(tmp_path / "rows.jsonl"))
+    assert [check["name"] for check in found["checks"] if not check["ok"]] == ["alignment_on_data"], "no probe sees it"
+    check = found["checks"][-1]
+    assert code == 1
+    assert check["figure"] < -1
+    assert "but as 'next_token' they fill the masks of this data better" in check["detail"]
+    code, found = ask(capsys, *asked, "--data", str(tmp_path / "rows.jsonl"), "--logits-alignment", "next_token")
+    assert (code, found["alignment"], found["checks"][-1]["ok"]) == (0, "next_token", True)
+    assert found["checks"][-1]["detail"].startswith("next_token, seen on this data, difference")
+    assert cli.main(["doctor", *asked, "--data", str(tmp_path / "nowhere.jsonl")]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
 
 
 def test_a_config_alone_will_do(tmp_path, capsys):

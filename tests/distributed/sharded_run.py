@@ -16,6 +16,9 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shifted import ROWS, trained_backbone
+
 import prism_plugin as prism
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 from prism_plugin.training.sharding import gather_trained
@@ -25,10 +28,10 @@ ADAM_EPSILON = 1e-2
 TEXTS = ["the cat sat on the mat.", "a dog ran.", "rain fell all day.", "she read a long book."]
 
 
-def make_trainer(output_dir, *, train_backbone=False):
+def make_trainer(output_dir, *, train_backbone=False, backbone=None, rows=None):
     """A Llama-shaped model that attends to both sides: frozen bfloat16 weights, LoRA and head in float32; or all trained."""
     set_seed(0)
-    backbone = tiny_backbone("llama")
+    backbone = backbone or tiny_backbone("llama")
     if not train_backbone:
         backbone = backbone.to(torch.bfloat16)
     model = prism.attach_quality_head(
@@ -53,7 +56,7 @@ def make_trainer(output_dir, *, train_backbone=False):
         use_cpu=True,
     )
     objective = prism.get_objective("prism", num_drafted=2, t_min=0.2)
-    return prism.PrismTrainer(model, args, objective=objective, train_dataset=[{"text": text} for text in TEXTS * 4])
+    return prism.PrismTrainer(model, args, objective=objective, train_dataset=rows or [{"text": text} for text in TEXTS * 4])
 
 
 def shard(trainer):
@@ -99,14 +102,35 @@ def diverge(output_dir, *, sharded):
         (output_dir / f"told-{process}.txt").write_text(str(error), encoding="utf-8")
 
 
+def shift(output_dir, *, sharded):
+    """Train on logits that are about the next position, which only the rows of the first process show."""
+    trainer = make_trainer(output_dir, backbone=trained_backbone(shifted=True), rows=ROWS)
+    if sharded:
+        shard(trainer)
+    collate, process = trainer.data_collator, trainer.args.process_index
+
+    def the_same_token_throughout(rows):
+        batch = collate(rows)
+        return batch if process == 0 else {**batch, "input_ids": torch.full_like(batch["input_ids"], 5)}
+
+    trainer.data_collator = the_same_token_throughout
+    try:
+        trainer.train()
+    except prism.PrismError as error:
+        output_dir.mkdir(exist_ok=True)
+        (output_dir / f"told-{process}.txt").write_text(str(error), encoding="utf-8")
+
+
 def main():
     folder = Path(sys.argv[1])
+    shift(folder / "shifted-ddp", sharded=False)
     diverge(folder / "diverged-ddp", sharded=False)  # first: what `shard` tells accelerate stays told
     run(folder / "run")
     run(folder / "resumed", str(folder / "run" / "checkpoint-2"))
     run(folder / "all", train_backbone=True)
     run(folder / "all-resumed", str(folder / "all" / "checkpoint-2"), train_backbone=True)
     diverge(folder / "diverged-fsdp", sharded=True)
+    shift(folder / "shifted-fsdp", sharded=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate")
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """Six runs of two processes each, in one start."""
+    """Eight runs of two processes each, in one start."""
     folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)],
@@ -105,6 +105,17 @@ def test_a_loss_that_is_infinite_on_one_process_stops_both(sharded, kind):
         "the loss of step 3 is NaN or infinite, so the step was not taken; the last whole checkpoint is" in told["told-0.txt"]
     )
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2"}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_shift_that_one_process_sees_stops_both(sharded, kind):
+    folder = sharded / f"shifted-{kind}"
+    told = {path.name: path.read_text() for path in folder.glob("told-*.txt")}
+    assert sorted(told) == ["told-0.txt", "told-1.txt"]
+    assert len(set(told.values())) == 1
+    assert "aligned as 'same_position', but as 'next_token' they fill the masks of this data better" in told["told-0.txt"]
 
 
 @pytest.mark.parametrize(
