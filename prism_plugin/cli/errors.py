@@ -26,6 +26,7 @@ _TOOLS = ("torch", "numpy", "yaml", "rich")
 # A name as a message of the library has it, in a call, `PrismConfig(mask_token_id=...)` or `load_backbone(..., dtype="auto")`,
 _CALLED = re.compile(r"(with )?`\w+\((?:\.\.\., )?(\w+)=([^`]*)\)`")
 # and by itself: `max_new_tokens`, `trust_remote_code=True`, `num_steps` of SamplerSettings.
+_ABOUT_A_FILE = re.compile(r"\S+\.ya?ml\b")
 _NAMED = re.compile(r"(with )?`([a-z][a-z0-9_]*)(?:=([^`]*))?`(?: of [A-Z]\w+)?")
 # What a program sets on a model before it attaches to it. Whoever has the command line alone has the model's files.
 _SET = re.compile(r"set `backbone\.config\.(\w+) = (True|False)` before attaching|load it with `(\w+)=(True|False)`")
@@ -111,12 +112,15 @@ def _in_one_line(error: Exception) -> str:
 def in_options(message: str, parser: argparse.ArgumentParser) -> str:
     """Write a message of the library as the command line has it: `max_new_tokens` is `--max-new-tokens` there.
 
-    What a recipe can hold too keeps the recipe's words, but for Python's way to give it a value.
+    What a recipe can hold too keeps the recipe's words, but for Python's way to give it a value. A message about a YAML file,
+    which begins with its name, keeps the file's.
 
     Args:
         message: A sentence.
         parser: Of the verb.
     """
+    if _ABOUT_A_FILE.match(message):
+        return message
     options = _options(parser)
 
     def written(match: re.Match[str]) -> str:

@@ -51,7 +51,7 @@ def add_task_options(parser: argparse.ArgumentParser, name: str) -> None:
             group.add_argument(option_of(one.name), dest=f"{_PLACE}{one.name}", default=None, help=help_text, **how)
         except argparse.ArgumentError as error:
             raise ConfigurationError(
-                f"The task {name!r} has a field `{one.name}`, but `{option_of(one.name)}` is an option of `eval` itself; give "
+                f"The task {name!r} has a field {one.name!r}, but `{option_of(one.name)}` is an option of `eval` itself; give "
                 "the field another name."
             ) from error
 

@@ -147,12 +147,3 @@ def test_too_little_memory_is_one_sentence(monkeypatch, capsys, error, options, 
     monkeypatch.setattr(sample, "run", short)
     assert cli.main(["sample", "a", "--adapter", "x", *options]) == 2
     assert capsys.readouterr().err == f"prism-plugin sample: the memory of the device does not suffice {words}\n"
-
-
-def test_other_runtime_errors_keep_their_traceback(monkeypatch):
-    def broken(_):
-        raise RuntimeError("expected scalar type")
-
-    monkeypatch.setattr(sample, "run", broken)
-    with pytest.raises(RuntimeError, match="expected scalar type"):
-        cli.main(["sample", "a", "--adapter", "x"])

@@ -168,7 +168,10 @@ def test_sample_needs_no_padding_token(writer, capsys):
             "must hold the mask token, '[MASK]', where something is to be filled, found it in none; write it, or give `--max",
         ),
         (["a[MASK]", "--max-new-tokens", "2"], "must not hold the mask token, '[MASK]', found it in one; leave `--max-new-tok"),
-        (["a", "--max-new-tokens", "2", "--min-new-tokens", "3"], "`min_new_tokens` must be at most `max_new_tokens`, 2 here"),
+        (
+            ["a", "--max-new-tokens", "2", "--min-new-tokens", "3"],
+            "`--min-new-tokens` must be at most `--max-new-tokens`, 2 here",
+        ),
         ([*PRESET, "a", "--set", "suppress_tokens=5"], "`suppress_tokens` of SamplerSettings must list integers"),
         (["a[MASK]", "--seed", "4294967296"], "`--seed` must be at least 0 and below 2**32, got 4294967296"),
         ([*PRESET, "a", "--set", "num_remask=[1"], "--set num_remask is not valid YAML"),

@@ -40,12 +40,12 @@ def test_fields_are_set_and_told(writer, files, capsys):
             ["--prefixx", "3"],
             "eval text: nothing reads '--prefixx' (did you mean '--prefix'?); `prism-plugin eval text",
         ),
-        ("text", ["--prefix", "abc"], "`prefix` must be an integer, found 'abc'"),
-        ("text", ["--prefix", "-1"], "`prefix` must be at least 0, got -1"),
+        ("text", ["--prefix", "abc"], "`--prefix` must be an integer, found 'abc'"),
+        ("text", ["--prefix", "-1"], "`--prefix` must be at least 0, got -1"),
         ("text", ["--prefix"], "eval text: argument --prefix: expected one argument."),
-        ("text", [], "name a file of them, such as the training data, with `reference` (`--reference FILE`)"),
-        ("code", [], "allow it with `allow_code_execution` (`--allow-code-execution`)"),
-        ("code", ["--allow-code-execution", "--seconds", "0"], "`seconds` of Code must be a number above 0, found 0"),
+        ("text", [], "name a file of them, such as the training data, with `--reference FILE`."),
+        ("code", [], "allow it with `--allow-code-execution`, on a machine"),
+        ("code", ["--allow-code-execution", "--seconds", "0"], "`--seconds` must be a number above 0, found 0"),
         ("sudoku", ["--prefix", "3"], "eval sudoku: nothing reads '--prefix'"),
     ],
 )
@@ -85,7 +85,7 @@ def test_help_tells_each_field_with_its_default(own, capsys, monkeypatch):
 def test_a_field_that_hides_an_option_of_the_verb_is_refused(own, capsys):
     own(seed=field(default=0))
     assert cli.main(["eval", "own", "--help"]) == 2
-    assert "The task 'own' has a field `seed`, but `--seed` is an option of `eval` itself" in capsys.readouterr().err
+    assert "The task 'own' has a field 'seed', but `--seed` is an option of `eval` itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("task", "section"), [(Text, "Text"), (Code, "Code")])

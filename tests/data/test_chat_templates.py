@@ -25,13 +25,13 @@ def prepare(template, *roles):
     ],
 )
 def test_a_template_that_fails_is_one_sentence(template, words):
-    with pytest.raises(DataFormatError, match=f"Row 0.*: the tokenizer's chat template must .* refuses: {words}"):
+    with pytest.raises(DataFormatError, match=rf"`rows\[0\]`: the tokenizer's chat template must .* refuses: {words}"):
         prepare(template, "user", "assistant")
 
 
 def test_a_chat_of_an_answer_alone_is_refused():
     with pytest.raises(
-        DataFormatError, match=r"Row 0.*: `messages` must hold a message that the last one answers, found the answer"
+        DataFormatError, match=r"`rows\[0\]`: `messages` must hold a message that the last one answers, found the answer"
     ):
         prepare(PLAIN, "assistant")
 

@@ -134,7 +134,7 @@ def test_an_answer_that_breaks_the_parser_does_not_parse():
 
 def test_nothing_is_run_without_leave(tmp_path):
     for ask in (lambda: Code().rows(tmp_path / "none.jsonl"), lambda: Code().outcome(None, "")):
-        with pytest.raises(ConfigurationError, match=r"allow it with `allow_code_execution` \(`--allow-code-execution`\)"):
+        with pytest.raises(ConfigurationError, match="allow it with `allow_code_execution=True`"):
             ask()
 
 

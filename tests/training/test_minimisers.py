@@ -12,6 +12,7 @@ import torch
 from recorded_table import recorded_rows
 from torch import nn
 
+from prism_plugin.backbones.spec import get_spec_by_model_type
 from prism_plugin.core import DiffusionTerm, Labels, QualityTerm, RepairTerm, terms
 from prism_plugin.data import PrismCollator
 from prism_plugin.evaluation.tasks.enumerable import draft_states, three_letter_table
@@ -25,7 +26,8 @@ CANVASES, MASS = TABLE.canvases, TABLE.mass()
 class EveryFunction(nn.Module):
     """Logits of every letter and a quality for each position of each canvas, all free."""
 
-    mask_token_id, device = MASK, torch.device("cpu")
+    mask_token_id, device, unknown_ids = MASK, torch.device("cpu"), ()
+    spec = get_spec_by_model_type("bert")
 
     def __init__(self):
         super().__init__()

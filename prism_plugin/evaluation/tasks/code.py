@@ -142,7 +142,7 @@ class Code:
         if not self.allow_code_execution:
             raise ConfigurationError(
                 "The task `code` runs programs that the model writes, with limits but in no sandbox; allow it with "
-                "`allow_code_execution` (`--allow-code-execution`), on a machine where nothing can be lost."
+                "`allow_code_execution=True`, on a machine where nothing can be lost."
             )
 
     def _lay(self, rows: Sequence[Function], model: PrismModel) -> LaidPrompts:

@@ -157,7 +157,7 @@ class Text:
         if self.reference is None:
             raise ConfigurationError(
                 "The task `text` judges by texts that people wrote; name a file of them, such as the training data, with "
-                "`reference` (`--reference FILE`)."
+                "`reference=FILE`."
             )
         texts = [plain(text) for text in read_texts(self.reference, self.piece)]
         listed = texts if self.words is None else [plain(line) for line in read_lines(self.words)]
