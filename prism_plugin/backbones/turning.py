@@ -34,6 +34,7 @@ class RowTurning:
 
     def index(self, index: FlatIndex) -> FlatIndex:
         """Where flat positions of the batch stand in the turned one."""
+        index = index.to(self.shift.device)
         row, column = index // self.length, index % self.length
         return row * self.length + (column - self.shift[row]) % self.length
 

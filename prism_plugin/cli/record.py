@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     asked = {**settings, **asdict(recipe.recording), "rows": fingerprint(rows), "model": model_fingerprint(model)}
     folder = RecordingFolder(args.output, json.loads(json.dumps(asked)))
     folder.require_own(fresh=args.fresh)
+    processes.wait_for_everyone()  # or one would begin what another is still asking for
     if args.fresh or not folder.is_finished:
         _record(folder, Recorder(model, rows, recipe.recording, task_of(model)), processes, fresh=args.fresh)
     if processes.is_main_process:

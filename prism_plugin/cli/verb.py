@@ -44,7 +44,7 @@ def run_verb(call: Call, arguments: Sequence[str], load: Callable[[], ModuleType
         The exit code.
     """
     call.shows_traceback = _TRACEBACK in arguments
-    of_user = import_modules(list(arguments))
+    of_user = [one for one in import_modules(list(arguments)) if one != _TRACEBACK]  # wherever it stands, and of every task
     call.module = load()
     about = str(call.module.__doc__).split("\n")[0]
     # a part of `--import` would not import anything

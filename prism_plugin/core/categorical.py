@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.core.float64 import to_float64
-from prism_plugin.core.forbidding import Forbidden, HeldBack
+from prism_plugin.core.forbidding import MOST_RUNS, Forbidden, HeldBack
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowTokens, RowUnits, RowValues
 
@@ -167,7 +167,7 @@ def _first_max(chunk: Rows, forbidden: Forbidden) -> tuple[RowValues, RowTokens]
     """The largest entry of each row that is not forbidden, and the lowest id that has it. Copies only blocks with such ids."""
     whole = chunk.shape[-1] // _BLOCK * _BLOCK
     touched = forbidden.blocks(_BLOCK, whole)
-    if len(touched) > _MOST_BLOCKS:
+    if len(touched) > _MOST_BLOCKS or len(forbidden.everywhere) > MOST_RUNS:
         chunk, touched, forbidden = forbidden.write(chunk.clone()), [], Forbidden(())
     rest = forbidden.between(whole, chunk.shape[-1]).write(chunk[:, whole:].clone())
     if whole == 0:

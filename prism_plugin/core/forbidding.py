@@ -11,7 +11,7 @@ from prism_plugin.types import DrawnMask, Rows, RowUnits
 # Ids as runs of neighbours, [first, one past the last) each, in order: what pads a vocabulary is one.
 Runs = tuple[tuple[int, int], ...]
 # More runs than these are written by an index, which has to be copied to the device, and not one after the other.
-_MOST_RUNS = 32
+MOST_RUNS = 32
 
 
 @lru_cache(maxsize=64)
@@ -73,7 +73,7 @@ class Forbidden:
 
     def write(self, chunk: Rows) -> Rows:
         """Write -inf into rows of logits, in place, and give them back."""
-        if len(self.everywhere) > _MOST_RUNS:
+        if len(self.everywhere) > MOST_RUNS:
             ids = torch.tensor([one for first, end in self.everywhere for one in range(first, end)])
             chunk.index_fill_(-1, ids.to(chunk.device, non_blocking=True), float("-inf"))
         else:

@@ -1,6 +1,7 @@
 """The folder of a recording: what was asked, the chunks while it goes on, and the recorded rows at the end, as parquet."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.recording import Chunk, Recorder, Source, States
 from prism_plugin.parsing import parse_json
 from prism_plugin.reader import differing
-from prism_plugin.writing import write_bytes, write_text
+from prism_plugin.writing import remove_leftovers, write_bytes, write_text
 
 ASKED_FILE = "recording.json"
 TRAIN_FILE, HELD_OUT_FILE = "states.parquet", "held-out.parquet"
 _CHUNKS = "chunks"
+# What a process that was killed at its beginning leaves in a folder.
+_OURS = re.compile(rf"\.{re.escape(ASKED_FILE)}-[0-9a-f]{{32}}|{_CHUNKS}")
 _HISTORY = {"age": "int16", "commit_confidence": "float32", "times_remasked": "int16"}
 
 
@@ -52,7 +55,7 @@ class RecordingFolder:
                 )
             if self.is_finished:
                 shutil.rmtree(self.path / _CHUNKS, ignore_errors=True)  # killed before they were gone
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not _OURS.fullmatch(one.name) for one in self.path.iterdir()):
             raise ConfigurationError(
                 f"`--output` {self.path} holds files of something else and no {ASKED_FILE}; choose an empty or a new folder."
             )
@@ -65,8 +68,8 @@ class RecordingFolder:
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / _CHUNKS, ignore_errors=True)
         if not self.is_finished:
-            (self.path / _CHUNKS).mkdir(parents=True, exist_ok=True)
-            self._write_down({})
+            self._write_down({})  # which makes the folder, and says whose it is
+            (self.path / _CHUNKS).mkdir(exist_ok=True)
 
     def _write_down(self, found: Mapping[str, Any]) -> None:
         write_text(self.path / ASKED_FILE, json.dumps({"asked": self._asked, **found}, indent=2) + "\n")
@@ -76,7 +79,7 @@ class RecordingFolder:
             stored = parse_json((self.path / ASKED_FILE).read_text(encoding="utf-8"))
         except ValueError:
             stored = None
-        if not isinstance(stored, dict):
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(name, {}), dict) for name in ("asked", "found")):
             raise ConfigurationError(f"{self.path / ASKED_FILE} cannot be read as a recording's; start over with --fresh.")
         return stored
 
@@ -110,6 +113,7 @@ class RecordingFolder:
         Raises:
             ConfigurationError: If no state was kept.
         """
+        remove_leftovers(self.path, ASKED_FILE, TRAIN_FILE, HELD_OUT_FILE)
         kept, places, sources = States(), list[float](), [_of_source(one) for one in recorder.recording.sources]
         for chunk in recorder.chunks:
             table = pyarrow.parquet.read_table(self._file_of(chunk))

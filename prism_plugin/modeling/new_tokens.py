@@ -19,7 +19,7 @@ ROWS_FILE = "new_tokens.safetensors"
 
 
 def resized_from(backbone: PreTrainedModel, name: str | None, revision: str | None) -> int | None:
-    """The vocabulary that a backbone was loaded with, where it has another now. Only what lies on this disk is looked at.
+    """The vocabulary that a backbone was loaded with, where it has a larger one now. Only what lies on this disk is looked at.
 
     Args:
         backbone: The model.
@@ -28,13 +28,23 @@ def resized_from(backbone: PreTrainedModel, name: str | None, revision: str | No
 
     Returns:
         The old size; None where it is the same, or nothing tells.
+
+    Raises:
+        ConfigurationError: If it has a smaller one now: which rows were kept is known to nobody.
     """
     config = backbone.config.get_text_config()
     loaded_from = backbone.config.name_or_path
     stated = stated_config(loaded_from or name, None if loaded_from and loaded_from != name else revision)
     key = config.attribute_map.get("vocab_size", "vocab_size")
     before = next((one[key] for one in (stated, stated.get("text_config") or {}) if key in one), None)
-    return before if isinstance(before, int) and before != config.vocab_size else None
+    if not isinstance(before, int) or before == config.vocab_size:
+        return None
+    if before > config.vocab_size:
+        raise ConfigurationError(
+            f"The backbone has {config.vocab_size} tokens, but was loaded with {before}, and which of them were kept could not "
+            "be told again; save the backbone with its smaller vocabulary into a folder, and load it from there."
+        )
+    return before
 
 
 def new_rows(backbone: PreTrainedModel, spec: BackboneSpec, first: int) -> dict[str, Tensor]:

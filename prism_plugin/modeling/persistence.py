@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prism_plugin.backbones import looks_like_path, read_weights
+from prism_plugin.backbones import get_backbone_spec, looks_like_path, read_weights
 from prism_plugin.errors import StoredStateError
 from prism_plugin.modeling.adapter_files import (
     ADAPTER_FILE,
@@ -193,9 +193,11 @@ def load_weights(model: HeadedBackbone, directory: str | Path) -> None:
     """
     stored = read_stored(Path(directory))
     require_same_backbone(stored.config, stored.folder, model.plain_backbone, model.spec)
-    has_adapter = isinstance(model.backbone, PeftModel)
+    has_adapter, family = isinstance(model.backbone, PeftModel), get_backbone_spec(model.plain_backbone)
     for key, expected, found in (
         ("has_adapter", has_adapter, stored.adapter is not None),
+        # what is not written is what the family has by now, whoever says so
+        ("logits_alignment", model.spec.logits_alignment, stored.config.logits_alignment or family.logits_alignment),
         *((key, getattr(model.prism_config, key), getattr(stored.config, key)) for key in ("mask_token_id", "head")),
         *(
             (key, getattr(model.prism_config, key), getattr(stored.config, key))

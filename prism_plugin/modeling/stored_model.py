@@ -23,7 +23,7 @@ from prism_plugin.modeling.config_file import (
 from prism_plugin.modeling.new_tokens import put_rows, read_rows, resize_as_recorded
 from prism_plugin.modeling.strict_files import read_json
 
-_SAY_WHERE = "say where it is now by `backbone` (on the command line `--backbone`)"
+_SAY_WHERE = "say where it is now by `backbone`"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def allow_for_idle_parameters(
             f"{what}; with several processes `ddp_find_unused_parameters` must not be False then, so leave it out."
         )
     if idle and accelerator.is_main_process:
-        logger.warning(f"{what}. They stay as they are.")
+        logger.warning(
+            f"{what}, at a look at a few plain tokens. They stay as they are, unless others reach them, as they may experts."
+        )
     if accelerator.ddp_handler is not None and args.ddp_find_unused_parameters is None:
         accelerator.ddp_handler.find_unused_parameters = of_any
 

@@ -112,6 +112,15 @@ def test_an_error_has_a_line_of_its_own_beside_an_open_bar(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("\nprism-plugin sample: No.\n")
 
 
+@pytest.fixture
+def interruptible():
+    """What is started in the background has SIGINT ignored, the tests then too; a person's terminal has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_train_that_is_interrupted_says_how_to_go_on(recipe, monkeypatch, capsys):
     log = PrismTrainer.log
 
@@ -135,12 +144,14 @@ def test_train_that_is_interrupted_says_how_to_go_on(recipe, monkeypatch, capsys
     assert "steps" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_the_verb_is_still_imported(monkeypatch, capsys):
     monkeypatch.setattr("prism_plugin.cli.main.importlib.import_module", lambda _: signal.raise_signal(signal.SIGINT))
     assert cli.main(["train", "--recipe", "x"]) == 130
     assert_sentence(capsys.readouterr(), "train: stopped before anything was done.")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_sample_that_is_interrupted_says_how_to_go_on(writer, monkeypatch, capsys):
     monkeypatch.setattr(show.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     assert cli.main([*SAMPLE, str(writer), "--watch"]) == 130
@@ -179,3 +190,11 @@ def test_an_answer_that_the_terminal_cannot_show_is_not_lost(monkeypatch, tmp_pa
         monkeypatch.setattr("sys.stdout", ascii_only)
         assert cli.main(["sample", "a", "--adapter", "x"]) == 0
     assert (tmp_path / "out").read_text() == "\\xe9\n"
+
+
+@pytest.mark.parametrize("task", [["sudoku"], ["quality", "--on", "drafts"]])
+def test_a_traceback_can_be_asked_of_every_task(task, capsys):
+    assert cli.main(["eval", *task, "--adapter", "./none", "--data", "none.jsonl", "--traceback"]) == 2
+    told = capsys.readouterr().err
+    assert "nothing reads" not in told
+    assert "Traceback" in told

@@ -71,7 +71,7 @@ def test_answers_are_run_and_judged(tmp_path, model):
 def test_known_rows_are_the_solutions(tmp_path):
     task, rows = rows_of(tmp_path, ADD, TWICE)
     assert task.known(rows[:1]) == [{"prompt": ADD["prompt"], "completion": ADD["canonical_solution"]}]
-    with pytest.raises(DataFormatError, match=r"row 1 \(7\) must say a solution, `canonical_solution` or `code`, found none"):
+    with pytest.raises(DataFormatError, match=r"row 2 \(7\) must say a solution, `canonical_solution` or `code`, found none"):
         task.known(rows)
 
 
@@ -146,12 +146,12 @@ def test_limits_in_which_python_cannot_start_are_refused():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "def f():\n"}, "row 0: a function needs `prompt`, `test` and `entry_point` .*, found prompt"),
-        ({**ADD, "entry_point": "a b"}, r"row 0 \(Test/0\): `entry_point` must name a function, found 'a b'"),
-        ({**ADD, "test": "def check("}, r"row 0 \(Test/0\): tests must be Python, but .* \(<unknown>, line 1\)"),
-        ({**ADD, "prompt": 3}, r"row 0 \(Test/0\): `prompt` must be text, found int"),
-        ({**TWICE, "test_list": []}, r"row 0 \(7\): `test_list` must hold a test, found none"),
-        ({**TWICE, "test_list": "assert x"}, r"row 0 \(7\): `test_list` must list texts, found 'assert x'"),
+        ({"prompt": "def f():\n"}, "row 1: a function needs `prompt`, `test` and `entry_point` .*, found prompt"),
+        ({**ADD, "entry_point": "a b"}, r"row 1 \(Test/0\): `entry_point` must name a function, found 'a b'"),
+        ({**ADD, "test": "def check("}, r"row 1 \(Test/0\): tests must be Python, but .* \(<unknown>, line 1\)"),
+        ({**ADD, "prompt": 3}, r"row 1 \(Test/0\): `prompt` must be text, found int"),
+        ({**TWICE, "test_list": []}, r"row 1 \(7\): `test_list` must hold a test, found none"),
+        ({**TWICE, "test_list": "assert x"}, r"row 1 \(7\): `test_list` must list texts, found 'assert x'"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path, row, words):

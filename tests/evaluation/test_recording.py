@@ -197,6 +197,22 @@ def test_another_recording_and_files_of_others_stay(tmp_path, recorder):
     mine.begin(fresh=False)
     with pytest.raises(ConfigurationError, match="holds another recording, which differs in seed"):
         RecordingFolder(tmp_path / "states", {"seed": 4, "sources": [{"preset": "prism"}]}).require_own()
+    (tmp_path / "killed" / "chunks").mkdir(parents=True)  # by a process that was killed at its beginning
+    (tmp_path / "killed" / f".recording.json-{32 * 'a'}").write_text("{")
+    (tmp_path / "killed" / f".states.parquet-{32 * 'b'}").write_text("")
+    killed = RecordingFolder(tmp_path / "killed", {})
+    with pytest.raises(ConfigurationError, match="files of something else"):
+        killed.require_own()  # the states are written when the recording is known
+    (tmp_path / "killed" / f".states.parquet-{32 * 'b'}").unlink()
+    killed.require_own()
+    killed.begin(fresh=False)
+    (tmp_path / "killed" / f".states.parquet-{32 * 'b'}").write_text("")
+    run(killed, recorder, recorder.chunks)
+    killed.finish(recorder)
+    assert sorted(one.name for one in killed.path.iterdir()) == [HELD_OUT_FILE, "recording.json", TRAIN_FILE]
+    (tmp_path / "killed" / "recording.json").write_text('{"asked": 5}')
+    with pytest.raises(ConfigurationError, match="cannot be read as a recording's; start over with --fresh"):
+        killed.require_own()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("...")
     for fresh in (False, True):

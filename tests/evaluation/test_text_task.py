@@ -139,7 +139,7 @@ def test_texts_are_rows_or_pieces(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "file", "error", "words"),
     [
-        ({"reference": None}, "a b c", ConfigurationError, r"name a file of them, .* `reference` \(`--reference FILE`\)"),
+        ({"reference": None}, "a b c", ConfigurationError, r"name a file of them, .* `reference=FILE`"),
         ({"reference": "nowhere.txt"}, "a b c", DataFormatError, "nowhere.txt cannot be read"),
         ({"reference": "numbers.txt"}, "a b c", DataFormatError, "numbers.txt holds no word to judge by"),
         ({}, " \n", DataFormatError, "data.txt holds no text"),

@@ -148,8 +148,9 @@ def test_what_is_compared(alignment, size):
     assert len({(row // 400 % size, row % 400) for row in at.tolist()}) == 512, "each token once"
     assert present[at - 1].all(), "nothing behind padding"
     assert torch.equal(filled[:, 3] == 1, (ids[at] != ids[at - 1]) & (ids[at] != ids[at + 1]))
-    full = model.plain_backbone(input_ids=asked["ids"], attention_mask=asked["mask"]).logits.flatten(0, 1)
-    expected = cross_entropy(full[at if alignment == "same_position" else at - 1], ids[at], reduction="none")
+    turned = {"input_ids": asked["ids"].roll(-50, 1), "attention_mask": asked["mask"].roll(-50, 1)}  # where a row alone stands
+    full = model.plain_backbone(**turned).logits.flatten(0, 1)
+    expected = cross_entropy(full[at - 50 if alignment == "same_position" else at - 51], ids[at], reduction="none")
     torch.testing.assert_close(filled[:, 1], expected, atol=1e-4, rtol=0)
 
 

@@ -93,7 +93,7 @@ class Code:
         self._require_leave()
         read = read_rows(str(path))
         chosen = read.select(range(min(len(read), limit or len(read))))
-        found = [_function(row, f"{path}, row {number}") for number, row in enumerate(chosen)]
+        found = [_function(row, f"{path}, row {number}") for number, row in enumerate(chosen, start=1)]
         require_runs(seconds=self.seconds, memory_mb=self.memory_mb)
         return found
 

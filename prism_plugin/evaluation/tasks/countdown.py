@@ -61,8 +61,8 @@ class Countdown:
         """
         if getattr(model.tokenizer, "eos_token_id", None) is None:
             raise ConfigurationError(
-                "Countdown is text, so the adapter needs a tokenizer with a token for the end of a text, and has none; use one "
-                "such as adapters/countdown/weights."
+                "Countdown is text, so the adapter needs a tokenizer with a token for the end of a text, and has none; give it "
+                "its backbone's."
             )
 
     def rows(self, path: str | Path, limit: int | None = None) -> list[Problem]:

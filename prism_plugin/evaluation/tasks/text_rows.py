@@ -43,7 +43,7 @@ def _column(path: Path) -> list[str]:
     rows = read_rows(str(path))
     if "text" not in rows.column_names:
         raise DataFormatError(f"{path}: rows need a column `text`, found {', '.join(rows.column_names)}; rename one.")
-    for number, text in enumerate(rows["text"]):
+    for number, text in enumerate(rows["text"], start=1):
         if not isinstance(text, str):
             raise DataFormatError(f"{path}, row {number}: `text` must be text, found {type(text).__name__}.")
     return list(rows["text"])
