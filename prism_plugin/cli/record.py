@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
 from rich.console import Console
 
@@ -182,8 +183,10 @@ def _rows_and_model(
     else:
         place = str(recipe.backbone)
         tokenizer = load_tokenizer(place, **trusted) if recipe.tokenizer else None
-        config = PrismConfig(mask_token_id=recipe.mask_token_id)
-        model = attach_quality_head(load_backbone(place, **trusted, **where), config, tokenizer=tokenizer)
+        config, backbone = PrismConfig(mask_token_id=recipe.mask_token_id), load_backbone(place, **trusted, **where)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # nobody asks the head, but by its weights a recording is known again
+            model = attach_quality_head(backbone, config, tokenizer=tokenizer)
     task = task_of(model)
     if Path(data.path).suffix == ".txt" and task is not None:
         raw = as_dataset(task.known(task.rows(data.path, data.limit), model))

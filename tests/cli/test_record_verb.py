@@ -33,6 +33,9 @@ def test_a_preset_on_rows_with_a_model_that_has_no_head(writer, data, tmp_path, 
     table = pyarrow.parquet.read_table(tmp_path / "states" / "states.parquet").to_pylist()
     assert {"age", "commit_confidence", "times_remasked"} < set(table[0])
 
+    assert main([*command, "--backbone", str(writer.parent / "backbone")]) == 0  # the same again: it is there
+    assert json.loads(capsys.readouterr().out) == found
+
     # an adapter gives the same, since it is trained in nothing yet; the folder is another recording's to it
     assert main([*command, "--adapter", str(writer), "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == found
