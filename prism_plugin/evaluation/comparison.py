@@ -24,8 +24,8 @@ from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 
-Load = Callable[[str | Path], PrismModel]
-"""Loads an adapter from a folder, or from the Hub by its id."""
+Load = Callable[[str | Path, str | Path | None], PrismModel]
+"""Loads an adapter from a folder, or from the Hub by its id, with the backbone that lies where it says, or where it is told."""
 
 
 class Progress(Protocol):
@@ -69,14 +69,15 @@ class _Models:
     """Loads an adapter when it is needed; the last one stays."""
 
     load: Load
-    place: str | Path | None = None
+    places: tuple[str | Path, str | Path | None] | None = None
     model: PrismModel | None = None
 
-    def get(self, place: str | Path) -> PrismModel:
-        """The adapter of a place, as it was trained."""
-        if self.model is None or self.place != place:
+    def get(self, task: ComparedTask, name: str) -> PrismModel:
+        """An adapter of a task, as it was trained."""
+        places = task.adapters[name], task.backbones.get(name)
+        if self.model is None or self.places != places:
             self.model = None  # before the next one takes its memory
-            self.place, self.model = place, self.load(place)
+            self.places, self.model = places, self.load(*places)
         return self.model
 
 
@@ -122,11 +123,11 @@ def _cells(comparison: Comparison, models: _Models, limit: int | None, batch_siz
         # a file by what it holds, wherever it lies
         files = {name: file_fingerprint(Path(file)) for name, file in files_of(task.task).items()}
         asked = _plain({**TASKS.to_dict(task.task), **files})
-        for name, place in task.adapters.items():
+        for name in task.adapters:
             with naming(f"{comparison.path}, `tasks`, `{task.name}`, adapter `{name}`"):
-                task.task.require_model(models.get(place))
-                _require_trials(comparison, task, models.get(place), [*validation.rows, *test.rows], batch_size)
-            yield _Cell(task, asked, name, validation, test, model_fingerprint(models.get(place)))
+                task.task.require_model(models.get(task, name))
+                _require_trials(comparison, task, models.get(task, name), [*validation.rows, *test.rows], batch_size)
+            yield _Cell(task, asked, name, validation, test, model_fingerprint(models.get(task, name)))
 
 
 def _rows(task: ComparedTask, path: Path, limit: int | None) -> _Rows:
@@ -205,7 +206,7 @@ class _Work:
         if found is None:
             what = f"{cell.task.name}, {cell.adapter}, {split}: {preset}, {num_steps} steps, seed {seed}"
             self.progress.begin(what, math.ceil(len(rows.rows) / self.batch_size) * num_steps)
-            model = self.models.get(cell.task.adapters[cell.adapter])
+            model = self.models.get(cell.task, cell.adapter)
             model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
             filler = RemaskingSampler(model, **vars(sampler))
             began = time.perf_counter()

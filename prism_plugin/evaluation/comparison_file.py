@@ -33,6 +33,7 @@ class TaskSection:
         validation: File of the rows that each preset's settings are chosen on.
         test: File of the rows that are reported.
         adapters: Folders, or ids on the Hub, by the names that the tables give them.
+        backbones: Folders, or ids on the Hub, of the backbones that are no longer where their adapters say, by adapter.
         budgets: Numbers of steps that every preset is run with.
         more_steps: Further numbers of steps, by preset: for one that stops early, and so may spend more on a hard row.
     """
@@ -43,9 +44,16 @@ class TaskSection:
     adapters: dict[str, str]
     budgets: tuple[int, ...]
     more_steps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    backbones: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_names(self.adapters, "adapters")
+        for name in self.backbones:
+            if name not in self.adapters:
+                near = did_you_mean(name, self.adapters)
+                raise ConfigurationError(
+                    f"`backbones` must name `adapters` of this task, found {name!r}{near}; write it as there."
+                )
         require_ints(self, "budgets", minimum=1)
         _require_once(self.budgets, "budgets")
         for preset, steps in self.more_steps.items():
@@ -117,6 +125,7 @@ class ComparedTask:
         validation: File of the validation rows.
         test: File of the test rows.
         adapters: Where each lies, by name.
+        backbones: Where the backbones of some of them lie, by the adapter's name.
         section: What the file says.
     """
 
@@ -125,6 +134,7 @@ class ComparedTask:
     validation: Path
     test: Path
     adapters: Mapping[str, str | Path]
+    backbones: Mapping[str, str | Path]
     section: TaskSection
 
 
@@ -165,6 +175,7 @@ class Comparison:
             found |= {f"the validation rows of {task.name}": task.validation, f"the test rows of {task.name}": task.test}
             found |= {f"the file `{name}` of {task.name}": file for name, file in files_of(task.task).items()}
             found |= {f"the adapter {name} of {task.name}": place for name, place in task.adapters.items()}
+            found |= {f"the backbone of the adapter {name} of {task.name}": place for name, place in task.backbones.items()}
         return found
 
 
@@ -214,8 +225,11 @@ def _task(path: Path, name: str, section: TaskSection, presets: Collection[str])
             f"{source}: `validation` and `test` must be other rows, or settings would be chosen on those that are reported, "
             f"found {section.test} for both."
         )
-    adapters = {key: _adapter(source, path.parent, key, value) for key, value in section.adapters.items()}
-    return ComparedTask(name, task, files["validation"], files["test"], adapters, section)
+    adapters, backbones = (
+        {key: _place(f"{source}, `{which}`", path.parent, key, value, what) for key, value in getattr(section, which).items()}
+        for which, what in (("adapters", "an adapter"), ("backbones", "a backbone"))
+    )
+    return ComparedTask(name, task, files["validation"], files["test"], adapters, backbones, section)
 
 
 def files_of(task: Task) -> dict[str, str]:
@@ -231,15 +245,14 @@ def _file(source: str, path: Path, name: str, value: str, what: str) -> Path:
     return file
 
 
-def _adapter(source: str, folder: Path, name: str, value: str) -> str | Path:
-    """An adapter's folder; what is not there and may be an id on the Hub is taken for one."""
+def _place(source: str, folder: Path, name: str, value: str, what: str) -> str | Path:
+    """The folder of an adapter or a backbone; what is not there and may be an id on the Hub is taken for one."""
     place = folder / Path(value).expanduser()
     if place.is_dir():
         return place
     if not value.strip() or looks_like_path(value) or Path(value).exists():
         raise ConfigurationError(
-            f"{source}, `adapters`: `{name}` must be a folder with an adapter or an id on the Hub, but there is no "
-            f"folder {place}."
+            f"{source}: `{name}` must be a folder with {what} or an id on the Hub, but there is no folder {place}."
         )
     return value
 

@@ -158,6 +158,26 @@ def test_several_adapters_are_measured_apart(made, tmp_path, capsys):
     assert len({*output.glob("sudoku/*/sampler.yaml")}) == 2
 
 
+def test_a_backbone_that_was_moved_and_code_of_its_own_are_told_to_the_loader(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "made")
+    shutil.copytree(folder / "backbone", folder / "moved")
+    content = changed((*SUDOKU, "adapters"), {"old": "weights", "new": "weights"})
+    content["tasks"]["sudoku"]["backbones"] = {"new": "moved"}
+    (folder / "compare.yaml").write_text(yaml.safe_dump(content))
+    reads = read_comparison(folder / "compare.yaml").reads
+    assert reads["the backbone of the adapter new of sudoku"] == folder / "moved"
+    load, loaded = PrismModel.from_pretrained, []
+
+    def noted(place, backbone, **options):
+        loaded.append((place, backbone, options["trust_remote_code"]))
+        return load(place, backbone, **options)
+
+    monkeypatch.setattr(PrismModel, "from_pretrained", noted)
+    options = ["--presets", "threshold", "--limit", "1", "--trust-remote-code"]
+    assert cli.main(["compare", str(folder / "compare.yaml"), "--output", str(tmp_path / "out"), *options]) == 0
+    assert {*loaded[:2]} == {(folder / "weights", None, True), (folder / "weights", folder / "moved", True)}
+
+
 def changed(path, value):
     content = json.loads(json.dumps(CONTENT))
     *owners, last = path
@@ -189,6 +209,16 @@ SUDOKU = ("tasks", "sudoku")
         ((*SUDOKU, "test"), "validation.txt", "`validation` and `test` must be other rows"),
         ((*SUDOKU, "test"), "tests.txt", "`test` must be a file of puzzles"),
         ((*SUDOKU, "adapters"), {"tiny": "./nothing"}, "`tiny` must be a folder with an adapter or an id on the Hub"),
+        (
+            (*SUDOKU, "backbones"),
+            {"tny": "backbone"},
+            "`backbones` must name `adapters` of this task, found 'tny' (did you mean",
+        ),
+        (
+            (*SUDOKU, "backbones"),
+            {"tiny": "./nothing"},
+            "`backbones`: `tiny` must be a folder with a backbone or an id on the Hub",
+        ),
         ((*SUDOKU, "adapters"), {"a/b": "weights"}, "names of `adapters` are letters"),
         (("presets", "prism"), [{}], "every preset must have as many trials as the others, at least one"),
         (("presets", "prism"), [{}, {}], "`presets`, `prism` must hold each only once"),
