@@ -12,6 +12,7 @@ from typing import Any
 from prism_plugin.backbones import looks_like_path
 from prism_plugin.core.validation import require_ints, require_seed
 from prism_plugin.errors import ConfigurationError, UnknownNameError, did_you_mean
+from prism_plugin.evaluation.fingerprints import file_fingerprint
 from prism_plugin.evaluation.tasks import TASKS, Task
 from prism_plugin.parsing_yaml import read_yaml
 from prism_plugin.reader import from_mapping, naming
@@ -220,10 +221,10 @@ def _task(path: Path, name: str, section: TaskSection, presets: Collection[str])
     own = {name: str(_file(source, path, name, value, "what the task reads")) for name, value in files_of(task).items()}
     task = replace(task, **own)  # type: ignore[type-var]  # a dataclass, as `register` checks
     files = {rows: _file(source, path, rows, getattr(section, rows), task.data_is) for rows in ("validation", "test")}
-    if files["validation"].samefile(files["test"]):
+    if file_fingerprint(files["validation"]) == file_fingerprint(files["test"]):
         raise ConfigurationError(
             f"{source}: `validation` and `test` must be other rows, or settings would be chosen on those that are reported, "
-            f"found {section.test} for both."
+            f"found the same in {section.validation} and {section.test}; name another file for one of them."
         )
     adapters, backbones = (
         {key: _place(f"{source}, `{which}`", path.parent, key, value, what) for key, value in getattr(section, which).items()}

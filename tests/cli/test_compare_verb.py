@@ -55,6 +55,7 @@ def made(tmp_path_factory):
     puzzles = [format_grid(cells) for blanks in (1, 6) for cells in make_puzzles(8, seed=blanks, num_blanks=blanks)[0]]
     (folder / "validation.txt").write_text("\n".join(puzzles[::4]) + "\n")
     (folder / "test.txt").write_text("\n".join(puzzles[:7] + puzzles[9:12]) + "\n")
+    shutil.copy(folder / "validation.txt", folder / "copy.txt")
     (folder / "compare.yaml").write_text(yaml.safe_dump(CONTENT))
     return folder
 
@@ -207,6 +208,7 @@ SUDOKU = ("tasks", "sudoku")
         ),
         ((*SUDOKU, "more_steps"), {"prsm": [9]}, "`more_steps` of sudoku must name presets of this file, found 'prsm'"),
         ((*SUDOKU, "test"), "validation.txt", "`validation` and `test` must be other rows"),
+        ((*SUDOKU, "test"), "copy.txt", "`validation` and `test` must be other rows"),
         ((*SUDOKU, "test"), "tests.txt", "`test` must be a file of puzzles"),
         ((*SUDOKU, "adapters"), {"tiny": "./nothing"}, "`tiny` must be a folder with an adapter or an id on the Hub"),
         (
@@ -294,6 +296,8 @@ def test_what_an_adapter_cannot_run_is_found_before_any_row_is_filled(made, writ
         ("inside", "`--output` must be apart from all that is read"),
         ("locked", "is in use by another process"),
         ("log", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
+        ("word", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
+        ("row", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tmp_path, monkeypatch, capsys, change, words):
@@ -302,7 +306,7 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
     shutil.copytree(made, folder)
     options = ["--limit", "2"] if change == "limit" else []
     if change == "rows":
-        (folder / "test.txt").write_text((folder / "validation.txt").read_text())
+        (folder / "test.txt").write_text("\n".join((folder / "test.txt").read_text().splitlines()[1:]))
     elif change == "weights":
         model = PrismModel.from_pretrained(folder / "weights")
         torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
@@ -312,9 +316,15 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
         (output / "results.csv").write_text("mine")
     elif change == "inside":
         output = folder / "weights" / "out"
-    elif change == "log":
+    elif change in ("log", "word", "row"):
         lines = (output / "runs.jsonl").read_bytes().split(b"\n")
-        (output / "runs.jsonl").write_bytes(b"\n".join([lines[0], b"{}", *lines[2:]]))
+        run = json.loads(lines[1])
+        if change == "word":
+            run["figures"]["success"]["total"][0] = "one"
+        else:
+            run["figures"]["success"]["total"].pop()
+        lines[1] = b"{}" if change == "log" else json.dumps(run).encode()
+        (output / "runs.jsonl").write_bytes(b"\n".join(lines))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with (output / "runs.jsonl").open("ab") if change == "locked" else (folder / "compare.yaml").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
