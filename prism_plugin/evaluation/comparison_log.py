@@ -74,8 +74,15 @@ class Run:
     def figure(self, name: str) -> Figure:
         """A figure, by row."""
         kept = self.figures[name]
-        total, count = (torch.tensor(numbers, dtype=torch.float64) for numbers in (kept.total, kept.count))
-        return Figure(total, count)
+        return Figure(_tensor(kept.total), _tensor(kept.count))
+
+    def require_numbers(self) -> None:
+        """See that all its lists are of numbers, one for each row, or raise what torch does, or ValueError."""
+        figures = [self.figure(name) for name in self.figures]
+        tensors = [_tensor(self.forwards), _tensor(self.positions)]
+        tensors += [tensor for figure in figures for tensor in (figure.total, figure.count)]
+        if any(tensor.shape != (len(self.forwards),) for tensor in tensors):
+            raise ValueError("its lists must be of numbers, one for each row")
 
 
 class RunLog:
@@ -115,8 +122,10 @@ class RunLog:
 
     def _read(self, line: bytes, number: int) -> Run:
         try:
-            return from_mapping(Run, parse_json(line.decode()), source=str(self._path), whole=True)
-        except (ValueError, PrismError) as error:
+            run = from_mapping(Run, parse_json(line.decode()), source=str(self._path), whole=True)
+            run.require_numbers()
+            return run
+        except (ValueError, TypeError, RuntimeError, OverflowError, PrismError) as error:  # what torch says of other things
             raise StoredStateError(
                 f"{self._path}, line {number}: a line must be a run as `compare` wrote it, but it is not ({error}); take the "
                 "line away, and its run is made again."
@@ -196,6 +205,10 @@ def _refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _key(asked: Mapping[str, Any]) -> str:
     return json.dumps(asked, sort_keys=True)
+
+
+def _tensor(numbers: list) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _numbers(values: torch.Tensor) -> list[int | float]:
