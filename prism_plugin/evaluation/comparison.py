@@ -4,7 +4,6 @@ All is checked before any row is filled; each run is kept when it is done, so th
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from prism_plugin.evaluation.compare import answer_rows
+from prism_plugin.evaluation.compare import answer_rows, row_batches
 from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of
 from prism_plugin.evaluation.comparison_log import Run, RunLog, opened_log, require_folder
 from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
@@ -139,7 +138,8 @@ def _require_trials(
     comparison: Comparison, task: ComparedTask, model: PrismModel, rows: Sequence[Any], batch_size: int
 ) -> None:
     """Make every sampler, and lay out every row for it; what is the same for two samplers is laid out once."""
-    canvases = [task.task.canvas(rows[start : start + batch_size], model) for start in range(0, len(rows), batch_size)]
+    batches = row_batches(task.task, model, rows, batch_size)
+    canvases = [task.task.canvas([rows[number] for number in numbers], model) for numbers in batches]
     laid = set()
     for preset, num_steps, settings in comparison.trials(task):
         with comparison.naming_trial(preset, num_steps, settings):
@@ -205,8 +205,9 @@ class _Work:
         found = self.log.find(asked)
         if found is None:
             what = f"{cell.task.name}, {cell.adapter}, {split}: {preset}, {num_steps} steps, seed {seed}"
-            self.progress.begin(what, math.ceil(len(rows.rows) / self.batch_size) * num_steps)
             model = self.models.get(cell.task, cell.adapter)
+            batches = row_batches(cell.task.task, model, rows.rows, self.batch_size)
+            self.progress.begin(what, len(batches) * num_steps)
             model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
             filler = RemaskingSampler(model, **vars(sampler))
             began = time.perf_counter()
