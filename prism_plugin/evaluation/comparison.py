@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from prism_plugin.evaluation.compare import answer_rows, row_batches
 from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of
-from prism_plugin.evaluation.comparison_log import Run, RunLog, opened_log, require_folder
+from prism_plugin.evaluation.comparison_log import About, Run, RunLog, TaskAbout, opened_log, require_folder
 from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
 from prism_plugin.evaluation.fingerprints import file_fingerprint, model_fingerprint
 from prism_plugin.evaluation.tasks import TASKS
@@ -100,16 +100,16 @@ def compare(
     require_apart(output, comparison.reads, "`--output`")
     models = _Models(load)
     cells = list(_cells(comparison, models, limit, batch_size))
-    about = {"limit": limit, "tasks": {task.name: _about(task, cells) for task in comparison.tasks}}
+    about = About(limit, {task.name: _about(task, cells) for task in comparison.tasks})
     with opened_log(output, about) as log:
         work = _Work(comparison, log, models, batch_size, progress)
         return Results(limit, tuple(work.measure(cell) for cell in cells))
 
 
-def _about(task: ComparedTask, cells: Sequence[_Cell]) -> dict[str, Any]:
+def _about(task: ComparedTask, cells: Sequence[_Cell]) -> TaskAbout:
     own = [cell for cell in cells if cell.task is task]
-    rows = {"validation": own[0].validation.fingerprint, "test": own[0].test.fingerprint}
-    return {"task": own[0].asked, **rows, "adapters": {cell.adapter: cell.fingerprint for cell in own}}
+    adapters = {cell.adapter: cell.fingerprint for cell in own}
+    return TaskAbout(own[0].asked, own[0].validation.fingerprint, own[0].test.fingerprint, adapters)
 
 
 # ---- before any work ----

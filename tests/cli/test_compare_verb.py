@@ -179,6 +179,30 @@ def test_a_backbone_that_was_moved_and_code_of_its_own_are_told_to_the_loader(ma
     assert {*loaded[:2]} == {(folder / "weights", None, True), (folder / "weights", folder / "moved", True)}
 
 
+def test_adapters_and_tasks_that_come_later_keep_the_old_runs(made, done, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "made")
+    output, before = folder / "out", (folder / "out" / "runs.jsonl").read_bytes()
+    model = PrismModel.from_pretrained(folder / "weights")
+    torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
+    model.save_pretrained(folder / "other")
+    content = changed((*SUDOKU, "adapters"), {"tiny": "weights", "zero": "other"})
+    content["tasks"]["turned"] = {**CONTENT["tasks"]["sudoku"], "validation": "test.txt", "test": "validation.txt"}
+    (folder / "later.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    arguments = ["compare", str(folder / "later.yaml"), "--output", str(output), "--presets", "threshold"]
+    assert cli.main(arguments) == 0
+    after = (output / "runs.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert after.count(b"\n") > before.count(b"\n") + (4 + 2), "of the adapter, and of the task what no other had asked"
+    about = (output / "comparison.json").read_bytes()
+    assert {name: list(task["adapters"]) for name, task in json.loads(about)["tasks"].items()} == {
+        "sudoku": ["tiny", "zero"],
+        "turned": ["tiny"],
+    }
+    assert cli.main(["compare", str(folder / "compare.yaml"), "--output", str(output)]) == 0
+    assert (output / "comparison.json").read_bytes() == about
+    assert (output / "runs.jsonl").read_bytes() == after
+
+
 def changed(path, value):
     content = json.loads(json.dumps(CONTENT))
     *owners, last = path
