@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the results, and of the runs to go on with"
     )
-    parser.add_argument("--presets", metavar="NAME,NAME", help="run only these of the file (default: all)")
+    parser.add_argument(
+        "--presets",
+        metavar="NAME,NAME",
+        help="run only these of the file, and show the others where all their runs are there (default: run all)",
+    )
     parser.add_argument("--limit", type=int, help="use only the first rows of each file, to try it")
     add_code_option(parser, whose="a backbone")
     add_device_options(parser, batch_size=BATCH_SIZE)

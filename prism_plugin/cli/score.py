@@ -82,8 +82,8 @@ def _rated(args: argparse.Namespace, model: PrismModel, texts: dict[str, str]) -
         note = stack.enter_context(counting_progress("rating", len(batches), "batches")) if len(batches) > 1 else None
         for rows in batches:
             scored = model.score([all_texts[row] for row in rows], batch_size=len(rows), return_tokens=True)
-            for place, row in enumerate(rows):
-                rated[row] = _tokens(model, scored, place, args.doubt_below)
+            for index, row in enumerate(rows):
+                rated[row] = _tokens(model, scored, index, args.doubt_below)
             if note is not None:
                 note()
     return rated

@@ -147,6 +147,7 @@ class Comparison:
         path: The file.
         tasks: The tasks.
         presets: The settings that are tried of each.
+        asked: Presets that are run. Of the others those are told whose runs are there.
         seeds: Of the test rows' draws.
         differences: Pairs of presets whose difference is shown.
     """
@@ -154,12 +155,15 @@ class Comparison:
     path: Path
     tasks: tuple[ComparedTask, ...]
     presets: Mapping[str, tuple[Trial, ...]]
+    asked: tuple[str, ...]
     seeds: tuple[int, ...]
     differences: tuple[tuple[str, str], ...]
 
-    def trials(self, task: ComparedTask) -> Iterator[tuple[str, int, Trial]]:
-        """Preset, number of steps and settings of every trial of a task, in order."""
+    def trials(self, task: ComparedTask, presets: Collection[str]) -> Iterator[tuple[str, int, Trial]]:
+        """Preset, number of steps and settings of every trial of a task with some presets, in the order of the file."""
         for preset, trials in self.presets.items():
+            if preset not in presets:
+                continue
             for num_steps in task.section.steps_of(preset):
                 for settings in trials:
                     yield preset, num_steps, settings
@@ -185,7 +189,7 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
 
     Args:
         path: YAML file. Paths in it are relative to its folder.
-        presets: Which of its presets are run; None: all. Differences from others are left out.
+        presets: Which of its presets are run; None: all.
 
     Raises:
         ConfigurationError: If the file cannot be read, a value is of another type or out of range, or what it names is not
@@ -194,28 +198,27 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
         UnknownNameError: If there is no such task or preset.
     """
     file = from_mapping(_File, read_yaml(path, "The comparison"), source=str(path))
-    chosen = _chosen(path, file, presets)
-    tasks = tuple(_task(path, name, section, chosen) for name, section in file.tasks.items())
-    differences = tuple(pair for pair in file.differences if set(pair) <= set(chosen))
-    comparison = Comparison(path, tasks, chosen, file.seeds, differences)
+    asked = _asked(path, file, presets)
+    tasks = tuple(_task(path, name, section) for name, section in file.tasks.items())
+    comparison = Comparison(path, tasks, file.presets, asked, file.seeds, file.differences)
     for task in tasks:
-        for preset, num_steps, settings in comparison.trials(task):
+        for preset, num_steps, settings in comparison.trials(task, file.presets):
             with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
                 SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
     return comparison
 
 
-def _chosen(path: Path, file: _File, presets: Sequence[str] | None) -> dict[str, tuple[dict[str, Any], ...]]:
+def _asked(path: Path, file: _File, presets: Sequence[str] | None) -> tuple[str, ...]:
     for name in presets or ():
         if name not in file.presets:
             known = ", ".join(file.presets)
             raise UnknownNameError(f"{path} has no preset {name!r}{did_you_mean(name, file.presets)}; it has {known}.")
         if presets is not None and presets.count(name) > 1:
             raise ConfigurationError(f"`--presets` takes each preset once, found {name!r} twice; leave one of them out.")
-    return {name: trials for name, trials in file.presets.items() if presets is None or name in presets}
+    return tuple(name for name in file.presets if presets is None or name in presets)
 
 
-def _task(path: Path, name: str, section: TaskSection, presets: Collection[str]) -> ComparedTask:
+def _task(path: Path, name: str, section: TaskSection) -> ComparedTask:
     source = f"{path}, `tasks`, `{name}`"
     task = TASKS.from_dict(section.task, source=f"{source}, `task`")
     own = {name: str(_file(source, path, name, value, "what the task reads")) for name, value in files_of(task).items()}

@@ -5,24 +5,22 @@ import fcntl
 import json
 import re
 import shutil
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import yaml
-from pages import ROOT, blocks, tables, text_of
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
 from prism_plugin.evaluation import comparison as work
-from prism_plugin.evaluation import comparison_file
 from prism_plugin.evaluation.compare import answer_rows, read_settings
-from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
+from prism_plugin.evaluation.comparison_file import read_comparison
 from prism_plugin.evaluation.tasks import TASKS, Sudoku
 from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE, format_grid
 from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
-from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone
 
 BYTES = ("results.json", "results.csv", "tables.md", "sudoku/tiny/sampler.yaml", "comparison.json")
@@ -117,11 +115,13 @@ def test_files_hold_the_same_and_eval_reads_the_settings(made, done, capsys):
     settings = read_settings(done / "sudoku" / "tiny" / "sampler.yaml")
     assert settings["prism"][5] == next(e for e in cell["presets"] if e["num_steps"] == 5)["settings"]
     again = ["compare", str(made / "compare.yaml"), "--output", str(done)]
+    before = {name: (done / name).read_bytes() for name in (*BYTES, "runs.jsonl")}
     assert cli.main([*again, "--presets", "threshold", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert {one["preset"] for one in printed["comparisons"][0]["presets"]} == {"threshold"}
-    assert len(printed["seconds"]) == 2
+    assert {one["preset"] for one in printed["comparisons"][0]["presets"]} == {"confidence", "prism", "threshold"}
+    assert len(printed["seconds"]) == 7
     assert cli.main(again) == 0
+    assert before == {name: (done / name).read_bytes() for name in before}
     assert "10 puzzles" in capsys.readouterr().out
 
 
@@ -190,6 +190,8 @@ def test_adapters_and_tasks_that_come_later_keep_the_old_runs(made, done, tmp_pa
     (folder / "later.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     arguments = ["compare", str(folder / "later.yaml"), "--output", str(output), "--presets", "threshold"]
     assert cli.main(arguments) == 0
+    told = json.loads((output / "results.json").read_text())["comparisons"]
+    assert [{one["preset"] for one in cell["presets"]} for cell in told][:2] == [{*CONTENT["presets"]}, {"threshold"}]
     after = (output / "runs.jsonl").read_bytes()
     assert after.startswith(before)
     assert after.count(b"\n") > before.count(b"\n") + (4 + 2), "of the adapter, and of the task what no other had asked"
@@ -354,45 +356,3 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
         fcntl.flock(held, fcntl.LOCK_EX)
         assert words in refused(capsys, ["compare", str(folder / "compare.yaml"), "--output", str(output), *options])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def asked(made):
-    """The tiny model, and three canvases of it."""
-    model = PrismModel.from_pretrained(made / "weights")
-    return model, Sudoku().canvas(Sudoku().rows(made / "test.txt")[-3:], model)[0]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, preset):
-    """At temperature 0; asked of the sampler, and of what comes out."""
-    model, ids = asked
-    settings = {} if preset in ("confidence", "threshold") else {"temperature": 0.0}
-    sampler = RemaskingSampler.from_preset(preset, model, num_steps=4, **settings)
-    one, other = (sampler.infill(ids, generator=torch.Generator().manual_seed(seed), return_trace=True) for seed in (0, 1))
-    order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
-    assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
-    assert ("quality" in sampler.reads) == (one.quality is not None)
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/compare.yaml")), ids=lambda path: path.parent.name)
-def test_shipped_comparisons_can_be_read(path):
-    comparison = read_comparison(path)
-    assert set(Sudoku.presets) <= set(comparison.presets)
-
-
-def test_the_page_about_it_names_all_keys_and_its_file_is_one(made):
-    page = ROOT / "docs" / "compare.md"
-    (text,) = blocks(page, "yaml")
-    (table,) = tables(text_of(page, "The file"))
-    known = [f"tasks.NAME.{one.name}" for one in fields(TaskSection)] + [one.name for one in fields(comparison_file._File)]
-    assert sorted(row[0] for row in table) == sorted(known)
-    for key, default, _ in table:
-        (own,) = [one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]]
-        written = "{}" if own.default_factory is dict else "" if own.default is MISSING else repr(own.default)
-        assert default == written, key
-    (made / "data").mkdir(exist_ok=True)
-    for name in ("validation.txt", "test.txt"):
-        shutil.copy(made / name, made / "data")
-    (made / "documented.yaml").write_text(text)
-    assert list(read_comparison(made / "documented.yaml").presets) == ["random", "prism", "prism-redraft"]
