@@ -14,7 +14,12 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or Hub id of the backbone that the adapter was trained on (default: where the adapter says that it is)",
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the backbone's own Python code run")
+    add_code_option(parser)
+
+
+def add_code_option(parser: argparse.ArgumentParser, whose: str = "the backbone") -> None:
+    """Declare the option that lets a repository's code run; `whose` that is."""
+    parser.add_argument("--trust-remote-code", action="store_true", help=f"let {whose}'s own Python code run")
 
 
 def load_adapter(args: argparse.Namespace, where: dict[str, Any]) -> PrismModel:

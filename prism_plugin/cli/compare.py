@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prism_plugin.cli.adapter_options import add_code_option
 from prism_plugin.cli.device_options import add_device_options, placement
 from prism_plugin.cli.progress import comparison_progress
 from prism_plugin.errors import ConfigurationError
@@ -28,8 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the results, and of the runs to go on with"
     )
-    parser.add_argument("--presets", metavar="NAME,NAME", help="run only these of the file (default: all)")
+    parser.add_argument(
+        "--presets",
+        metavar="NAME,NAME",
+        help="run only these of the file, and show the others where all their runs are there (default: run all)",
+    )
     parser.add_argument("--limit", type=int, help="use only the first rows of each file, to try it")
+    add_code_option(parser, whose="a backbone")
     add_device_options(parser, batch_size=BATCH_SIZE)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
 
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         results = compare(
             comparison,
             args.output,
-            load=partial(PrismModel.from_pretrained, **where),
+            load=partial(PrismModel.from_pretrained, trust_remote_code=args.trust_remote_code, **where),
             batch_size=args.batch_size,
             progress=progress,
             limit=args.limit,

@@ -113,18 +113,20 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
     """Write a message of the library as the command line has it: `max_new_tokens` is `--max-new-tokens` there.
 
     What a recipe can hold too keeps the recipe's words, but for Python's way to give it a value. A message about a YAML file,
-    which begins with its name, keeps the file's.
+    which begins with its name, keeps the file's, but for what is given a value in Python's way and can be an option alone.
 
     Args:
         message: A sentence.
         parser: Of the verb.
     """
-    if _ABOUT_A_FILE.match(message):
-        return message
     options = _options(parser)
+    if about_a_file := bool(_ABOUT_A_FILE.match(message)):
+        options = {name: one for name, one in options.items() if not one.dest.startswith("recipe:")}
 
     def written(match: re.Match[str]) -> str:
         before, name, value = match.groups()
+        if about_a_file and value is None:
+            return match.group()
         before = before or ""
         if f"no_{name}" in options and value in ("True", "False"):
             option = options[f"no_{name}"].option_strings[0]

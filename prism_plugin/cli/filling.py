@@ -1,6 +1,6 @@
 """The texts of `sample`, a batch at a time. A text's tokens depend on its number and the seed, not on its neighbours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.show import Show
 from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling.batches import batches_of
 from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 
 
@@ -39,7 +40,7 @@ def fill_in_batches(
         sampler: Fills them.
         input_ids: Rows padded on the right, at least one with a mask.
         attention_mask: The rows' own tokens.
-        batch_size: Rows with masks in a batch; fewer where the family takes no padding and the next row is of another length.
+        batch_size: Rows with masks in a batch; fewer where the family takes no padding and not as many are equally long.
         seed: Of the draws, which row number `i` gets from a generator of its own.
         show: Shows the looks of each batch.
         min_new_tokens: As for `RemaskingSampler.infill`.
@@ -81,25 +82,6 @@ def _batches(sampler: RemaskingSampler, input_ids: TokenIds, attention_mask: Tok
     """Numbers of the rows that hold masks, in order."""
     asked = (input_ids == sampler.model.mask_token_id).any(-1).nonzero().squeeze(-1).tolist()
     return batches_of(sampler.model, asked, attention_mask.sum(-1).tolist(), batch_size)
-
-
-def batches_of(model: PrismModel, rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Put rows into batches, in order.
-
-    Args:
-        model: A family that takes no padding gets rows of one length in a batch.
-        rows: Their numbers.
-        lengths: Of all rows, tokens.
-        batch_size: Rows in a batch at most.
-    """
-    of_one_length = model.spec.attention_mask == "none"
-    batches: list[list[int]] = []
-    for row in rows:
-        last = batches[-1] if batches else []
-        if not last or len(last) == batch_size or (of_one_length and lengths[row] != lengths[last[0]]):
-            batches.append([])
-        batches[-1].append(row)
-    return batches
 
 
 def rated(model: PrismModel, sequences: TokenIds, attention_mask: TokenMask, *, batch_size: int) -> PerToken:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
-from prism_plugin.cli.filling import batches_of
 from prism_plugin.cli.progress import counting_progress
 from prism_plugin.cli.show import shows_styles
 from prism_plugin.cli.texts import add_text_options, given_texts, require_tokenizer
@@ -30,6 +29,7 @@ from prism_plugin.report.scores import (
     styled_scores,
 )
 from prism_plugin.report.trace import DOUBT_BELOW
+from prism_plugin.sampling.batches import batches_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,13 +75,15 @@ def _rated(args: argparse.Namespace, model: PrismModel, texts: dict[str, str]) -
     for place, text in texts.items():  # what cannot be rated is found before anything is
         with naming(place):
             lengths.append(rows_to_score(model, [text], None)[0].shape[1])
-    all_texts, rated = list(texts.values()), []
+    all_texts = list(texts.values())
+    rated: list[list[ScoredToken]] = [[] for _ in all_texts]
     batches = batches_of(model, range(len(lengths)), lengths, args.batch_size)
     with ExitStack() as stack:
         note = stack.enter_context(counting_progress("rating", len(batches), "batches")) if len(batches) > 1 else None
         for rows in batches:
             scored = model.score([all_texts[row] for row in rows], batch_size=len(rows), return_tokens=True)
-            rated += [_tokens(model, scored, row, args.doubt_below) for row in range(len(rows))]
+            for index, row in enumerate(rows):
+                rated[row] = _tokens(model, scored, index, args.doubt_below)
             if note is not None:
                 note()
     return rated

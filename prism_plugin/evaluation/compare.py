@@ -14,6 +14,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.parsing_yaml import read_yaml
 from prism_plugin.reader import fits, naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
+from prism_plugin.sampling.batches import batches_of, takes_padding
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.types import PerRow
 
@@ -96,18 +97,27 @@ def answer_rows(
 ) -> Answers:
     """Fill and judge rows, `batch_size` at once. Row `i` depends on (`seed`, `i`) alone, not on the others or on the batch."""
     judged, passes, positions = [], [], []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
+    batches = row_batches(task, sampler.model, rows, batch_size)
+    for numbers in batches:
+        batch = [rows[number] for number in numbers]
         input_ids, attention_mask = task.canvas(batch, sampler.model)
-        chance = generators(seed, start, len(batch))
+        chance = [generator for number in numbers for generator in generators(seed, number, 1)]
         output = sampler.infill(input_ids.to(sampler.model.device), attention_mask, generator=chance, **request)
         judged.append(task.judge(batch, output.sequences.cpu(), sampler.model))
         passes.append(output.num_forward_passes.cpu())
         # a look computes the row's own positions, all of them, whatever the longest row of the batch needs
         lengths = input_ids.shape[1] if attention_mask is None else attention_mask.cpu().sum(-1)
         positions.append(passes[-1] * lengths)
-    figures = {name: Figure.joined([one[name] for one in judged]) for name in task.figures}
-    return Answers(figures, torch.cat(passes), torch.cat(positions))
+    place = torch.tensor([number for numbers in batches for number in numbers]).argsort()  # of each row, in what was made
+    figures = {name: Figure.joined([one[name] for one in judged]).of_rows_in(place.tolist()) for name in task.figures}
+    return Answers(figures, torch.cat(passes)[place], torch.cat(positions)[place])
+
+
+def row_batches(task: Task, model: PrismModel, rows: Sequence[Any], batch_size: int) -> list[list[int]]:
+    """Numbers of the rows that are filled together: equally long ones where the family takes no padding."""
+    padded = takes_padding(model)
+    lengths = [0 if padded else task.canvas([row], model)[0].shape[1] for row in rows]
+    return batches_of(model, range(len(rows)), lengths, batch_size)
 
 
 def generators(seed: int, first: int, count: int) -> list[torch.Generator]:

@@ -4,17 +4,16 @@ All is checked before any row is filled; each run is kept when it is done, so th
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from prism_plugin.evaluation.compare import answer_rows
+from prism_plugin.evaluation.compare import answer_rows, row_batches
 from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of
-from prism_plugin.evaluation.comparison_log import Run, RunLog, opened_log, require_folder
+from prism_plugin.evaluation.comparison_log import About, Run, RunLog, TaskAbout, opened_log, require_folder
 from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
 from prism_plugin.evaluation.fingerprints import file_fingerprint, model_fingerprint
 from prism_plugin.evaluation.tasks import TASKS
@@ -24,8 +23,8 @@ from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
 
-Load = Callable[[str | Path], PrismModel]
-"""Loads an adapter from a folder, or from the Hub by its id."""
+Load = Callable[[str | Path, str | Path | None], PrismModel]
+"""Loads an adapter from a folder, or from the Hub by its id, with the backbone that lies where it says, or where it is told."""
 
 
 class Progress(Protocol):
@@ -69,14 +68,15 @@ class _Models:
     """Loads an adapter when it is needed; the last one stays."""
 
     load: Load
-    place: str | Path | None = None
+    places: tuple[str | Path, str | Path | None] | None = None
     model: PrismModel | None = None
 
-    def get(self, place: str | Path) -> PrismModel:
-        """The adapter of a place, as it was trained."""
-        if self.model is None or self.place != place:
+    def get(self, task: ComparedTask, name: str) -> PrismModel:
+        """An adapter of a task, as it was trained."""
+        places = task.adapters[name], task.backbones.get(name)
+        if self.model is None or self.places != places:
             self.model = None  # before the next one takes its memory
-            self.place, self.model = place, self.load(place)
+            self.places, self.model = places, self.load(*places)
         return self.model
 
 
@@ -100,16 +100,16 @@ def compare(
     require_apart(output, comparison.reads, "`--output`")
     models = _Models(load)
     cells = list(_cells(comparison, models, limit, batch_size))
-    about = {"limit": limit, "tasks": {task.name: _about(task, cells) for task in comparison.tasks}}
+    about = About(limit, {task.name: _about(task, cells) for task in comparison.tasks})
     with opened_log(output, about) as log:
         work = _Work(comparison, log, models, batch_size, progress)
         return Results(limit, tuple(work.measure(cell) for cell in cells))
 
 
-def _about(task: ComparedTask, cells: Sequence[_Cell]) -> dict[str, Any]:
+def _about(task: ComparedTask, cells: Sequence[_Cell]) -> TaskAbout:
     own = [cell for cell in cells if cell.task is task]
-    rows = {"validation": own[0].validation.fingerprint, "test": own[0].test.fingerprint}
-    return {"task": own[0].asked, **rows, "adapters": {cell.adapter: cell.fingerprint for cell in own}}
+    adapters = {cell.adapter: cell.fingerprint for cell in own}
+    return TaskAbout(own[0].asked, own[0].validation.fingerprint, own[0].test.fingerprint, adapters)
 
 
 # ---- before any work ----
@@ -122,11 +122,11 @@ def _cells(comparison: Comparison, models: _Models, limit: int | None, batch_siz
         # a file by what it holds, wherever it lies
         files = {name: file_fingerprint(Path(file)) for name, file in files_of(task.task).items()}
         asked = _plain({**TASKS.to_dict(task.task), **files})
-        for name, place in task.adapters.items():
+        for name in task.adapters:
             with naming(f"{comparison.path}, `tasks`, `{task.name}`, adapter `{name}`"):
-                task.task.require_model(models.get(place))
-                _require_trials(comparison, task, models.get(place), [*validation.rows, *test.rows], batch_size)
-            yield _Cell(task, asked, name, validation, test, model_fingerprint(models.get(place)))
+                task.task.require_model(models.get(task, name))
+                _require_trials(comparison, task, models.get(task, name), [*validation.rows, *test.rows], batch_size)
+            yield _Cell(task, asked, name, validation, test, model_fingerprint(models.get(task, name)))
 
 
 def _rows(task: ComparedTask, path: Path, limit: int | None) -> _Rows:
@@ -138,9 +138,10 @@ def _require_trials(
     comparison: Comparison, task: ComparedTask, model: PrismModel, rows: Sequence[Any], batch_size: int
 ) -> None:
     """Make every sampler, and lay out every row for it; what is the same for two samplers is laid out once."""
-    canvases = [task.task.canvas(rows[start : start + batch_size], model) for start in range(0, len(rows), batch_size)]
+    batches = row_batches(task.task, model, rows, batch_size)
+    canvases = [task.task.canvas([rows[number] for number in numbers], model) for numbers in batches]
     laid = set()
-    for preset, num_steps, settings in comparison.trials(task):
+    for preset, num_steps, settings in comparison.trials(task, comparison.asked):
         with comparison.naming_trial(preset, num_steps, settings):
             sampler = RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, settings))
             if (num_steps, sampler.block_length) not in laid:
@@ -164,56 +165,92 @@ class _Work:
     planned: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.planned = sum(
-            len(list(self.comparison.trials(task))) + self._tests(task) for task in self.comparison.tasks for _ in task.adapters
-        )
+        asked = self.comparison.asked
+        self.planned = sum(self._most(task, asked) for task in self.comparison.tasks for _ in task.adapters)
         self.progress.plan(self.planned)
 
-    def _tests(self, task: ComparedTask) -> int:
-        """Runs on test rows, as long as it is not known which of the tuned samplers draw."""
-        return len(self.comparison.seeds) * sum(len(task.section.steps_of(preset)) for preset in self.comparison.presets)
+    def _most(self, task: ComparedTask, presets: Collection[str]) -> int:
+        """Runs of some presets, as long as it is not known which of the tuned samplers draw."""
+        return len(list(self.comparison.trials(task, presets))) + self._most_tests(task, presets)
+
+    def _most_tests(self, task: ComparedTask, presets: Collection[str]) -> int:
+        return len(self.comparison.seeds) * sum(len(task.section.steps_of(preset)) for preset in presets)
+
+    def _plan(self, more: int) -> None:
+        self.planned += more
+        self.progress.plan(self.planned)
 
     def measure(self, cell: _Cell) -> CellResult:
-        """Choose settings on the validation rows, and run those on the test rows."""
-        first = self.comparison.seeds[0]
+        """Choose settings on the validation rows, and run those on the test rows.
+
+        A preset that is not asked for is told too where all its runs are there: the folder's files are of all of them.
+        """
+        asked = self.comparison.asked
+        told = [preset for preset in self.comparison.presets if preset in asked or self._is_made(cell, preset)]
+        self._plan(self._most(cell.task, told) - self._most(cell.task, asked))
         tried: dict[tuple[str, int], list[Tuned]] = {}
-        for preset, num_steps, settings in self.comparison.trials(cell.task):
-            run = self._run(cell, "validation", preset, num_steps, settings, first)
+        for preset, num_steps, settings in self.comparison.trials(cell.task, told):
+            run = self._run(cell, "validation", preset, num_steps, settings, self.comparison.seeds[0])
             tried.setdefault((preset, num_steps), []).append(Tuned(preset, num_steps, settings, run))
         best = [best_trial(trials, cell.task.task) for trials in tried.values()]
-        tests = [(tuned, self.comparison.seeds if tuned.sampler.draws else (first,)) for tuned in best]
-        self.planned += sum(len(seeds) for _, seeds in tests) - self._tests(cell.task)
-        self.progress.plan(self.planned)
+        tests = [(tuned, self._seeds(tuned)) for tuned in best]
+        self._plan(sum(len(seeds) for _, seeds in tests) - self._most_tests(cell.task, told))
         entries = []
         for tuned, seeds in tests:
-            asked = (tuned.preset, tuned.num_steps, tuned.settings)
-            runs = [self._run(cell, "test", *asked, seed) for seed in seeds]
+            runs = [self._run(cell, "test", tuned.preset, tuned.num_steps, tuned.settings, seed) for seed in seeds]
             entries.append(tuned.tested(seeds, runs))
         counts = {"validation": len(cell.validation.rows), "test": len(cell.test.rows)}
         every = tuple(trial for trials in tried.values() for trial in trials)
-        return CellResult(cell.task, cell.adapter, counts, self.comparison.differences, every, tuple(entries))
+        pairs = [pair for pair in self.comparison.differences if set(pair) <= set(told)]
+        return CellResult(cell.task, cell.adapter, counts, pairs, every, tuple(entries))
+
+    def _seeds(self, tuned: Tuned) -> tuple[int, ...]:
+        """Those that a sampler fills the test rows with."""
+        return self.comparison.seeds if tuned.sampler.draws else self.comparison.seeds[:1]
+
+    def _is_made(self, cell: _Cell, preset: str) -> bool:
+        """Whether all runs of a preset are in the log."""
+        tried: dict[int, list[Tuned]] = {}
+        for _, num_steps, settings in self.comparison.trials(cell.task, (preset,)):
+            run = self.log.find(_asked(cell, "validation", preset, num_steps, settings, self.comparison.seeds[0]))
+            if run is None:
+                return False
+            tried.setdefault(num_steps, []).append(Tuned(preset, num_steps, settings, run))
+        best = [best_trial(trials, cell.task.task) for trials in tried.values()]
+        return all(
+            self.log.find(_asked(cell, "test", preset, tuned.num_steps, tuned.settings, seed)) is not None
+            for tuned in best
+            for seed in self._seeds(tuned)
+        )
 
     def _run(self, cell: _Cell, split: str, preset: str, num_steps: int, settings: Trial, seed: int) -> Run:
-        rows: _Rows = getattr(cell, split)
-        sampler = SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
-        asked = {
-            "task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
-            "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),
-        }  # fmt: skip
-        asked = _plain(asked)
+        asked = _asked(cell, split, preset, num_steps, settings, seed)
         found = self.log.find(asked)
         if found is None:
+            rows: _Rows = getattr(cell, split)
             what = f"{cell.task.name}, {cell.adapter}, {split}: {preset}, {num_steps} steps, seed {seed}"
-            self.progress.begin(what, math.ceil(len(rows.rows) / self.batch_size) * num_steps)
-            model = self.models.get(cell.task.adapters[cell.adapter])
+            model = self.models.get(cell.task, cell.adapter)
+            batches = row_batches(cell.task.task, model, rows.rows, self.batch_size)
+            self.progress.begin(what, len(batches) * num_steps)
             model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
-            filler = RemaskingSampler(model, **vars(sampler))
+            filler = RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, settings))
             began = time.perf_counter()
             with _counted(model, self.progress.look):
                 answers = answer_rows(cell.task.task, filler, rows.rows, seed, batch_size=self.batch_size)
             found = self.log.add(Run.of(asked, answers, time.perf_counter() - began))
         self.progress.end()
         return found
+
+
+def _asked(cell: _Cell, split: str, preset: str, num_steps: int, settings: Trial, seed: int) -> dict[str, Any]:
+    """What a run is known by."""
+    rows: _Rows = getattr(cell, split)
+    sampler = SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
+    asked = {
+        "task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
+        "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),
+    }  # fmt: skip
+    return _plain(asked)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from prism_plugin.backbones import looks_like_path
 from prism_plugin.core.validation import require_ints, require_seed
 from prism_plugin.errors import ConfigurationError, UnknownNameError, did_you_mean
+from prism_plugin.evaluation.fingerprints import file_fingerprint
 from prism_plugin.evaluation.tasks import TASKS, Task
 from prism_plugin.parsing_yaml import read_yaml
 from prism_plugin.reader import from_mapping, naming
@@ -33,6 +34,7 @@ class TaskSection:
         validation: File of the rows that each preset's settings are chosen on.
         test: File of the rows that are reported.
         adapters: Folders, or ids on the Hub, by the names that the tables give them.
+        backbones: Folders, or ids on the Hub, of the backbones that are no longer where their adapters say, by adapter.
         budgets: Numbers of steps that every preset is run with.
         more_steps: Further numbers of steps, by preset: for one that stops early, and so may spend more on a hard row.
     """
@@ -43,9 +45,16 @@ class TaskSection:
     adapters: dict[str, str]
     budgets: tuple[int, ...]
     more_steps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    backbones: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_names(self.adapters, "adapters")
+        for name in self.backbones:
+            if name not in self.adapters:
+                near = did_you_mean(name, self.adapters)
+                raise ConfigurationError(
+                    f"`backbones` must name `adapters` of this task, found {name!r}{near}; write it as there."
+                )
         require_ints(self, "budgets", minimum=1)
         _require_once(self.budgets, "budgets")
         for preset, steps in self.more_steps.items():
@@ -117,6 +126,7 @@ class ComparedTask:
         validation: File of the validation rows.
         test: File of the test rows.
         adapters: Where each lies, by name.
+        backbones: Where the backbones of some of them lie, by the adapter's name.
         section: What the file says.
     """
 
@@ -125,6 +135,7 @@ class ComparedTask:
     validation: Path
     test: Path
     adapters: Mapping[str, str | Path]
+    backbones: Mapping[str, str | Path]
     section: TaskSection
 
 
@@ -136,6 +147,7 @@ class Comparison:
         path: The file.
         tasks: The tasks.
         presets: The settings that are tried of each.
+        asked: Presets that are run. Of the others those are told whose runs are there.
         seeds: Of the test rows' draws.
         differences: Pairs of presets whose difference is shown.
     """
@@ -143,12 +155,15 @@ class Comparison:
     path: Path
     tasks: tuple[ComparedTask, ...]
     presets: Mapping[str, tuple[Trial, ...]]
+    asked: tuple[str, ...]
     seeds: tuple[int, ...]
     differences: tuple[tuple[str, str], ...]
 
-    def trials(self, task: ComparedTask) -> Iterator[tuple[str, int, Trial]]:
-        """Preset, number of steps and settings of every trial of a task, in order."""
+    def trials(self, task: ComparedTask, presets: Collection[str]) -> Iterator[tuple[str, int, Trial]]:
+        """Preset, number of steps and settings of every trial of a task with some presets, in the order of the file."""
         for preset, trials in self.presets.items():
+            if preset not in presets:
+                continue
             for num_steps in task.section.steps_of(preset):
                 for settings in trials:
                     yield preset, num_steps, settings
@@ -165,6 +180,7 @@ class Comparison:
             found |= {f"the validation rows of {task.name}": task.validation, f"the test rows of {task.name}": task.test}
             found |= {f"the file `{name}` of {task.name}": file for name, file in files_of(task.task).items()}
             found |= {f"the adapter {name} of {task.name}": place for name, place in task.adapters.items()}
+            found |= {f"the backbone of the adapter {name} of {task.name}": place for name, place in task.backbones.items()}
         return found
 
 
@@ -173,7 +189,7 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
 
     Args:
         path: YAML file. Paths in it are relative to its folder.
-        presets: Which of its presets are run; None: all. Differences from others are left out.
+        presets: Which of its presets are run; None: all.
 
     Raises:
         ConfigurationError: If the file cannot be read, a value is of another type or out of range, or what it names is not
@@ -182,40 +198,42 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
         UnknownNameError: If there is no such task or preset.
     """
     file = from_mapping(_File, read_yaml(path, "The comparison"), source=str(path))
-    chosen = _chosen(path, file, presets)
-    tasks = tuple(_task(path, name, section, chosen) for name, section in file.tasks.items())
-    differences = tuple(pair for pair in file.differences if set(pair) <= set(chosen))
-    comparison = Comparison(path, tasks, chosen, file.seeds, differences)
+    asked = _asked(path, file, presets)
+    tasks = tuple(_task(path, name, section) for name, section in file.tasks.items())
+    comparison = Comparison(path, tasks, file.presets, asked, file.seeds, file.differences)
     for task in tasks:
-        for preset, num_steps, settings in comparison.trials(task):
+        for preset, num_steps, settings in comparison.trials(task, file.presets):
             with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
                 SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
     return comparison
 
 
-def _chosen(path: Path, file: _File, presets: Sequence[str] | None) -> dict[str, tuple[dict[str, Any], ...]]:
+def _asked(path: Path, file: _File, presets: Sequence[str] | None) -> tuple[str, ...]:
     for name in presets or ():
         if name not in file.presets:
             known = ", ".join(file.presets)
             raise UnknownNameError(f"{path} has no preset {name!r}{did_you_mean(name, file.presets)}; it has {known}.")
         if presets is not None and presets.count(name) > 1:
             raise ConfigurationError(f"`--presets` takes each preset once, found {name!r} twice; leave one of them out.")
-    return {name: trials for name, trials in file.presets.items() if presets is None or name in presets}
+    return tuple(name for name in file.presets if presets is None or name in presets)
 
 
-def _task(path: Path, name: str, section: TaskSection, presets: Collection[str]) -> ComparedTask:
+def _task(path: Path, name: str, section: TaskSection) -> ComparedTask:
     source = f"{path}, `tasks`, `{name}`"
     task = TASKS.from_dict(section.task, source=f"{source}, `task`")
     own = {name: str(_file(source, path, name, value, "what the task reads")) for name, value in files_of(task).items()}
     task = replace(task, **own)  # type: ignore[type-var]  # a dataclass, as `register` checks
     files = {rows: _file(source, path, rows, getattr(section, rows), task.data_is) for rows in ("validation", "test")}
-    if files["validation"].samefile(files["test"]):
+    if file_fingerprint(files["validation"]) == file_fingerprint(files["test"]):
         raise ConfigurationError(
             f"{source}: `validation` and `test` must be other rows, or settings would be chosen on those that are reported, "
-            f"found {section.test} for both."
+            f"found the same in {section.validation} and {section.test}; name another file for one of them."
         )
-    adapters = {key: _adapter(source, path.parent, key, value) for key, value in section.adapters.items()}
-    return ComparedTask(name, task, files["validation"], files["test"], adapters, section)
+    adapters, backbones = (
+        {key: _place(f"{source}, `{which}`", path.parent, key, value, what) for key, value in getattr(section, which).items()}
+        for which, what in (("adapters", "an adapter"), ("backbones", "a backbone"))
+    )
+    return ComparedTask(name, task, files["validation"], files["test"], adapters, backbones, section)
 
 
 def files_of(task: Task) -> dict[str, str]:
@@ -231,15 +249,14 @@ def _file(source: str, path: Path, name: str, value: str, what: str) -> Path:
     return file
 
 
-def _adapter(source: str, folder: Path, name: str, value: str) -> str | Path:
-    """An adapter's folder; what is not there and may be an id on the Hub is taken for one."""
+def _place(source: str, folder: Path, name: str, value: str, what: str) -> str | Path:
+    """The folder of an adapter or a backbone; what is not there and may be an id on the Hub is taken for one."""
     place = folder / Path(value).expanduser()
     if place.is_dir():
         return place
     if not value.strip() or looks_like_path(value) or Path(value).exists():
         raise ConfigurationError(
-            f"{source}, `adapters`: `{name}` must be a folder with an adapter or an id on the Hub, but there is no "
-            f"folder {place}."
+            f"{source}: `{name}` must be a folder with {what} or an id on the Hub, but there is no folder {place}."
         )
     return value
 

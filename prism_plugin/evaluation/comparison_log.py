@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,37 @@ from prism_plugin.writing import remove_leftovers, require_place, write_text
 ABOUT_FILE, LOG_FILE = "comparison.json", "runs.jsonl"
 RESULT_FILES = ("results.json", "results.csv", "seconds.csv", "tables.md", "index.html")
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskAbout:
+    """What the runs of a task have in common: the task, and what its rows and its adapters are known by."""
+
+    task: dict[str, Any]
+    validation: str
+    test: str
+    adapters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class About:
+    """What all runs of a folder have in common.
+
+    Attributes:
+        limit: Rows of each file that were used; None: all.
+        tasks: By name.
+    """
+
+    limit: int | None
+    tasks: dict[str, TaskAbout]
+
+    def joined(self, later: "About") -> "About":
+        """This with the tasks and adapters of another, whose word counts where both name something."""
+        tasks = dict(self.tasks)
+        for name, own in later.tasks.items():
+            before = self.tasks[name].adapters if name in self.tasks else {}
+            tasks[name] = replace(own, adapters={**before, **own.adapters})
+        return About(later.limit, tasks)
 
 
 @dataclass(frozen=True)
@@ -74,8 +105,15 @@ class Run:
     def figure(self, name: str) -> Figure:
         """A figure, by row."""
         kept = self.figures[name]
-        total, count = (torch.tensor(numbers, dtype=torch.float64) for numbers in (kept.total, kept.count))
-        return Figure(total, count)
+        return Figure(_tensor(kept.total), _tensor(kept.count))
+
+    def require_numbers(self) -> None:
+        """See that all its lists are of numbers, one for each row, or raise what torch does, or ValueError."""
+        figures = [self.figure(name) for name in self.figures]
+        tensors = [_tensor(self.forwards), _tensor(self.positions)]
+        tensors += [tensor for figure in figures for tensor in (figure.total, figure.count)]
+        if any(tensor.shape != (len(self.forwards),) for tensor in tensors):
+            raise ValueError("its lists must be of numbers, one for each row")
 
 
 class RunLog:
@@ -115,8 +153,10 @@ class RunLog:
 
     def _read(self, line: bytes, number: int) -> Run:
         try:
-            return from_mapping(Run, parse_json(line.decode()), source=str(self._path), whole=True)
-        except (ValueError, PrismError) as error:
+            run = from_mapping(Run, parse_json(line.decode()), source=str(self._path), whole=True)
+            run.require_numbers()
+            return run
+        except (ValueError, TypeError, RuntimeError, OverflowError, PrismError) as error:  # what torch says of other things
             raise StoredStateError(
                 f"{self._path}, line {number}: a line must be a run as `compare` wrote it, but it is not ({error}); take the "
                 "line away, and its run is made again."
@@ -142,12 +182,12 @@ def require_folder(folder: Path) -> None:
 
 
 @contextmanager
-def opened_log(folder: Path, about: Mapping[str, Any]) -> Iterator[RunLog]:
+def opened_log(folder: Path, about: About) -> Iterator[RunLog]:
     """Have a folder for this comparison alone, and its log.
 
     Args:
         folder: The folder, made if it is not there.
-        about: What all runs in it have in common.
+        about: What the runs to come have in common. Those that are there may be of other tasks and adapters, which stay.
 
     Raises:
         ConfigurationError: If another process has it, or it is the folder of another comparison.
@@ -156,15 +196,15 @@ def opened_log(folder: Path, about: Mapping[str, Any]) -> Iterator[RunLog]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_other(folder, about)  # before the log is there, so that a folder that is refused stays as it was
+        _joined(folder, about)  # before the log is there, so that a folder that is refused stays as it was
         file = (folder / LOG_FILE).open("a+b")
     except OSError as error:
         raise SavingError(f"`--output` {folder} cannot be written ({error}); choose another folder.") from error
     with file:
         _lock(file, folder)
-        _refuse_other(folder, about)
+        written = asdict(_joined(folder, about))
         remove_leftovers(folder, ABOUT_FILE, *RESULT_FILES)
-        write_text(folder / ABOUT_FILE, json.dumps({"format_version": FORMAT_VERSION, **about}, indent=2) + "\n")
+        write_text(folder / ABOUT_FILE, json.dumps({"format_version": FORMAT_VERSION, **written}, indent=2) + "\n")
         file.seek(0)
         yield RunLog(file, folder / LOG_FILE)
 
@@ -181,21 +221,32 @@ def _lock(file: BinaryIO, folder: Path) -> None:
         pass
 
 
-def _refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
+def _joined(folder: Path, about: About) -> About:
+    """What a folder is about, with what is to come; refused where both name something and it is not the same."""
     path = folder / ABOUT_FILE
     if not path.exists():
-        return
-    before = without_version(read_json(path, "`prism-plugin compare`"), FORMAT_VERSION, source=str(path))
-    names = differing(before, about)
+        return about
+    stored = without_version(read_json(path, "`prism-plugin compare`"), FORMAT_VERSION, source=str(path))
+    try:
+        before = from_mapping(About, stored, source=str(path), whole=True)
+    except PrismError as error:
+        raise StoredStateError(f"{path} must be as `compare` wrote it, but is not ({error}); choose another folder.") from error
+    joined = before.joined(about)
+    names = differing(asdict(joined), asdict(about.joined(before)))
     if names:
         raise ConfigurationError(
             f"`--output` {folder} belongs to another comparison, or what it reads has changed since, in {', '.join(names)}; "
             "choose another folder."
         )
+    return joined
 
 
 def _key(asked: Mapping[str, Any]) -> str:
     return json.dumps(asked, sort_keys=True)
+
+
+def _tensor(numbers: list) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _numbers(values: torch.Tensor) -> list[int | float]:

@@ -5,24 +5,22 @@ import fcntl
 import json
 import re
 import shutil
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import yaml
-from pages import ROOT, blocks, tables, text_of
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
 from prism_plugin.evaluation import comparison as work
-from prism_plugin.evaluation import comparison_file
 from prism_plugin.evaluation.compare import answer_rows, read_settings
-from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
+from prism_plugin.evaluation.comparison_file import read_comparison
 from prism_plugin.evaluation.tasks import TASKS, Sudoku
 from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE, format_grid
 from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
-from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone
 
 BYTES = ("results.json", "results.csv", "tables.md", "sudoku/tiny/sampler.yaml", "comparison.json")
@@ -55,6 +53,7 @@ def made(tmp_path_factory):
     puzzles = [format_grid(cells) for blanks in (1, 6) for cells in make_puzzles(8, seed=blanks, num_blanks=blanks)[0]]
     (folder / "validation.txt").write_text("\n".join(puzzles[::4]) + "\n")
     (folder / "test.txt").write_text("\n".join(puzzles[:7] + puzzles[9:12]) + "\n")
+    shutil.copy(folder / "validation.txt", folder / "copy.txt")
     (folder / "compare.yaml").write_text(yaml.safe_dump(CONTENT))
     return folder
 
@@ -116,11 +115,13 @@ def test_files_hold_the_same_and_eval_reads_the_settings(made, done, capsys):
     settings = read_settings(done / "sudoku" / "tiny" / "sampler.yaml")
     assert settings["prism"][5] == next(e for e in cell["presets"] if e["num_steps"] == 5)["settings"]
     again = ["compare", str(made / "compare.yaml"), "--output", str(done)]
+    before = {name: (done / name).read_bytes() for name in (*BYTES, "runs.jsonl")}
     assert cli.main([*again, "--presets", "threshold", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert {one["preset"] for one in printed["comparisons"][0]["presets"]} == {"threshold"}
-    assert len(printed["seconds"]) == 2
+    assert {one["preset"] for one in printed["comparisons"][0]["presets"]} == {"confidence", "prism", "threshold"}
+    assert len(printed["seconds"]) == 7
     assert cli.main(again) == 0
+    assert before == {name: (done / name).read_bytes() for name in before}
     assert "10 puzzles" in capsys.readouterr().out
 
 
@@ -158,6 +159,52 @@ def test_several_adapters_are_measured_apart(made, tmp_path, capsys):
     assert len({*output.glob("sudoku/*/sampler.yaml")}) == 2
 
 
+def test_a_backbone_that_was_moved_and_code_of_its_own_are_told_to_the_loader(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "made")
+    shutil.copytree(folder / "backbone", folder / "moved")
+    content = changed((*SUDOKU, "adapters"), {"old": "weights", "new": "weights"})
+    content["tasks"]["sudoku"]["backbones"] = {"new": "moved"}
+    (folder / "compare.yaml").write_text(yaml.safe_dump(content))
+    reads = read_comparison(folder / "compare.yaml").reads
+    assert reads["the backbone of the adapter new of sudoku"] == folder / "moved"
+    load, loaded = PrismModel.from_pretrained, []
+
+    def noted(place, backbone, **options):
+        loaded.append((place, backbone, options["trust_remote_code"]))
+        return load(place, backbone, **options)
+
+    monkeypatch.setattr(PrismModel, "from_pretrained", noted)
+    options = ["--presets", "threshold", "--limit", "1", "--trust-remote-code"]
+    assert cli.main(["compare", str(folder / "compare.yaml"), "--output", str(tmp_path / "out"), *options]) == 0
+    assert {*loaded[:2]} == {(folder / "weights", None, True), (folder / "weights", folder / "moved", True)}
+
+
+def test_adapters_and_tasks_that_come_later_keep_the_old_runs(made, done, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "made")
+    output, before = folder / "out", (folder / "out" / "runs.jsonl").read_bytes()
+    model = PrismModel.from_pretrained(folder / "weights")
+    torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
+    model.save_pretrained(folder / "other")
+    content = changed((*SUDOKU, "adapters"), {"tiny": "weights", "zero": "other"})
+    content["tasks"]["turned"] = {**CONTENT["tasks"]["sudoku"], "validation": "test.txt", "test": "validation.txt"}
+    (folder / "later.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    arguments = ["compare", str(folder / "later.yaml"), "--output", str(output), "--presets", "threshold"]
+    assert cli.main(arguments) == 0
+    told = json.loads((output / "results.json").read_text())["comparisons"]
+    assert [{one["preset"] for one in cell["presets"]} for cell in told][:2] == [{*CONTENT["presets"]}, {"threshold"}]
+    after = (output / "runs.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert after.count(b"\n") > before.count(b"\n") + (4 + 2), "of the adapter, and of the task what no other had asked"
+    about = (output / "comparison.json").read_bytes()
+    assert {name: list(task["adapters"]) for name, task in json.loads(about)["tasks"].items()} == {
+        "sudoku": ["tiny", "zero"],
+        "turned": ["tiny"],
+    }
+    assert cli.main(["compare", str(folder / "compare.yaml"), "--output", str(output)]) == 0
+    assert (output / "comparison.json").read_bytes() == about
+    assert (output / "runs.jsonl").read_bytes() == after
+
+
 def changed(path, value):
     content = json.loads(json.dumps(CONTENT))
     *owners, last = path
@@ -187,8 +234,19 @@ SUDOKU = ("tasks", "sudoku")
         ),
         ((*SUDOKU, "more_steps"), {"prsm": [9]}, "`more_steps` of sudoku must name presets of this file, found 'prsm'"),
         ((*SUDOKU, "test"), "validation.txt", "`validation` and `test` must be other rows"),
+        ((*SUDOKU, "test"), "copy.txt", "`validation` and `test` must be other rows"),
         ((*SUDOKU, "test"), "tests.txt", "`test` must be a file of puzzles"),
         ((*SUDOKU, "adapters"), {"tiny": "./nothing"}, "`tiny` must be a folder with an adapter or an id on the Hub"),
+        (
+            (*SUDOKU, "backbones"),
+            {"tny": "backbone"},
+            "`backbones` must name `adapters` of this task, found 'tny' (did you mean",
+        ),
+        (
+            (*SUDOKU, "backbones"),
+            {"tiny": "./nothing"},
+            "`backbones`: `tiny` must be a folder with a backbone or an id on the Hub",
+        ),
         ((*SUDOKU, "adapters"), {"a/b": "weights"}, "names of `adapters` are letters"),
         (("presets", "prism"), [{}], "every preset must have as many trials as the others, at least one"),
         (("presets", "prism"), [{}, {}], "`presets`, `prism` must hold each only once"),
@@ -264,6 +322,8 @@ def test_what_an_adapter_cannot_run_is_found_before_any_row_is_filled(made, writ
         ("inside", "`--output` must be apart from all that is read"),
         ("locked", "is in use by another process"),
         ("log", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
+        ("word", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
+        ("row", "runs.jsonl, line 2: a line must be a run as `compare` wrote it"),
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tmp_path, monkeypatch, capsys, change, words):
@@ -272,7 +332,7 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
     shutil.copytree(made, folder)
     options = ["--limit", "2"] if change == "limit" else []
     if change == "rows":
-        (folder / "test.txt").write_text((folder / "validation.txt").read_text())
+        (folder / "test.txt").write_text("\n".join((folder / "test.txt").read_text().splitlines()[1:]))
     elif change == "weights":
         model = PrismModel.from_pretrained(folder / "weights")
         torch.nn.init.zeros_(model.quality_head.layers[-1].weight)
@@ -282,53 +342,17 @@ def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(made, done, tm
         (output / "results.csv").write_text("mine")
     elif change == "inside":
         output = folder / "weights" / "out"
-    elif change == "log":
+    elif change in ("log", "word", "row"):
         lines = (output / "runs.jsonl").read_bytes().split(b"\n")
-        (output / "runs.jsonl").write_bytes(b"\n".join([lines[0], b"{}", *lines[2:]]))
+        run = json.loads(lines[1])
+        if change == "word":
+            run["figures"]["success"]["total"][0] = "one"
+        else:
+            run["figures"]["success"]["total"].pop()
+        lines[1] = b"{}" if change == "log" else json.dumps(run).encode()
+        (output / "runs.jsonl").write_bytes(b"\n".join(lines))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with (output / "runs.jsonl").open("ab") if change == "locked" else (folder / "compare.yaml").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert words in refused(capsys, ["compare", str(folder / "compare.yaml"), "--output", str(output), *options])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def asked(made):
-    """The tiny model, and three canvases of it."""
-    model = PrismModel.from_pretrained(made / "weights")
-    return model, Sudoku().canvas(Sudoku().rows(made / "test.txt")[-3:], model)[0]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, preset):
-    """At temperature 0; asked of the sampler, and of what comes out."""
-    model, ids = asked
-    settings = {} if preset in ("confidence", "threshold") else {"temperature": 0.0}
-    sampler = RemaskingSampler.from_preset(preset, model, num_steps=4, **settings)
-    one, other = (sampler.infill(ids, generator=torch.Generator().manual_seed(seed), return_trace=True) for seed in (0, 1))
-    order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
-    assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
-    assert ("quality" in sampler.reads) == (one.quality is not None)
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/compare.yaml")), ids=lambda path: path.parent.name)
-def test_shipped_comparisons_can_be_read(path):
-    comparison = read_comparison(path)
-    assert set(Sudoku.presets) <= set(comparison.presets)
-
-
-def test_the_page_about_it_names_all_keys_and_its_file_is_one(made):
-    page = ROOT / "docs" / "compare.md"
-    (text,) = blocks(page, "yaml")
-    (table,) = tables(text_of(page, "The file"))
-    known = [f"tasks.NAME.{one.name}" for one in fields(TaskSection)] + [one.name for one in fields(comparison_file._File)]
-    assert sorted(row[0] for row in table) == sorted(known)
-    for key, default, _ in table:
-        (own,) = [one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]]
-        written = "{}" if own.default_factory is dict else "" if own.default is MISSING else repr(own.default)
-        assert default == written, key
-    (made / "data").mkdir(exist_ok=True)
-    for name in ("validation.txt", "test.txt"):
-        shutil.copy(made / name, made / "data")
-    (made / "documented.yaml").write_text(text)
-    assert list(read_comparison(made / "documented.yaml").presets) == ["random", "prism", "prism-redraft"]

@@ -78,6 +78,16 @@ def test_a_module_that_is_no_python_is_refused(user_code, capsys):
         ),
         ("sample", "pass `trust_remote_code=True`.", "pass `--trust-remote-code`."),
         ("sample", "`num_steps` of SamplerSettings must be positive.", "`--num-steps` must be positive."),
+        (
+            "compare",
+            "a.yaml, `adapters`: `presets` stays; pass `trust_remote_code=True`.",
+            "a.yaml, `adapters`: `presets` stays; pass `--trust-remote-code`.",
+        ),
+        (
+            "train",
+            "r.yaml: `max_steps` stays; `trust_remote_code=True` too.",
+            "r.yaml: `max_steps` stays; `trust_remote_code=True` too.",
+        ),
         ("train", "`max_steps` stays; `trust_remote_code=True`.", "`max_steps` stays; `--trust_remote_code`."),
         ("train", '(`load_backbone(..., quantization="nf4")`).', "(`--quantization nf4`)."),
         ("doctor", "pass `PrismConfig(mask_token_id=...)`.", "pass `--mask-token-id`."),

@@ -1,6 +1,7 @@
 """The task `text`: figures as defined, cheats caught by one of them, texts read and refused, answers found on canvases."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from reference.character_model import CharacterModel as LiteralModel
 
 from benchmarks.text_figures import measure
 from prism_plugin.errors import ConfigurationError, DataFormatError
+from prism_plugin.evaluation.compare import answer_rows, row_batches
 from prism_plugin.evaluation.tasks import Figure, Text
 from prism_plugin.evaluation.tasks.character_model import CharacterModel
 from prism_plugin.evaluation.tasks.text_rows import cut, read_texts
 from prism_plugin.evaluation.tasks.written import Written
 from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
 REFERENCE = "the cat sat on the mat.\na dog ran to the door.\nDon't run, cat.\n"
@@ -28,6 +31,21 @@ def reference(tmp_path):
 def model():
     torch.manual_seed(0)
     return attach_quality_head(tiny_backbone(), tokenizer=tiny_tokenizer())
+
+
+def test_rows_of_a_family_without_a_mask_are_filled_by_length_and_stay_in_their_order(model, reference, monkeypatch):
+    task = Text(reference=reference, prefix=5, max_new_tokens=6)
+    texts = ["the cat", "a", "a dog", "b", "it"]
+    sampler = RemaskingSampler.from_preset("random", model, num_steps=3)
+    alone = answer_rows(task, sampler, texts, 7, batch_size=1)
+    monkeypatch.setattr(model, "spec", replace(model.spec, attention_mask="none"))
+    assert row_batches(task, model, texts, 2) == [[0, 2], [1, 3], [4]]
+    together = answer_rows(task, sampler, texts, 7, batch_size=2)
+    assert together.num_positions.tolist() == alone.num_positions.tolist()
+    for name, figure in alone.figures.items():
+        for part in ("total", "count"):
+            torch.testing.assert_close(getattr(together.figures[name], part), getattr(figure, part))
+        assert together.figures[name].kinds == figure.kinds
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 7, 40])

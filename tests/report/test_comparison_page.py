@@ -35,7 +35,7 @@ def results():
     comparison = read_comparison(ROOT / "adapters" / "sudoku-9x9" / "compare.yaml")
     (task,) = comparison.tasks
     trials = {}
-    for preset, steps, settings in comparison.trials(task):
+    for preset, steps, settings in comparison.trials(task, comparison.asked):
         tried = trials.setdefault((preset, steps), [])
         tried.append(Tuned(preset, steps, settings, made_up(preset, steps, len(tried))))
     best = [best_trial(tried, task.task) for tried in trials.values()]

@@ -49,6 +49,12 @@ class Figure:
         total = _new_kinds(kinds) if kinds else torch.cat([one.total for one in parts])
         return cls(total, torch.cat([one.count for one in parts]), kinds or None)
 
+    def of_rows_in(self, order: Sequence[int]) -> "Figure":
+        """The same figure with its rows in another order, given by their numbers."""
+        kinds = None if self.kinds is None else tuple(self.kinds[row] for row in order)
+        rows = torch.tensor(order)
+        return Figure(self.total[rows] if kinds is None else _new_kinds(kinds), self.count[rows], kinds)
+
     @property
     def value(self) -> float | None:
         """The sum over the count; None where nothing was counted."""

@@ -1,0 +1,62 @@
+"""The file of a comparison: those that ship can be read, its page names all its keys; and what is known of its presets."""
+
+from dataclasses import MISSING, fields
+
+import pytest
+import torch
+from pages import ROOT, blocks, tables, text_of
+
+from prism_plugin.evaluation import comparison_file
+from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
+from prism_plugin.evaluation.tasks import Sudoku
+from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE
+from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
+from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.testing import tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A tiny model, and three canvases of it."""
+    torch.manual_seed(0)
+    backbone = tiny_backbone(vocab_size=VOCAB_SIZE, max_position_embeddings=NUM_CELLS)
+    model = attach_quality_head(backbone, PrismConfig(mask_token_id=MASK_TOKEN_ID))
+    torch.nn.init.normal_(model.quality_head.layers[-1].weight)
+    return model, make_puzzles(3, seed=6, num_blanks=6)[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, preset):
+    """At temperature 0; asked of the sampler, and of what comes out."""
+    model, ids = asked
+    settings = {} if preset in ("confidence", "threshold") else {"temperature": 0.0}
+    sampler = RemaskingSampler.from_preset(preset, model, num_steps=4, **settings)
+    one, other = (sampler.infill(ids, generator=torch.Generator().manual_seed(seed), return_trace=True) for seed in (0, 1))
+    order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
+    assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
+    assert ("quality" in sampler.reads) == (one.quality is not None)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/compare.yaml")), ids=lambda path: path.parent.name)
+def test_shipped_comparisons_can_be_read(path):
+    comparison = read_comparison(path)
+    assert set(Sudoku.presets) <= set(comparison.presets)
+
+
+def test_the_page_about_it_names_all_keys_and_its_file_is_one(tmp_path):
+    page = ROOT / "docs" / "compare.md"
+    (text,) = blocks(page, "yaml")
+    (table,) = tables(text_of(page, "The file"))
+    known = [f"tasks.NAME.{one.name}" for one in fields(TaskSection)] + [one.name for one in fields(comparison_file._File)]
+    assert sorted(row[0] for row in table) == sorted(known)
+    for key, default, _ in table:
+        (own,) = [one for cls in (TaskSection, comparison_file._File) for one in fields(cls) if one.name == key.split(".")[-1]]
+        written = "{}" if own.default_factory is dict else "" if own.default is MISSING else repr(own.default)
+        assert default == written, key
+    for folder in ("data", "weights"):
+        (tmp_path / folder).mkdir()
+    for name in ("validation.txt", "test.txt"):
+        (tmp_path / "data" / name).write_text(name)
+    (tmp_path / "documented.yaml").write_text(text)
+    assert list(read_comparison(tmp_path / "documented.yaml").presets) == ["random", "prism", "prism-redraft"]
