@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import sys
 import sysconfig
 import tempfile
@@ -164,7 +165,7 @@ def _solve(folder: Path, output: Path, size: _Size, args: argparse.Namespace) ->
     settings = read_settings(folder / SETTINGS_FILE)
     task = Sudoku()
     puzzles = task.rows(folder / "data" / "test.txt", size.puzzles)
-    with sampling_progress(PRESETS, size.puzzles, size.num_steps, BATCH_SIZE) as on_step:
+    with sampling_progress(PRESETS, math.ceil(size.puzzles / BATCH_SIZE) * size.num_steps) as on_step:
         results = evaluate_presets(
             task, model, puzzles, PRESETS, num_steps=size.num_steps, seed=args.seed, settings=settings, on_step=on_step
         )

@@ -13,7 +13,7 @@ from prism_plugin.cli.progress import sampling_progress
 from prism_plugin.cli.task_options import TaskParser, add_task_options, task_from
 from prism_plugin.core.validation import require_seed
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.evaluation.compare import BATCH_SIZE, evaluate_presets, make_samplers, read_settings, to_json
+from prism_plugin.evaluation.compare import BATCH_SIZE, evaluate_presets, make_samplers, read_settings, row_batches, to_json
 from prism_plugin.evaluation.tasks import TASKS, Task
 from prism_plugin.report.tables import preset_table
 from prism_plugin.sampling import get_preset
@@ -72,7 +72,8 @@ def _run_task(args: argparse.Namespace, task: Task) -> int:
     model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
     make_samplers(model, presets, args.num_steps, settings)
     request = {"num_steps": args.num_steps, "seed": args.seed, "batch_size": args.batch_size, "settings": settings}
-    with sampling_progress(presets, len(rows), args.num_steps, args.batch_size) as on_step:
+    batches = row_batches(task, model, rows, args.batch_size)
+    with sampling_progress(presets, len(batches) * args.num_steps) as on_step:
         results = evaluate_presets(task, model, rows, presets, on_step=on_step, **request)
     how = {"rows": len(rows), "num_steps": args.num_steps}
     if args.json:

@@ -1,6 +1,5 @@
 """Progress bars, on stderr, so that what a verb prints can be piped."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,14 +31,13 @@ def counting_progress(name: str, total: int, unit: str, *, shown: bool = True) -
 
 
 @contextmanager
-def sampling_progress(presets: Sequence[str], rows: int, num_steps: int, batch_size: int) -> Iterator[Callable[[str], None]]:
-    """Show one bar per preset, counted in forward passes of a batch.
+def sampling_progress(presets: Sequence[str], most: int) -> Iterator[Callable[[str], None]]:
+    """Show one bar per preset, counted in forward passes of a batch, of which there are so many at most.
 
     Yields:
         The callback for `evaluate_presets(on_step=...)`.
     """
     with _bars("forwards") as progress:
-        most = math.ceil(rows / batch_size) * num_steps
         tasks = {preset: progress.add_task(preset, total=most, start=False) for preset in presets}
 
         def on_step(preset: str) -> None:

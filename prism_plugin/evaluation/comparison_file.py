@@ -202,6 +202,7 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
     tasks = tuple(_task(path, name, section) for name, section in file.tasks.items())
     comparison = Comparison(path, tasks, file.presets, asked, file.seeds, file.differences)
     for task in tasks:
+        _require_chosen(path, task, len(next(iter(file.presets.values()))))
         for preset, num_steps, settings in comparison.trials(task, file.presets):
             with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
                 SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
@@ -234,6 +235,15 @@ def _task(path: Path, name: str, section: TaskSection) -> ComparedTask:
         for which, what in (("adapters", "an adapter"), ("backbones", "a backbone"))
     )
     return ComparedTask(name, task, files["validation"], files["test"], adapters, backbones, section)
+
+
+def _require_chosen(path: Path, task: ComparedTask, trials: int) -> None:
+    first = next(iter(task.task.figures.values()))
+    if trials > 1 and not first.chooses:
+        raise ConfigurationError(
+            f"{path}, `tasks`, `{task.name}`: no figure of this task may choose settings by itself, so every preset must have "
+            f"one trial, found {trials}; leave the others out, or compare other tasks by a file of their own."
+        )
 
 
 def files_of(task: Task) -> dict[str, str]:

@@ -171,6 +171,16 @@ class CellResult:
         """Name of the figure that counts."""
         return next(iter(self.task.task.figures))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether presets may be chosen by the figure that counts."""
+        return self.task.task.figures[self.first].chooses
+
+    @property
+    def counting(self) -> tuple[str, ...]:
+        """Names of the figures that presets are compared by: the first, or all where they have to be read together."""
+        return (self.first,) if self.chooses else tuple(self.task.task.figures)
+
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
         """The differences that were asked for, with each number of steps that both were run with."""
@@ -187,8 +197,13 @@ class CellResult:
 
     @cached_property
     def best(self) -> tuple[BestWithin, ...]:
-        """For each budget that some sampler with the head and some without keep to in the mean over validation rows."""
-        found = []
+        """For each budget that some sampler with the head and some without keep to in the mean over validation rows.
+
+        None where no figure may choose.
+        """
+        found: list[BestWithin] = []
+        if not self.chooses:
+            return ()
         for budget in sorted(self.task.section.budgets):
             within = [entry for entry in self.entries if entry.validation.forwards <= budget]
             groups = [[entry for entry in within if entry.reads_head == reads] for reads in (True, False)]

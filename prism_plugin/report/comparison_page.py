@@ -63,7 +63,9 @@ def _asked(cell: CellResult) -> list[tuple[str, int]]:
 
 
 def _chosen(cell: CellResult) -> Entry | None:
-    """The best on the validation rows, whatever it cost."""
+    """The best on the validation rows, whatever it cost; None where no figure says which that is."""
+    if not cell.chooses:
+        return None
     known = [(entry, entry.validation.estimate(cell.first).value) for entry in cell.entries]
     return max(((entry, value) for entry, value in known if value is not None), key=lambda pair: pair[1], default=(None, 0))[0]
 

@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
+from prism_plugin.evaluation.tasks import Heading
 
 
 def comparison_tables(results: Results) -> list[Table]:
@@ -32,7 +33,7 @@ def _tables(cell: CellResult) -> Iterator[Table]:
     table.caption = "Forwards and positions: mean over rows; seconds: of a run over all rows."
     yield table
     if cell.differences:
-        yield _differences(cell)
+        yield from (_differences(cell, figure) for figure in cell.counting)
     if cell.best:
         yield _best(cell)
 
@@ -42,13 +43,13 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE, padding=(0, 0), pad_edge=False)
 
 
-def _differences(cell: CellResult) -> Table:
-    table = _table(f"{first_text(cell)}, differences paired over {cell.task.task.rows_are}")
+def _differences(cell: CellResult, figure: str) -> Table:
+    table = _table(f"{_heading(cell, figure).text}, differences paired over {cell.task.task.rows_are}")
     table.add_column("presets")
     for text in ("steps", "difference", "± s.e."):
         table.add_column(text, justify="right")
     for one in cell.differences:
-        table.add_row(f"{one.preset} - {one.minus}", str(one.num_steps), *_pair(cell, one.figures[cell.first]))
+        table.add_row(f"{one.preset} - {one.minus}", str(one.num_steps), *_pair(cell, one.figures[figure], figure))
     return table
 
 
@@ -66,9 +67,14 @@ def _best(cell: CellResult) -> Table:
     return table
 
 
-def _pair(cell: CellResult, estimate: Estimate) -> tuple[str, str]:
-    form = cell.task.task.figures[cell.first].form
+def _pair(cell: CellResult, estimate: Estimate, figure: str | None = None) -> tuple[str, str]:
+    form = _heading(cell, figure).form
     return formed(estimate.value, f"+{form}"), formed(estimate.stderr, form)
+
+
+def _heading(cell: CellResult, figure: str | None) -> Heading:
+    """Of a figure; None: the one that counts."""
+    return cell.task.task.figures[figure or cell.first]
 
 
 def title_of(cell: CellResult) -> str:
@@ -79,12 +85,12 @@ def title_of(cell: CellResult) -> str:
 
 def first_text(cell: CellResult) -> str:
     """What the figure that counts is called."""
-    return cell.task.task.figures[cell.first].text
+    return _heading(cell, None).text
 
 
-def unit_of(cell: CellResult) -> str:
-    """What follows the name of the figure that counts, where numbers stand without their sign."""
-    return ", %" if cell.task.task.figures[cell.first].form.endswith("%") else ""
+def unit_of(cell: CellResult, figure: str | None = None) -> str:
+    """What follows the name of a figure, by default the one that counts, where numbers stand without their sign."""
+    return ", %" if _heading(cell, figure).form.endswith("%") else ""
 
 
 def formed(value: float | None, form: str) -> str:
@@ -92,14 +98,14 @@ def formed(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def cell_text(cell: CellResult, entry: Entry) -> str:
-    """The figure that counts with its standard error, and the forwards that were used."""
-    return f"{estimate_text(cell, entry.test.estimate(cell.first))} ({entry.test.forwards:.1f} used)"
+def cell_text(cell: CellResult, entry: Entry, figure: str | None = None) -> str:
+    """A figure, by default the one that counts, with its standard error, and the forwards that were used."""
+    return f"{estimate_text(cell, entry.test.estimate(figure or cell.first), figure)} ({entry.test.forwards:.1f} used)"
 
 
-def estimate_text(cell: CellResult, estimate: Estimate) -> str:
-    """A figure that counts with its standard error, if there is one: shares in percent, the sign left out."""
-    form = cell.task.task.figures[cell.first].form
+def estimate_text(cell: CellResult, estimate: Estimate, figure: str | None = None) -> str:
+    """A figure, by default the one that counts, with its standard error, if there is one: shares in percent, without sign."""
+    form = _heading(cell, figure).form
     times, form = (100, f"{form[:-1]}f") if form.endswith("%") else (1, form)
     known = [format(times * number, form) for number in (estimate.value, estimate.stderr) if number is not None]
     return " ± ".join(known) or "-"
@@ -114,15 +120,7 @@ def comparison_markdown(results: Results) -> str:
 
 
 def _markdown(cell: CellResult) -> str:
-    steps = sorted({entry.num_steps for entry in cell.entries})
-    presets = list(dict.fromkeys(entry.preset for entry in cell.entries))
-    texts = {(entry.preset, entry.num_steps): cell_text(cell, entry) for entry in cell.entries}
-    lines = [[f"`{name}`", *(texts.get((name, one), "") for one in steps)] for name in presets]
-    told = {(one.preset, one.minus, one.num_steps): one.figures[cell.first] for one in cell.differences}
-    for ours, theirs in dict.fromkeys((one.preset, one.minus) for one in cell.differences):
-        shown = [told.get((ours, theirs, one)) for one in steps]
-        lines.append([f"`{ours}` - `{theirs}`", *("" if one is None else estimate_text(cell, one) for one in shown)])
-    tables = [_grid([f"preset ({first_text(cell)}{unit_of(cell)})", *(f"{one} steps" for one in steps)], lines)]
+    tables = [_by_steps(cell, figure) for figure in cell.counting]
     if cell.best:
         best = []
         for one in cell.best:
@@ -133,6 +131,20 @@ def _markdown(cell: CellResult) -> str:
             best.append([str(one.budget), *named, estimate_text(cell, one.difference)])
         tables.append(_grid(["mean forwards in tuning, at most", "with the head", "without", "difference"], best))
     return "\n".join([f"## {title_of(cell)}\n", *tables])
+
+
+def _by_steps(cell: CellResult, figure: str) -> str:
+    """A figure of each preset, and the differences in it."""
+    steps = sorted({entry.num_steps for entry in cell.entries})
+    presets = list(dict.fromkeys(entry.preset for entry in cell.entries))
+    texts = {(entry.preset, entry.num_steps): cell_text(cell, entry, figure) for entry in cell.entries}
+    lines = [[f"`{name}`", *(texts.get((name, one), "") for one in steps)] for name in presets]
+    told = {(one.preset, one.minus, one.num_steps): one.figures[figure] for one in cell.differences}
+    for ours, theirs in dict.fromkeys((one.preset, one.minus) for one in cell.differences):
+        shown = [told.get((ours, theirs, one)) for one in steps]
+        lines.append([f"`{ours}` - `{theirs}`", *("" if one is None else estimate_text(cell, one, figure) for one in shown)])
+    name = f"{_heading(cell, figure).text}{unit_of(cell, figure)}"
+    return _grid([f"preset ({name})", *(f"{one} steps" for one in steps)], lines)
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,8 +4,10 @@ from dataclasses import MISSING, fields
 
 import pytest
 import torch
+import yaml
 from pages import ROOT, blocks, tables, text_of
 
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation import comparison_file
 from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
 from prism_plugin.evaluation.tasks import Sudoku
@@ -42,6 +44,24 @@ def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, prese
 def test_shipped_comparisons_can_be_read(path):
     comparison = read_comparison(path)
     assert set(Sudoku.presets) <= set(comparison.presets)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_task_whose_figures_choose_nothing_takes_one_trial_of_each_preset(tmp_path, trials):
+    for name in ("reference.txt", "validation.txt", "test.txt"):
+        (tmp_path / name).write_text(name)
+    task = {"task": {"name": "text", "reference": "reference.txt"}, "validation": "validation.txt", "test": "test.txt"}
+    tasks = {"novels": {**task, "adapters": {"hub": "owner/name"}, "budgets": [4]}}
+    presets = {"random": [{"temperature": 0.5}, {}][:trials], "prism": [{}, {"num_remask": 2}][:trials]}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"tasks": tasks, "presets": presets}))
+    if trials == 1:
+        assert not read_comparison(tmp_path / "compare.yaml").tasks[0].task.figures["valid_words"].chooses
+        return
+    words = (
+        "`tasks`, `novels`: no figure of this task may choose settings by itself, so every preset must have one trial, found 2"
+    )
+    with pytest.raises(ConfigurationError, match=words):
+        read_comparison(tmp_path / "compare.yaml")
 
 
 def test_the_page_about_it_names_all_keys_and_its_file_is_one(tmp_path):

@@ -3,6 +3,8 @@
 import io
 import itertools
 import re
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from browser import CHROMIUM, browser
@@ -12,6 +14,7 @@ from rich.console import Console
 from prism_plugin.evaluation.comparison_file import read_comparison
 from prism_plugin.evaluation.comparison_log import FigureByRow, Run
 from prism_plugin.evaluation.comparison_results import CellResult, Estimate, Results, Tuned, best_trial
+from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.report.chart import Line, Point, closer, lay_chart
 from prism_plugin.report.comparison_page import comparison_page
 from prism_plugin.report.comparison_tables import comparison_markdown, comparison_tables
@@ -69,6 +72,28 @@ def test_tables_are_readable_in_80_columns(results):
     markdown = comparison_markdown(results)
     assert [line.count("|") for line in markdown.splitlines() if line.startswith("| `")] == [7] * (10 + 5)
     assert "| `prism` - `random` | 22.5 ± " in markdown
+
+
+class Unchosen(Sudoku):
+    """As a task whose figures have to be read together."""
+
+    figures: ClassVar = {name: replace(heading, chooses=False) for name, heading in Sudoku.figures.items()}
+
+
+def test_where_no_figure_chooses_all_are_shown_and_no_preset_is_the_best(results):
+    (cell,) = results.cells
+    cell = replace(cell, task=replace(cell.task, task=Unchosen()))
+    assert cell.best == ()
+    shown = Results(None, (cell,))
+    markdown = comparison_markdown(shown)
+    assert [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("| preset")] == [
+        "preset (solved, %)",
+        "preset (cells right, %)",
+    ]
+    assert "| `prism` - `random` | 0.0 |" in markdown
+    assert "mean forwards in tuning" not in markdown
+    assert "Best on the validation" in comparison_page(results)
+    assert "Best on the validation" not in comparison_page(shown)
 
 
 def test_the_page_holds_every_figure_and_asks_for_nothing(results):

@@ -84,10 +84,18 @@ def _new_kinds(rows: Sequence[frozenset[str]]) -> PerAnswer:
 
 @dataclass(frozen=True)
 class Heading:
-    """How a table shows a figure: what stands above it, and the form of a number, a share unless said otherwise."""
+    """How a table shows a figure, and what may be said by it.
+
+    Attributes:
+        text: What stands above it.
+        form: Of a number; a share unless said otherwise.
+        chooses: Of the first figure: whether settings and presets may be chosen by it alone. False where figures have to be
+            read together: `compare` then takes one trial of each preset, calls none the best, and shows all figures together.
+    """
 
     text: str
     form: str = ".1%"
+    chooses: bool = True
 
 
 class Symmetry(Protocol):

@@ -112,7 +112,7 @@ class Text:
     rows_are: ClassVar[str] = "texts"
     data_is: ClassVar[str] = "texts: json, jsonl, csv or parquet with `text`, txt with one a line; with --piece, any text file"
     figures: ClassVar[Mapping[str, Heading]] = {
-        "valid_words": Heading("valid"),
+        "valid_words": Heading("valid", chooses=False),
         "bits_per_character": Heading("bits ↓", ".2f"),
         "word_entropy": Heading("entropy", ".2f"),
         "distinct_words": Heading("distinct"),
