@@ -21,6 +21,7 @@ from prism_plugin.evaluation.tasks import Task
 from prism_plugin.modeling import PrismModel
 from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
+from prism_plugin.sampling.batches import batches_of
 from prism_plugin.sampling.canvas import LaidCanvas
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.training.checks import collator_of
@@ -212,12 +213,9 @@ class Recorder:
     def _requests(self, chunk: Chunk) -> list[tuple[dict[str, Tensor], TokenIds, Tensor]]:
         """The rows of a chunk, as they go to the sampler: together, or apart by length where a family takes no padding."""
         rows = [{**self._rows[number], "example_id": number} for number in range(chunk.begin, chunk.end)]
-        groups: dict[int, list[dict[str, Any]]] = {}
-        for row in rows:
-            key = len(row["input_ids"]) if self._model.spec.attention_mask == "none" else 0
-            groups.setdefault(key, []).append(row)
-        found = []
-        for group in groups.values():
+        lengths, found = [len(row["input_ids"]) for row in rows], []
+        for members in batches_of(self._model, range(len(rows)), lengths, len(rows)):
+            group = [rows[number] for number in members]
             batch = {name: tensor.to(self._model.device) for name, tensor in self._collate(group).items()}
             request = masked_request(self._model, batch, self.recording.masked, self.recording.seed)
             found.append((batch, request, batch["attention_mask"]))
