@@ -17,11 +17,14 @@ from prism_plugin.modeling.headed import HeadedBackbone
 MOST_TOKENS = 512  # of a batch: enough for a clear answer, and few rows of logits
 _PARTS = 4  # one is masked at a time: most neighbours stay, so that a model has something to go by
 _SMALL = 1024  # positions of a batch of which every part is masked, each in a copy
+_FEWEST_ROWS = 256  # of logits at one look, of a batch that is no larger than this: a step of training has as many in memory
 
 
 @torch.no_grad()
 def fill_both_ways(model: HeadedBackbone, batch: Mapping[str, Tensor]) -> Tensor:
-    """Mask a quarter of a batch's tokens, by example id, and look once, without dropout. The random state is left as it was.
+    """Mask a quarter of a batch's tokens, by example id, and look, without dropout. The random state is left as it was.
+
+    A look asks for no more rows of logits than a quarter of the batch, so that it needs no more memory than training will.
 
     Left out are the ends of rows, where there is only one row of logits, and tokens behind padding.
 
@@ -42,12 +45,14 @@ def fill_both_ways(model: HeadedBackbone, batch: Mapping[str, Tensor]) -> Tensor
     compared[:, 1:-1] = masked[:, 1:-1] & present[:, :-2].bool()
     at = compared.flatten().nonzero().squeeze(-1)
     at = at[(noise % 1).repeat(len(parts), 1).flatten()[at].argsort()[:MOST_TOKENS]]
-    other = at - 1 if model.spec.logits_alignment == "same_position" else at + 1
+    step = -1 if model.spec.logits_alignment == "same_position" else 1
+    flat, noised = ids.flatten(), ids.masked_fill(masked, model.mask_token_id)
+    found = [torch.zeros(2, 0, device=flat.device)]
     device = device_of(input_embeddings_of(model.plain_backbone, model.spec))
     with dropout_off(model), kept_random_state(device):
-        wanted, noised = torch.cat((at, other)), ids.masked_fill(masked, model.mask_token_id)
-        rows = model(noised, present, logits_at=wanted, with_quality=False).logits
-    flat = ids.flatten()
+        for some in at.split(max(_FEWEST_ROWS, noise.numel() // _PARTS) // 2):
+            rows = model(noised, present, logits_at=torch.cat((some, some + step)), with_quality=False).logits
+            found.append(cross_entropy(rows, flat[some].repeat(2)).view(2, -1))
     tokens, differs = flat[at], (flat[at] != flat[at - 1]) & (flat[at] != flat[at + 1])
-    claimed, at_other = cross_entropy(rows, tokens.repeat(2)).view(2, -1)
+    claimed, at_other = torch.cat(found, dim=-1)
     return torch.stack((tokens.float(), claimed, at_other, differs.float()), dim=-1)

@@ -109,11 +109,12 @@ def shift(output_dir, *, sharded):
         shard(trainer)
     collate, process = trainer.data_collator, trainer.args.process_index
 
-    def the_same_token_throughout(rows):
+    def few_to_mask_on_one(rows):
         batch = collate(rows)
-        return batch if process == 0 else {**batch, "input_ids": torch.full_like(batch["input_ids"], 5)}
+        few = torch.arange(batch["input_ids"].shape[1]) < 4  # fewer tokens than a verdict needs
+        return batch if process == 0 else {**batch, "maskable": batch["maskable"] & few}
 
-    trainer.data_collator = the_same_token_throughout
+    trainer.data_collator = few_to_mask_on_one
     try:
         trainer.train()
     except prism.PrismError as error:

@@ -132,12 +132,18 @@ def test_looking_leaves_the_model_as_it_was(shifted):
 def test_what_is_compared(alignment, size):
     config = prism.PrismConfig(mask_token_id=31, logits_alignment=alignment)
     model = prism.attach_quality_head(tiny_backbone(max_position_embeddings=512), config)
-    given, asked = batch(torch.randint(3, 30, (size, 400))), {}
+    given, asked, looks = batch(torch.randint(3, 30, (size, 400))), {}, []
     given["attention_mask"][:, :50] = 0  # on the left, as others than our collator may have it
     given["maskable"] &= given["attention_mask"] == 1
-    model.register_forward_pre_hook(lambda _, args, kwargs: asked.update(kwargs, ids=args[0], mask=args[1]), with_kwargs=True)
+
+    def note(_, args, kwargs):
+        asked.update(ids=args[0], mask=args[1])
+        looks.append(kwargs["logits_at"].view(2, -1))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     filled = fill_both_ways(model, given)
-    at, other = asked["logits_at"].view(2, -1)
+    at, other = torch.cat(looks, dim=-1)
+    assert max(look.numel() for look in looks) <= max(256, size * 400 // 4), "no more logits than a quarter of the batch"
     noised, present = asked["ids"].flatten(), asked["mask"].flatten()
     ids = given["input_ids"].repeat(1 if size == 8 else 4, 1).flatten()
     assert torch.equal(filled[:, 0].long(), ids[at])
