@@ -6,11 +6,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from prism_plugin.backbones import get_spec_by_model_type
+from prism_plugin.backbones import get_spec_by_model_type, load_backbone, load_tokenizer
 from prism_plugin.cli.recipe import load_recipe
-from prism_plugin.evaluation.compare import evaluate_presets, make_samplers, read_settings
-from prism_plugin.evaluation.tasks import Sudoku
-from prism_plugin.modeling import PrismModel
+from prism_plugin.evaluation.compare import answer_rows, evaluate_presets, make_samplers, read_settings
+from prism_plugin.evaluation.tasks import Countdown, Sudoku, task_of
+from prism_plugin.modeling import PrismModel, attach_quality_head
 from prism_plugin.parsing_yaml import parse_yaml
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
@@ -21,7 +21,7 @@ RECIPES = sorted(ADAPTERS.glob("*/recipe.yaml"))
 WEIGHTS = sorted(folder for folder in ADAPTERS.glob("*/weights") if folder.is_dir())
 SUDOKU = ADAPTERS / "sudoku-9x9"
 # Recipes that nobody has run to the end yet: no weights, and a README that says so.
-WITHOUT_WEIGHTS = {"dream-7b-instruct", "llada-8b-instruct", "mdlm-owt"}
+WITHOUT_WEIGHTS = {"countdown", "dream-7b-instruct", "llada-8b-instruct", "mdlm-owt"}
 FAMILY = {"dream-7b-instruct": "Dream", "llada-8b-instruct": "llada"}
 LAUNCHERS = sorted(ADAPTERS.glob("*/accelerate/*.yaml"))
 
@@ -103,3 +103,19 @@ def test_every_preset_of_the_table_was_tuned_at_every_budget():
         for num_steps in settings[preset]:
             make_samplers(model, [preset], num_steps, settings)
         assert set(settings[preset]) >= {17, 26, 51}
+
+
+def test_the_countdown_backbone_solves_problems_that_it_has_not_seen_and_slips_where_it_hurries():
+    folder, task = ADAPTERS / "countdown", Countdown()
+    problems = task.rows(folder / "data" / "test.txt", 128)
+    known = {str(row) for row in task.rows(folder / "data" / "train.txt")}
+    assert all(row.is_held_out and str(row) not in known for row in problems)
+    model = attach_quality_head(load_backbone(folder / "backbone"), tokenizer=load_tokenizer(folder / "backbone"))
+    task.require_model(model)
+    assert task_of(model) == task
+    solved = {}
+    for num_steps in (18, 5):  # one token a look, and four
+        sampler = RemaskingSampler.from_preset("confidence", model, num_steps=num_steps)
+        solved[num_steps] = answer_rows(task, sampler, problems, seed=0).figures["success"].value
+    assert solved[18] > 0.5
+    assert solved[5] < solved[18] - 0.1
