@@ -34,7 +34,7 @@ from prism_plugin.core.remasking import (
 )
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
 from prism_plugin.core.selection import at_most, select_above, select_top
-from prism_plugin.core.terms import TERMS, DiffusionTerm, Looked, QualityTerm, RepairTerm, Term
+from prism_plugin.core.terms import TERMS, CapTerm, DiffusionTerm, Looked, QualityTerm, RepairTerm, Term
 from prism_plugin.core.unmasking import (
     UNMASKING,
     ConfidenceUnmasking,
@@ -55,6 +55,7 @@ __all__ = [
     "TERMS",
     "UNMASKING",
     "Budget",
+    "CapTerm",
     "CommitConfidenceRemasking",
     "ConfidenceUnmasking",
     "Corrupted",

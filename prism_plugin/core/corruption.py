@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from prism_plugin.core.selection import select_top
 from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
@@ -101,3 +102,45 @@ def mask_tokens(clean_ids: TokenIds, maskable: TokenMask, *, mask_token_id: int,
         raise ConfigurationError(f"Masking probabilities `t` must lie in (0, 1], found {t.tolist()}.")
     masked = maskable & (noise < t.unsqueeze(-1))
     return MaskedTokens(noised_ids=torch.where(masked, mask_token_id, clean_ids), masked=masked, t=t)
+
+
+def mask_after_prefix(
+    clean_ids: TokenIds, maskable: TokenMask, *, mask_token_id: int, t: Times, noise: PerToken
+) -> MaskedTokens:
+    """Order the maskable positions at random and mask all that come after a prefix (MaPeT, arXiv 2306.07346).
+
+    The number of masks is given and not drawn: ceil(t * n) of n positions, each such set equally likely, as a sampler in random
+    order meets them. With t uniform the weight 1/t gives the likelihood bound with less variance than independent masks (LLaDA,
+    arXiv 2502.09992, equation 6).
+
+    Args:
+        clean_ids: Tokens of the data.
+        maskable: Positions that may be corrupted; prompt and padding are not.
+        mask_token_id: Id of the mask token.
+        t: Share to mask of each row, in (0, 1], rounded up to a number of positions.
+        noise: Uniform in [0, 1), one number per position, by which the positions are ordered.
+
+    Returns:
+        As `mask_tokens`; `t` is the share that was masked, and as it was given where nothing may be masked.
+    """
+    number = maskable.sum(-1)
+    # less a little before rounding up, so that float32 does not turn 0.1 of 10 positions into 2
+    count = (t * number - 1e-4).ceil().clamp(min=1).long().minimum(number)
+    masked = select_top(noise, maskable, count)
+    share = torch.where(number > 0, count / number.clamp(min=1), t)
+    return MaskedTokens(noised_ids=torch.where(masked, mask_token_id, clean_ids), masked=masked, t=share)
+
+
+def other_tokens(clean_ids: TokenIds, known_ids: Tensor, noise: PerToken) -> TokenIds:
+    """Draw a wrong token for every position, each other one of some equally likely.
+
+    Args:
+        clean_ids: Tokens of the data, which are not drawn at their own positions.
+        known_ids: Tokens to draw from, two or more, in ascending order, [tokens].
+        noise: Uniform in [0, 1), one number per position.
+    """
+    place = torch.searchsorted(known_ids, clean_ids).clamp(max=len(known_ids) - 1)
+    is_known = known_ids[place] == clean_ids
+    number = len(known_ids) - is_known.long()
+    drawn = (noise.double() * number).long().minimum(number - 1)
+    return known_ids[drawn + (is_known & (drawn >= place)).long()]

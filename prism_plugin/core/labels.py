@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from prism_plugin.types import PerToken, TokenIds, TokenMask
 
 
@@ -43,3 +45,14 @@ def visible_labels(draft_ids: TokenIds, clean_ids: TokenIds, maskable: TokenMask
         masked_in_draft: Positions that still hold the mask token in the draft.
     """
     return drafted_labels(draft_ids, clean_ids, maskable & ~masked_in_draft)
+
+
+def with_soft_labels(labels: Labels, masked: TokenMask, probability: PerToken) -> Labels:
+    """Label masks as well, by the probability that the token which will be written there is right (RemeDi, arXiv 2509.23653).
+
+    Args:
+        labels: Those of visible tokens.
+        masked: Masked positions that may be corrupted.
+        probability: What the model gives to the data's token at each of them, in [0, 1].
+    """
+    return Labels(targets=torch.where(masked, probability, labels.targets), labelled=labels.labelled | masked)

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows as wide as a vocabulary, without a copy of them: an operation, and no formula of a paper."""
+"""Cross-entropy and entropy of rows as wide as a vocabulary, without a copy of them: operations, and no formulas of papers."""
 
 from typing import Any
 
@@ -47,3 +47,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if into is None:
                 gradient[here] = chunk
         return gradient, None, None
+
+
+def entropy(rows: Rows) -> RowValues:
+    """Entropy of the softmax of each row of logits in nats, float32; forward and backward go through a chunk at a time.
+
+    The one tensor of the size of `rows` that is made is their gradient, in their dtype.
+
+    Args:
+        rows: Logits of any float type.
+    """
+    return _ChunkedEntropy.apply(rows)
+
+
+class _ChunkedEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Rows) -> RowValues:
+        log_total = log_sum_exp(rows)
+        found = torch.empty_like(log_total)
+        for here in chunk_slices(rows):
+            log_p = rows[here].float() - log_total[here].unsqueeze(-1)
+            found[here] = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)  # 0 for a token at -inf
+        ctx.save_for_backward(rows, log_total, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_entropy: RowValues) -> Rows:
+        rows, log_total, found = ctx.saved_tensors
+        gradient = torch.empty_like(rows)
+        of_entropy, log_total, found = (one.unsqueeze(-1) for one in (of_entropy, log_total, found))
+        for here in chunk_slices(rows):
+            log_p = (rows[here].float() - log_total[here]).clamp(min=torch.finfo(torch.float32).min)
+            gradient[here] = -log_p.exp() * (log_p + found[here]) * of_entropy[here]
+        return gradient

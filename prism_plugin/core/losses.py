@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from prism_plugin.core.float64 import to_float64
 from prism_plugin.core.labels import Labels
-from prism_plugin.core.lm_loss import cross_entropy
+from prism_plugin.core.lm_loss import cross_entropy, entropy
 from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import Count, FlatIndex, PerDraftToken, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
 
 
-def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
+def quality_loss_per_row(quality_logits: PerToken, labels: Labels, divisor: Times | None = None) -> Times:
     """Binary cross-entropy of the quality head in nats per labelled position, one per row (PRISM, arXiv 2510.01384).
 
     The authors divide by K times the batch size even where a row had fewer than K masks; here each row has its own mean.
@@ -25,13 +25,14 @@ def quality_loss_per_row(quality_logits: PerToken, labels: Labels) -> Times:
     Args:
         quality_logits: Head output before the sigmoid; what it is at unlabelled positions does not matter.
         labels: Targets and where they hold.
+        divisor: Of each row's sum, > 0; None: the number of its labels.
 
     Returns:
         0 where a row has no label.
     """
     logits = quality_logits.float().masked_fill(~labels.labelled, 0.0)
     per_token = F.binary_cross_entropy_with_logits(logits, labels.targets.float(), reduction="none")
-    return (per_token * labels.labelled).sum(-1) / labels.labelled.sum(-1).clamp(min=1)
+    return (per_token * labels.labelled).sum(-1) / (labels.labelled.sum(-1).clamp(min=1) if divisor is None else divisor)
 
 
 def quality_loss(quality_logits: PerToken, labels: Labels) -> Scalar:
@@ -91,6 +92,60 @@ def cross_entropy_at(
         per_position = per_position * scale.flatten()[row_index]
     # laid out by position and not added up by row number: accelerators do that in any order, and no run would repeat exactly
     return torch.zeros(targets.numel(), device=rows.device).index_copy(0, row_index, per_position).view(targets.shape)
+
+
+def repair_loss_per_row(
+    rows: Rows,
+    row_index: FlatIndex,
+    clean_ids: TokenIds,
+    chosen: TokenMask,
+    divisor: Times,
+    *,
+    right: TokenMask | None = None,
+    overwrite_rows: bool = False,
+) -> Times:
+    """Cross-entropy with the data's tokens at some positions of a draft, one per row (ProSeCo, arXiv 2602.11590).
+
+    Args:
+        rows: Logits.
+        row_index: Their flat positions; every chosen one is among them.
+        clean_ids: Tokens of the data.
+        chosen: Positions that count.
+        divisor: Of each row's sum, > 0.
+        right: Where minus the probability of the data's token counts instead, in [-1, 0]; None: nowhere.
+        overwrite_rows: As for `cross_entropy`.
+    """
+    laid = cross_entropy_at(rows, row_index, clean_ids, overwrite_rows=overwrite_rows)
+    if right is not None:
+        laid = torch.where(right, -laid.neg().exp(), laid)
+    return (laid * chosen).sum(-1) / divisor
+
+
+def cap_loss_per_row(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, masked: TokenMask) -> Times:
+    """Entropy in nats at the masked positions whose most probable token is the data's, their mean of each row (CAP).
+
+    From LLaDA2.0's technical report, arXiv 2512.15745. Where the model is wrong nothing is learnt.
+
+    Args:
+        rows: Logits, those of every masked position among them.
+        row_index: Their flat positions.
+        clean_ids: Tokens of the data.
+        masked: Positions that count.
+
+    Returns:
+        0 where the model is right at none.
+    """
+    counts = masked.flatten()[row_index] & (rows.detach().argmax(-1) == clean_ids.flatten()[row_index])
+    nothing = torch.zeros(clean_ids.numel(), device=rows.device)
+    laid = nothing.index_copy(0, row_index, entropy(rows) * counts).view(clean_ids.shape)
+    number = nothing.index_copy(0, row_index, counts.float()).view(clean_ids.shape).sum(-1)
+    return laid.sum(-1) / number.clamp(min=1)
+
+
+@torch.no_grad()
+def probability_where(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds) -> PerToken:
+    """The probability that rows of logits give to the data's tokens, laid out by position, 1 where there is no row."""
+    return cross_entropy_at(rows, row_index, clean_ids).neg().exp()
 
 
 def share_scale(masked: TokenMask, share: float, noise: PerToken) -> PerToken:

@@ -4,9 +4,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from prism_plugin.core.corruption import Corrupted
-from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
-from prism_plugin.core.losses import cross_entropy_at, diffusion_loss_per_row, quality_loss_per_row, share_scale
+from prism_plugin.core.labels import Labels, drafted_labels, visible_labels, with_soft_labels
+from prism_plugin.core.losses import (
+    cap_loss_per_row,
+    diffusion_loss_per_row,
+    probability_where,
+    quality_loss_per_row,
+    repair_loss_per_row,
+    share_scale,
+)
 from prism_plugin.core.validation import require_choice, require_number
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
 from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenMask
 
@@ -31,7 +39,8 @@ class Looked:
 class Term(Protocol):
     """One loss of an objective: a frozen dataclass, registered in `TERMS` if it is to be saved.
 
-    It knows nothing of how the draft came to be, only what is right: `Corrupted` says what was done to the data.
+    It knows nothing of how the draft came to be, only what is right: `Corrupted` says what was done to the data. One that
+    learns at masks alone may say so by a `reads_masks` that is True: it is then refused where a corruptor leaves none.
 
     Attributes:
         name: As registered: it is logged as `<name>_loss`, weighted as `<name>_weight`, and written to disk.
@@ -78,6 +87,8 @@ class DiffusionTerm:
         share: Share of each row's masked positions at which the term is computed, in (0, 1], rounded up; the others are
             estimated from them, without bias and with the variance that `share_scale` states. Below 1 it saves rows of the
             LM head where drafts take random positions; other drafts read all of them.
+        on: Whose masks: those of the noised tokens, whose other tokens are the data's; or those of the draft, among whose
+            tokens some may be wrong.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -85,13 +96,19 @@ class DiffusionTerm:
 
     weight: float = 0.5
     share: float = 1.0
+    on: Literal["noised", "draft"] = "noised"
     name: ClassVar[str] = "diffusion"
-    on: ClassVar[Literal["noised", "draft"]] = "noised"
     reads_quality: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_number(self, "weight", "0 or more", low=0.0)
         require_number(self, "share", "a share in (0, 1]", low=0, high=1, open_low=True)
+        require_choice(self, "on", ("noised", "draft"))
+
+    @property
+    def reads_masks(self) -> bool:
+        """It learns at masks alone."""
+        return True
 
     def rows(self, at: Corrupted) -> TokenMask:
         return at.masked if self.share == 1 else self._scale(at) > 0
@@ -116,32 +133,42 @@ class QualityTerm:
 
     Args:
         weight: >= 0.
-        where: "drafted" labels what the draft filled, "visible" every token that could have been corrupted.
+        where: "drafted" labels what the draft filled; "visible" every token that could have been corrupted; "all" the masks,
+            too, whose target is the probability that the model gives to the data's token there, without a gradient (RemeDi,
+            arXiv 2509.23653): one head then ranks tokens and masks.
+        by_time: Divided by t and by the maskable positions, as the diffusion term is (P2's planner, arXiv 2502.03540);
+            otherwise the mean over the labelled positions.
 
     Raises:
         ConfigurationError: If a setting is out of range.
     """
 
     weight: float = 1.0
-    where: Literal["drafted", "visible"] = "drafted"
+    where: Literal["drafted", "visible", "all"] = "drafted"
+    by_time: bool = False
     name: ClassVar[str] = "quality"
     on: ClassVar[Literal["noised", "draft"]] = "draft"
     reads_quality: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self, "weight", "0 or more", low=0.0)
-        require_choice(self, "where", ("drafted", "visible"))
+        require_choice(self, "where", ("drafted", "visible", "all"))
 
-    def rows(self, at: Corrupted) -> None:
-        return None
+    def rows(self, at: Corrupted) -> TokenMask | None:
+        return at.maskable & at.masked if self.where == "all" else None
 
     def labels(self, looked: Looked, at: Corrupted) -> Labels:
         if self.where == "drafted":
             return drafted_labels(at.ids, at.clean_ids, at.drafted)
-        return visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
+        visible = visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
+        if self.where == "visible":
+            return visible
+        masked = at.maskable & at.masked
+        return with_soft_labels(visible, masked, probability_where(looked.rows, looked.row_index, at.clean_ids))
 
     def __call__(self, looked: Looked, at: Corrupted) -> Times:
-        return quality_loss_per_row(looked.quality_logits, self.labels(looked, at))
+        divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else None
+        return quality_loss_per_row(looked.quality_logits, self.labels(looked, at), divisor)
 
 
 @TERMS.register("repair")
@@ -151,26 +178,42 @@ class RepairTerm:
 
     Args:
         weight: >= 0.
-        where: "visible" tokens that could have been corrupted, "masked" positions, or "all" of both.
+        where: "visible" tokens that could have been corrupted, those among them that are "wrong", "masked" positions, or "all":
+            visible and masked ones.
         by_time: Weighted by 1/t and divided by the maskable positions, as the diffusion term is (ProSeCo, arXiv 2602.11590);
             otherwise the mean over the positions read.
+        errors_weigh_more: Where the draft is right, minus the probability of its token stands for the cross-entropy: the slope
+            is that of the cross-entropy times the probability, so errors weigh more (ProSeCo's OpenWebText script).
 
     Raises:
         ConfigurationError: If a setting is out of range.
     """
 
     weight: float = 1.0
-    where: Literal["visible", "masked", "all"] = "visible"
+    where: Literal["visible", "wrong", "masked", "all"] = "visible"
     by_time: bool = False
+    errors_weigh_more: bool = False
     name: ClassVar[str] = "repair"
     on: ClassVar[Literal["noised", "draft"]] = "draft"
     reads_quality: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_number(self, "weight", "0 or more", low=0.0)
-        require_choice(self, "where", ("visible", "masked", "all"))
+        require_choice(self, "where", ("visible", "wrong", "masked", "all"))
+        if self.errors_weigh_more and self.where in ("wrong", "masked"):
+            raise ConfigurationError(
+                f"`errors_weigh_more` of RepairTerm tells right tokens from wrong ones, and where={self.where!r} reads no "
+                'right one; leave it out, or take where="all" or "visible".'
+            )
+
+    @property
+    def reads_masks(self) -> bool:
+        """It learns at masks alone."""
+        return self.where == "masked"
 
     def rows(self, at: Corrupted) -> TokenMask:
+        if self.where == "wrong":
+            return at.visible & (at.ids != at.clean_ids)
         return {"visible": at.visible, "masked": at.maskable & at.masked, "all": at.maskable}[self.where]
 
     def labels(self, looked: Looked, at: Corrupted) -> None:
@@ -178,8 +221,41 @@ class RepairTerm:
 
     def __call__(self, looked: Looked, at: Corrupted) -> Times:
         chosen = self.rows(at)
-        laid = cross_entropy_at(
-            looked.rows, looked.row_index, at.clean_ids, scale=chosen.float(), overwrite_rows=looked.may_overwrite
-        )
+        right = at.ids == at.clean_ids if self.errors_weigh_more else None
         divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else chosen.sum(-1).clamp(min=1)
-        return laid.sum(-1) / divisor
+        return repair_loss_per_row(
+            looked.rows, looked.row_index, at.clean_ids, chosen, divisor, right=right, overwrite_rows=looked.may_overwrite
+        )
+
+
+@TERMS.register("cap")
+@dataclass(frozen=True)
+class CapTerm:
+    """Makes the model sure where it is right, so that more tokens pass a threshold at one look: `cap_loss_per_row`.
+
+    Confidence-aware parallel training (CAP, LLaDA2.0's technical report, arXiv 2512.15745), which gives no weight.
+
+    Args:
+        weight: >= 0.
+
+    Raises:
+        ConfigurationError: If the weight is negative.
+    """
+
+    weight: float = 0.1
+    name: ClassVar[str] = "cap"
+    on: ClassVar[Literal["noised", "draft"]] = "noised"
+    reads_quality: ClassVar[bool] = False
+    reads_masks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_number(self, "weight", "0 or more", low=0.0)
+
+    def rows(self, at: Corrupted) -> TokenMask:
+        return at.masked
+
+    def labels(self, looked: Looked, at: Corrupted) -> None:
+        return None
+
+    def __call__(self, looked: Looked, at: Corrupted) -> Times:
+        return cap_loss_per_row(looked.rows, looked.row_index, at.clean_ids, at.masked)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from prism_plugin.core.corruption import Corrupted, Noise, draw_times, mask_tokens
+from prism_plugin.core.corruption import Corrupted, Noise, draw_times, mask_after_prefix, mask_tokens, other_tokens
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.core.validation import require_choice, require_int, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
 from prism_plugin.training.drafts import Ask, DraftMaker, require_draftable
@@ -47,8 +47,13 @@ class Plan(Protocol):
 class Corruptor(Protocol):
     """Turns clean rows into a plan. A frozen dataclass, registered in `CORRUPTORS` if it is to be saved.
 
-    All its chance comes from `noise`, so that a batch, an epoch and a seed give the same plan anywhere. One that reads recorded
-    drafts, the column `draft_ids`, says so by a class variable `reads_drafts` that is True; others get no rows that have them.
+    All its chance comes from `noise`, so that a batch, an epoch and a seed give the same plan anywhere. What it may say of
+    itself by attributes of these names:
+
+    - `reads_drafts`, True: it reads recorded drafts, the column `draft_ids`. Others get no rows that have them.
+    - `draws_tokens`, True: the batch holds `known_ids`, the tokens to draw from, in ascending order and without the mask.
+    - `first_look`, False: its plans have no first look, so no term can read one.
+    - `leaves_masks`, False: its drafts hold no mask, so no term can learn there.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -68,10 +73,15 @@ class Corruptor(Protocol):
 CORRUPTORS: Registry[Corruptor] = Registry("corruptor")
 
 
-def masked_batch(batch: Mapping[str, Tensor], t: Times, noise: Noise, mask_token_id: int) -> Corrupted:
-    """Mask each maskable token of a batch with probability `t` of its row, by the draw "masked"."""
+MASKINGS = {"independent": mask_tokens, "permuted_prefix": mask_after_prefix}
+
+
+def masked_batch(
+    batch: Mapping[str, Tensor], t: Times, noise: Noise, mask_token_id: int, masks: str = "independent"
+) -> Corrupted:
+    """Mask a share `t` of each row's maskable tokens, by the draw "masked"; `masks` is a key of `MASKINGS`."""
     clean_ids, maskable = batch["input_ids"], batch["maskable"]
-    masked = mask_tokens(clean_ids, maskable, mask_token_id=mask_token_id, t=t, noise=noise("masked", None))
+    masked = MASKINGS[masks](clean_ids, maskable, mask_token_id=mask_token_id, t=t, noise=noise("masked", None))
     return Corrupted(
         ids=masked.noised_ids,
         clean_ids=clean_ids,
@@ -80,21 +90,51 @@ def masked_batch(batch: Mapping[str, Tensor], t: Times, noise: Noise, mask_token
         masked=masked.masked,
         masked_before=masked.masked,
         drafted=torch.zeros_like(masked.masked),
-        t=t,
+        t=masked.t,
         noise=noise,
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How each row is masked, in the corruptors that mask at random.
+
+    Args:
+        t_min: Smallest masking probability, > 0.
+        t_max: Largest masking probability, <= 1.
+        masks: "independent": each token by itself; "permuted_prefix": all but a prefix of a random order (`mask_after_prefix`).
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    masks: Literal["independent", "permuted_prefix"] = "independent"
+
+    def __post_init__(self) -> None:
+        for name in ("t_min", "t_max"):
+            require_number(self, name, "a finite number", low=-math.inf)
+        draw_times(torch.zeros(1), self.t_min, self.t_max)
+        require_choice(self, "masks", tuple(MASKINGS))
+
+    def noised(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Corrupted:
+        """The noised batch, each row at a rate of its own."""
+        t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
+        return masked_batch(batch, t, noise, mask_token_id, self.masks)
+
+
 @CORRUPTORS.register("fill")
 @dataclass(frozen=True)
-class Fill:
+class Fill(Masking):
     """Mask each row at a rate of its own, and fill some of the masks with the model's own tokens.
 
     Args:
         drafts: How a draft is made; with several rules, each example picks one by its weight in each epoch.
         num_drafts: Drafts per noised sequence, >= 1. They share the first look; the second has that many times the rows.
-        t_min: Smallest masking probability, > 0.
-        t_max: Largest masking probability, <= 1.
+        t_min: As for `Masking`.
+        t_max: As for `Masking`.
+        masks: As for `Masking`.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -102,10 +142,9 @@ class Fill:
 
     drafts: tuple[DraftRule, ...] = (DraftRule(),)
     num_drafts: int = 1
-    t_min: float = 1e-3
-    t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.drafts, tuple | list) or not all(isinstance(rule, DraftRule) for rule in self.drafts):
             raise ConfigurationError(f"`drafts` is a tuple of DraftRule, found {self.drafts!r}.")
         if not self.drafts:
@@ -114,13 +153,14 @@ class Fill:
         for rule in self.drafts:
             require_draftable(rule)
         require_int(self, "num_drafts", minimum=1)
-        for name in ("t_min", "t_max"):
-            require_number(self, name, "a finite number", low=-math.inf)
-        draw_times(torch.zeros(1), self.t_min, self.t_max)
+
+    @property
+    def leaves_masks(self) -> bool:
+        """Some rule does not fill all masks."""
+        return any(rule.share != (1.0, 1.0) for rule in self.drafts)
 
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> DraftMaker:
-        t = draw_times(noise("t", 1).squeeze(-1), self.t_min, self.t_max)
-        noised = masked_batch(batch, t, noise, mask_token_id)
+        noised = self.noised(batch, noise, mask_token_id)
         return DraftMaker(self.drafts, self.num_drafts, noised, mask_token_id, batch.get("attention_block"))
 
 
@@ -168,3 +208,46 @@ class Recorded:
             noised=Corrupted(ids=noised_ids, drafted=torch.zeros_like(masked), **same),
             draft=Corrupted(ids=draft_ids, drafted=maskable & ~masked, **same),
         )
+
+
+@CORRUPTORS.register("random_tokens")
+@dataclass(frozen=True)
+class RandomTokens(Masking):
+    """Mask each row at a rate of its own, and put random wrong tokens in the place of some visible ones: one look, at both.
+
+    Args:
+        rate: Of wrong tokens among those that are not masked, in (0, 1).
+        mid_rate: Instead of `rate`: wrong tokens are 4 * mid_rate * t * (1 - t) of all, most where half is masked (RemeDi,
+            arXiv 2509.23653), in (0, 0.25].
+        t_min: As for `Masking`.
+        t_max: As for `Masking`.
+        masks: As for `Masking`.
+
+    Raises:
+        ConfigurationError: If a setting is out of range, or not exactly one rate is given.
+    """
+
+    rate: float | None = 0.1
+    mid_rate: float | None = None
+    draws_tokens: ClassVar[bool] = True
+    first_look: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.rate is None) == (self.mid_rate is None):
+            raise ConfigurationError(
+                f"RandomTokens needs either `rate` or `mid_rate`, found rate={self.rate} and mid_rate={self.mid_rate}; set the "
+                "other to None."
+            )
+        if self.rate is not None:
+            require_number(self, "rate", "a share in (0, 1)", low=0, high=math.nextafter(1.0, 0.0), open_low=True)
+        else:
+            require_number(self, "mid_rate", "a share in (0, 0.25]", low=0, high=0.25, open_low=True)
+
+    def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Given:
+        at = self.noised(batch, noise, mask_token_id)
+        # of the 1 - t that are visible
+        rate = torch.full_like(at.t, self.rate) if self.mid_rate is None else 4 * self.mid_rate * at.t  # type: ignore[arg-type]  # one is given
+        wrong = at.visible & (noise("wrong", None) < rate.unsqueeze(-1))
+        drawn = other_tokens(at.clean_ids, batch["known_ids"], noise("token", None))
+        return Given(noised=None, draft=replace(at, ids=torch.where(wrong, drawn, at.ids), drafted=wrong))

@@ -281,6 +281,7 @@ def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Lo
     length, masked = shape.length, max(1, round(shape.masked_share * shape.length))
     row = torch.zeros(1, length, dtype=torch.int64)
     batch = {"input_ids": row, "draft_ids": row, "attention_mask": row + 1, "maskable": row == 0, "example_id": row[:, 0]}
+    batch["known_ids"] = torch.arange(2)
     at = _corrupted(1, length, masked)
     plan = objective.corruptor.plan(batch, at.noise, mask_token_id=1)
     first, on_noised, on_draft = None, objective.on("noised"), objective.on("draft")

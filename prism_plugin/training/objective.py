@@ -6,11 +6,12 @@ It is a pure function of (batch, epoch, seed, weights): all chance comes from `c
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from prism_plugin.backbones import attention_blocks, dropout_off
+from prism_plugin.backbones import attention_blocks, dropout_off, vocab_size_of
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.losses import mean_over_rows
@@ -68,8 +69,8 @@ class Objective:
         name: The preset that it is a setting of, under which it is saved; None: by its parts.
 
     Raises:
-        ConfigurationError: If there is no term, two have one name, one reads the quality head on the noised tokens, or all
-            weights are 0.
+        ConfigurationError: If there is no term, two have one name, one reads the quality head on the noised tokens or what the
+            corruptor does not give, or all weights are 0, or one is in an objective without a name.
     """
 
     corruptor: Corruptor
@@ -90,6 +91,28 @@ class Objective:
         if not any(self.weights.values()):
             listed = " and ".join(f"`{name}`" for name in self.weights)
             raise ConfigurationError(f"{listed} {'are' if len(names) > 1 else 'is'} 0, so nothing would be learnt; raise one.")
+        self._refuse_idle_terms()
+
+    def _refuse_idle_terms(self) -> None:
+        """Refuse terms that would learn nothing, whatever the data."""
+        corruptor = type(self.corruptor).__name__
+        for term in self.terms:
+            if self.name is None and not term.weight:
+                raise ConfigurationError(
+                    f"The term `{term.name}` has weight 0, so it would be computed for nothing; leave it out, or give it a "
+                    "weight."
+                )
+            if term.on == "noised" and not getattr(self.corruptor, "first_look", True):
+                raise ConfigurationError(
+                    f"The term `{term.name}` reads the noised tokens, but {corruptor} has one look alone, at the draft; set "
+                    'its `on` to "draft" if it has one, or leave it out.'
+                )
+            at_masks = term.on == "draft" and getattr(term, "reads_masks", False)
+            if at_masks and not getattr(self.corruptor, "leaves_masks", True):
+                raise ConfigurationError(
+                    f"The term `{term.name}` learns at the masks of the draft, but {corruptor} leaves none there; leave it "
+                    "out, or let the draft keep some."
+                )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -156,6 +179,8 @@ class Objective:
 
         if (block_length := unwrapped.spec.attention_block_length) is not None:
             batch = {**batch, "attention_block": attention_blocks(batch["attention_mask"], block_length)}
+        if getattr(self.corruptor, "draws_tokens", False):
+            batch = {**batch, "known_ids": _known_ids(unwrapped).to(batch["input_ids"].device, non_blocking=True)}
         plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)
         on_draft = self.on("draft")
         loss, found = self._look_at_noised(model, unwrapped, plan, apart if on_draft else None, len(batch["input_ids"]))
@@ -204,6 +229,18 @@ class Objective:
                 backward(loss)
                 loss = loss.detach()
         return loss, {name: TermOutput(one.detach()) for name, one in per_row.items()}
+
+
+def _known_ids(model: PrismModel) -> Tensor:
+    """The tokens that a text may hold, in ascending order: all of the LM head's but the mask and those the tokenizer lacks."""
+    return _all_but(vocab_size_of(model.get_output_embeddings()), (*model.unknown_ids, model.mask_token_id))
+
+
+@lru_cache(maxsize=8)
+def _all_but(size: int, left_out: tuple[int, ...]) -> Tensor:
+    kept = torch.ones(size, dtype=torch.bool)
+    kept[torch.tensor([one for one in left_out if one < size], dtype=torch.int64)] = False
+    return kept.nonzero().squeeze(-1)
 
 
 def _example() -> Corrupted:

@@ -5,12 +5,13 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from prism_plugin.core.drafting import DraftRule
-from prism_plugin.core.terms import TERMS, DiffusionTerm, QualityTerm, Term
+from prism_plugin.core.terms import TERMS, DiffusionTerm, QualityTerm, RepairTerm, Term
 from prism_plugin.errors import ConfigurationError, UnknownNameError, did_you_mean
 from prism_plugin.reader import changed, naming, refuse_unknown
 from prism_plugin.registry import require_name
-from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Recorded
+from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, RandomTokens, Recorded
 from prism_plugin.training.objective import Objective
+from prism_plugin.training.own_tokens import LookBack, PredictAll, Remask
 
 PRESETS: dict[str, Objective] = {}
 
@@ -40,6 +41,37 @@ def register_objective(name: str, objective: Objective) -> Objective:
 register_objective("prism", Objective(Fill(), (DiffusionTerm(), QualityTerm())))
 # The same on a sampler's own canvases: the minimiser is p(clean = token | canvas) under the distribution that was recorded.
 register_objective("prism_recorded", Objective(Recorded(), (DiffusionTerm(), QualityTerm(where="visible"))))
+
+_ALL_AT_ONCE = DraftRule(num_drafted=None, share=(1.0, 1.0))
+_ROLLED_OUT = DraftRule(num_drafted=None, share=(0.0, 1.0), num_looks=3)
+
+# Fill all masks at once, and ask the head which of the tokens are right (Token-Critic, arXiv 2209.04439).
+register_objective("token_critic", Objective(Fill((_ALL_AT_ONCE,)), (DiffusionTerm(), QualityTerm())))
+# The same as a planner for a frozen model, weighted as its likelihood bound is (P2, arXiv 2502.03540).
+register_objective("p2_planner", Objective(Fill((_ALL_AT_ONCE,)), (QualityTerm(where="visible", by_time=True),)))
+# Detect and repair in one second look, at drafts that the model rolls out as its sampler does (ours).
+register_objective(
+    "joint", Objective(Fill((_ROLLED_OUT,)), (DiffusionTerm(), QualityTerm(where="visible"), RepairTerm(weight=0.5)))
+)
+# Predict everything from the model's own predictions (ProSeCo, arXiv 2602.11590).
+register_objective("proseco", Objective(PredictAll(), (DiffusionTerm(weight=1.0), RepairTerm(where="all", by_time=True))))
+# Judge tokens that were written with little context where there is more of it (BackPlay, arXiv 2601.06428).
+register_objective("backplay", Objective(LookBack(), (QualityTerm(where="visible"),)))
+# Random wrong tokens, and one head that ranks tokens and masks (RemeDi, arXiv 2509.23653).
+register_objective(
+    "remedi",
+    Objective(RandomTokens(rate=None, mid_rate=0.1), (DiffusionTerm(weight=1.0, on="draft"), QualityTerm(where="all"))),
+)
+# Predict everything from the model's own predictions, some of them masked again (SMART, arXiv 2001.08785).
+register_objective("smart", Objective(Remask(), (RepairTerm(where="all"),)))
+# Predict everything where some tokens are masked and some are random (CDLM, arXiv 2512.15596).
+register_objective("cdlm", Objective(RandomTokens(), (RepairTerm(where="all"),)))
+# The same as two losses: mask to token, and token to token (LLaDA2.1).
+register_objective("t2t", Objective(RandomTokens(), (DiffusionTerm(weight=1.0, on="draft"), RepairTerm())))
+# Repair the model's own errors in drafts that it rolls out (SCOPE, arXiv 2606.01026).
+register_objective("scope", Objective(Fill((_ROLLED_OUT,)), (DiffusionTerm(weight=1.0), RepairTerm(where="wrong"))))
+# Predict everything from the model's own draft, written at one look (DMax, arXiv 2604.08302).
+register_objective("dmax", Objective(Fill((_ALL_AT_ONCE,)), (DiffusionTerm(weight=1.0), RepairTerm(where="all"))))
 
 
 def settings_of(objective: Objective) -> dict[str, str]:
@@ -91,8 +123,20 @@ def get_objective(name: str | None = None, *, source: str = "objective", **setti
         given = {key: value for key, value in settings.items() if key in keys}
         own = {keys[key]: value for key, value in given.items()}
         terms.append(changed(term, own, source=f"{source}: {', '.join(given)}"))
+        _refuse_idle_settings(terms[-1], term, source)
     with naming(source):
         return replace(preset, corruptor=corruptor, terms=tuple(terms))
+
+
+def _refuse_idle_settings(term: Term, preset: Term, source: str) -> None:
+    """Refuse settings of a term that has weight 0, which would change nothing."""
+    changed_ones = [field.name for field in _settable(term) if getattr(term, field.name) != getattr(preset, field.name)]
+    idle = [f"`{term.name}_{name}`" for name in changed_ones if name != "weight"]
+    if idle and not term.weight:
+        raise ConfigurationError(
+            f"{source}: `{term.name}_weight` is 0, so {', '.join(idle)} would change nothing; leave out what is not read, or "
+            "give the term a weight."
+        )
 
 
 def as_objective(given: Any) -> Objective:

@@ -4,6 +4,7 @@ All models are in float64 and their weights come from integer arithmetic, so tha
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def trained(directory: str | Path) -> dict[str, dict[str, Any]]:
     results = {}
     for name, settings in OBJECTIVES.items():
         for lora in (True, False):
-            settings = settings if lora else {**settings, "diffusion_weight": 0.0}
+            objective = prism.get_objective(**settings)
+            if not lora:  # nothing can be taught then, but the term is logged
+                quiet = (replace(term, weight=0.0) if term.name == "diffusion" else term for term in objective.terms)
+                objective = replace(objective, terms=tuple(quiet))
             rows = _rows(recorded=name == "recorded")
             model, gradients = llama(lora=lora), _Gradients()
             args = prism.PrismTrainingArguments(
@@ -140,8 +144,7 @@ def trained(directory: str | Path) -> dict[str, dict[str, Any]]:
                 report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
             )  # fmt: skip
             trainer = prism.PrismTrainer(
-                model, args, objective=prism.get_objective(**settings), train_dataset=rows, eval_dataset=rows,
-                callbacks=[gradients],
+                model, args, objective=objective, train_dataset=rows, eval_dataset=rows, callbacks=[gradients]
             )  # fmt: skip
             trainer.train()
             keep = ("loss", "quality_loss", "diffusion_loss", "base_rate")

