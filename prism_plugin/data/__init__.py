@@ -5,7 +5,7 @@ from prism_plugin.data.columns import ROW_NUMBER, columns_of_a_kind, given_colum
 from prism_plugin.data.lines import read_lines, read_piped_lines
 from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.data.preparation import check_columns, prepare_rows
-from prism_plugin.data.prepared import check_prepared, fingerprint, id_range, longest_row
+from prism_plugin.data.prepared import check_prepared, fingerprint, foreign_mask, id_range, longest_row
 from prism_plugin.data.reading import is_data_file, read_rows
 from prism_plugin.data.rows import as_dataset, as_rows, require_list_of_rows
 from prism_plugin.data.settings import DataSettings
@@ -24,6 +24,7 @@ __all__ = [
     "check_prepared",
     "columns_of_a_kind",
     "fingerprint",
+    "foreign_mask",
     "given_columns",
     "id_range",
     "is_data_file",

@@ -65,6 +65,27 @@ def id_range(prepared: datasets.Dataset | Sequence[Mapping[str, Any]]) -> tuple[
     return min(end["min"] for end in ends), max(end["max"] for end in ends)
 
 
+def foreign_mask(prepared: datasets.Dataset | Sequence[Mapping[str, Any]], mask_token_id: int) -> int | None:
+    """Find the mask token of another model in recorded drafts: None where there is no sign of one.
+
+    A sign is a token that stands in no row of the data and makes at least half of all tokens that differ from it, where no
+    draft holds the model's own mask.
+    """
+    if isinstance(prepared, datasets.Dataset):
+        clean, drafts = (
+            np.concatenate([pyarrow.compute.list_flatten(chunk).to_numpy() for chunk in _chunks(prepared, name)])
+            for name in ("input_ids", DRAFT_COLUMN)
+        )
+    else:
+        clean, drafts = (np.concatenate([np.asarray(row[name]) for row in prepared]) for name in ("input_ids", DRAFT_COLUMN))
+    different = drafts[drafts != clean]
+    if not len(different) or (drafts == mask_token_id).any():
+        return None
+    ids, counts = np.unique(different, return_counts=True)
+    commonest = int(ids[counts.argmax()])
+    return commonest if 2 * counts.max() >= len(different) and commonest not in clean else None
+
+
 def _chunks(prepared: datasets.Dataset, name: str) -> Iterator[pyarrow.ChunkedArray]:
     for batch in prepared.select_columns([name]).with_format("arrow").iter(batch_size=10_000):
         yield batch.column(name)

@@ -12,6 +12,7 @@ from prism_plugin.data import (
     as_rows,
     check_prepared,
     columns_of_a_kind,
+    foreign_mask,
     id_range,
     is_stream,
     longest_row,
@@ -122,6 +123,7 @@ def as_prepared(rows: Any, model: PrismModel, origin: Origin, objective: Objecti
         check_prepared(rows[0], origin)
         _check_readable(rows, model, origin)
         _check_visible(rows, model, origin)
+        _check_masks(rows, model, origin)
     return rows
 
 
@@ -168,6 +170,19 @@ def _check_readable(rows: Any, model: PrismModel, origin: Origin) -> None:
         raise DataFormatError(
             f"The tokens of {origin} must lie in the model's vocabulary, 0 to {vocabulary - 1}, found "
             f"{smallest if smallest < 0 else largest}; use the tokenizer that belongs to the model."
+        )
+
+
+def _check_masks(rows: Any, model: PrismModel, origin: Origin) -> None:
+    """Check that recorded drafts were made with the model's own mask token."""
+    if "draft_ids" not in rows[0]:
+        return
+    foreign = foreign_mask(rows, model.mask_token_id)
+    if foreign is not None:
+        raise DataFormatError(
+            f"The recorded drafts of {origin} must hold the model's mask token {model.mask_token_id} where nothing was "
+            f"written, but no draft holds it, and {foreign}, which no row of the data holds, makes most of what differs from "
+            "the data; record them with this model's mask token, or attach with `mask_token_id`."
         )
 
 

@@ -63,6 +63,23 @@ def test_micro_batches_of_one_row_and_two_backwards_give_the_gradient_of_one_bat
     check_same(gradients(model, [rows], lab, apart=lambda: nullcontext(torch.Tensor.backward)), whole)
 
 
+@pytest.mark.parametrize("as_rows", [list, datasets.Dataset.from_list])
+def test_drafts_with_another_models_mask_are_refused(lab, as_rows):
+    model, objective = lab.build_model(), get_objective("prism_recorded")
+
+    def prepared(of_mask):
+        rows = lab.make_rows(8)
+        for row in rows:
+            row["draft_ids"] = [*row["input_ids"][:-3], of_mask, of_mask, 3 + row["input_ids"][-1] % 4]
+        return as_prepared(as_rows(rows), model, Origin("rows"), objective)
+
+    assert len(prepared(lab.mask)) == len(prepared(4)) == 8, "its own masks, or none"
+    with pytest.raises(DataFormatError, match=r"must hold the model's mask token 31 where .* no draft holds it, and 2, which"):
+        prepared(2)
+    with pytest.raises(DataFormatError, match=r"must lie in the model's vocabulary, 0 to 31, found 99"):
+        prepared(99)
+
+
 def test_nothing_is_drawn_and_the_order_of_rows_is_theirs(lab):
     model, rows = lab.build_model(), lab.recorded_rows(6)
     first, other = run(model, rows, lab), run(model, rows[::-1], lab, seed=8, epoch=9)
@@ -115,13 +132,14 @@ def test_dropout_is_off_in_the_first_look_and_on_in_the_second(lab):
 
 def test_it_is_built_by_name_and_has_no_draft_rules():
     objective = get_objective("prism_recorded", diffusion_weight=0.25)
-    of_terms = {"diffusion_weight": 0.25, "diffusion_share": 1.0, "quality_weight": 1.0, "quality_where": "visible"}
-    written = {"name": "prism_recorded", **of_terms}
+    of_diffusion = {"diffusion_weight": 0.25, "diffusion_share": 1.0, "diffusion_on": "noised"}
+    of_quality = {"quality_weight": 1.0, "quality_where": "visible", "quality_by_time": False}
+    written = {"name": "prism_recorded", **of_diffusion, **of_quality}
     assert objective_to_dict(objective) == written
     assert get_objective(**written) == objective
     assert get_objective(name="prism_recorded", diffusion_weight=0.25, quality_weight=1.0) == objective  # as 0.1.0 wrote it
     for unread in ({"num_drafted": 2}, {"drafts": [{}]}, {"t_min": 0.1}):
-        with pytest.raises(UnknownKeyError, match=r"'prism_recorded': nothing reads '.*'; known: diffusion_share"):
+        with pytest.raises(UnknownKeyError, match=r"'prism_recorded': nothing reads '.*'; known: diffusion_on"):
             get_objective("prism_recorded", **unread)
     with pytest.raises(ConfigurationError, match=r"diffusion_weight: `weight` of .* must be 0 or more, found -1"):
         get_objective("prism_recorded", diffusion_weight=-1)
