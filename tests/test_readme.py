@@ -17,7 +17,8 @@ from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.decoding import FEATURES
 from prism_plugin.modeling import PrismConfig
 from prism_plugin.sampling import PRESETS, RemaskingSampler, SamplerSettings
-from prism_plugin.training import Fill, PrismTrainingArguments, get_objective, objective_to_dict
+from prism_plugin.training import CORRUPTORS, Fill, PrismTrainingArguments, get_objective
+from prism_plugin.training.presets import PRESETS as OBJECTIVES
 
 README = ROOT / "README.md"
 INSTALL = "pip install -c constraints.txt -e . && prism-plugin demo"
@@ -161,6 +162,15 @@ def default_of(one):
     return "" if one.default is MISSING or one.name == "drafts" else repr(one.default)
 
 
+def test_objectives_with_a_name_are_in_the_page():
+    objectives, corruptors = tables(text_of(ROOT / "docs" / "training.md", "Objectives"))
+    assert {row[0]: (row[1], row[2].replace("`", "")) for row in objectives} == {
+        name: (CORRUPTORS.to_dict(one.corruptor)["name"], ", ".join(term.name for term in one.terms))
+        for name, one in OBJECTIVES.items()
+    }
+    assert {row[0] for row in corruptors} == set(CORRUPTORS.names())
+
+
 def test_recipe_keys_are_those_of_the_code():
     (table,) = tables(text_of(ROOT / "docs" / "training.md", "Recipe keys"))
     of_training = {"training.output_dir", "training.head_learning_rate", "training.check_alignment"}
@@ -169,13 +179,16 @@ def test_recipe_keys_are_those_of_the_code():
         "backbone": [BackboneSection], "data": [DataSection], "attach": [AttachSection], "attach.lora": [LoraSection],
         "training": [PrismTrainingArguments],
     }  # fmt: skip
-    of_objectives = {**vars(DraftRule()), **objective_to_dict(get_objective("prism")), "drafts": None}
-    of_objectives |= dict.fromkeys(("corruptor", "terms"))
+    of_objectives = {**vars(DraftRule()), "name": "prism"}
+    for objective in OBJECTIVES.values():
+        of_objectives |= vars(type(objective.corruptor)())
+        of_objectives |= {f"{term.name}_{key}": one for term in objective.terms for key, one in vars(type(term)()).items()}
+    of_objectives |= dict.fromkeys(("corruptor", "terms", "drafts"))
     for key, default, meaning in table:
         section, _, name = key.rpartition(".")
         if section == "objective":
             value = of_objectives[name]
-            found = ["" if value is None and name not in ("share", "window") else repr(value)]
+            found = ["" if value is None and name in ("corruptor", "terms", "drafts") else repr(value)]
         else:
             found = [default_of(one) for cls in owners[section] for one in fields(cls) if one.name == name]
         if key not in ("objective.name", "training.output_dir"):
