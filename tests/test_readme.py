@@ -179,11 +179,11 @@ def test_recipe_keys_are_those_of_the_code():
         "backbone": [BackboneSection], "data": [DataSection], "attach": [AttachSection], "attach.lora": [LoraSection],
         "training": [PrismTrainingArguments],
     }  # fmt: skip
-    of_objectives = {**vars(DraftRule()), "name": "prism"}
+    of_objectives = {"name": "prism"}
     for objective in OBJECTIVES.values():
         of_objectives |= vars(type(objective.corruptor)())
         of_objectives |= {f"{term.name}_{key}": one for term in objective.terms for key, one in vars(type(term)()).items()}
-    of_objectives |= dict.fromkeys(("corruptor", "terms", "drafts"))
+    of_objectives |= {**vars(DraftRule()), **dict.fromkeys(("corruptor", "terms", "drafts"))}
     for key, default, meaning in table:
         section, _, name = key.rpartition(".")
         if section == "objective":
