@@ -37,7 +37,7 @@ from prism_plugin.training.checks import (
     freeze_unread_head,
     rows_per_step,
 )
-from prism_plugin.training.given_rows import as_prepared
+from prism_plugin.training.given_rows import as_prepared, wants_history
 from prism_plugin.training.memory import StepShape, estimate_memory
 from prism_plugin.training.optimization import check_optimization, chosen_optimizer
 from prism_plugin.training.sharding import check_sharding
@@ -124,7 +124,7 @@ def _look_at_data(
 ) -> tuple[dict[str, Any], int | None, list[str]]:
     """Counts, a prepared sample's figures, its longest row in tokens, and what could not be looked at."""
     try:
-        rows, eval_rows = raw_rows(recipe.data, objective)
+        rows, eval_rows = raw_rows(recipe.data, objective, with_history=bool(recipe.attach.head_history))
     except UnreachableDataError as error:
         return {"path": recipe.data.path, "rows": None}, None, [f"data and steps: {error}"]
     found = {"path": recipe.data.path, "rows": len(rows), "eval_rows": 0 if eval_rows is None else len(eval_rows)}
@@ -147,7 +147,7 @@ def _look_at_data(
 def _prepared_sample(rows: datasets.Dataset, recipe: Recipe, model: PrismModel, origin: Origin) -> datasets.Dataset:
     sample = rows.select(range(min(SAMPLE_ROWS, len(rows))))
     how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": recipe.data, "origin": origin}
-    return as_prepared(prepare_rows(sample, model.tokenizer, **how), model, origin)
+    return as_prepared(prepare_rows(sample, model.tokenizer, with_history=wants_history(model), **how), model, origin)
 
 
 def _steps(training: PrismTrainingArguments, rows: int | None) -> dict[str, int | None]:

@@ -37,7 +37,7 @@ from prism_plugin.report.calibration_plot import check_plot_file, plot_quality
 from prism_plugin.report.tables import quality_tables, scaling_table, threshold_sentence
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import Objective, get_objective, objective_to_dict
-from prism_plugin.training.given_rows import as_prepared
+from prism_plugin.training.given_rows import as_prepared, wants_history
 from prism_plugin.writing import require_place
 
 NAMES = {"drafts": "training drafts", "states": "the sampler's states"}
@@ -230,7 +230,8 @@ def _rows(args: argparse.Namespace, model: PrismModel, raw: Any) -> datasets.Dat
     else:
         raw = raw.select(range(min(len(raw), args.limit or len(raw))))
     origin = Origin(args.data, counted=True)
-    prepared = prepare_rows(raw, model.tokenizer, mask_token_id=model.mask_token_id, settings=settings, origin=origin)
+    how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": settings, "origin": origin}
+    prepared = prepare_rows(raw, model.tokenizer, with_history=wants_history(model), **how)
     return as_prepared(prepared, model, origin)
 
 

@@ -45,8 +45,10 @@ def training_arguments(recipe: Recipe, source: Path) -> PrismTrainingArguments:
         raise ConfigurationError(f"{source}: training: {' '.join(str(error).split())}") from error
 
 
-def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Read the rows to train on, and those to evaluate on if there are any.
+def raw_rows(
+    data: DataSection, objective: Objective, *, with_history: bool
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Read the rows to train on, and those to evaluate on if there are any; `with_history`, a fresh head reads that of drafts.
 
     Raises:
         DataFormatError: If they cannot be read, none are left to train on, their columns fit no kind of row or are not read, or
@@ -56,7 +58,7 @@ def raw_rows(data: DataSection, objective: Objective) -> tuple[datasets.Dataset,
     for origin, part in zip(origins_of(data), (rows, eval_rows), strict=True):
         if part is not None:
             check_columns(given_columns(part), data)
-            check_recorded(objective, {*part.column_names, *data.columns}, origin)
+            check_recorded(objective, {*part.column_names, *data.columns}, origin, with_history=with_history)
     return rows, eval_rows
 
 
@@ -208,6 +210,10 @@ def _prism_config(attach: AttachSection) -> PrismConfig:
         mask_token_id=attach.mask_token_id,
         head=attach.head,
         head_hidden_size=attach.head_hidden_size,
+        head_blocks=attach.head_blocks,
+        head_num_heads=attach.head_num_heads,
+        head_taps=None if attach.head_taps is None else tuple(attach.head_taps),
+        head_history=tuple(attach.head_history or ()),
         train_backbone=attach.train_backbone,
         logits_alignment=attach.logits_alignment,
         base_rate=attach.base_rate,

@@ -74,8 +74,14 @@ class AttachSection:
         default=None,
         metadata={"help": "Folder or Hub id of a trained head to start from, with its own settings; None: a fresh one."},
     )
-    head: str = field(default="mlp", metadata={"help": "Kind of the quality head: mlp or linear."})
-    head_hidden_size: int | None = field(default=None, metadata={"help": "Width of the mlp; None: the backbone's."})
+    head: str = field(default="mlp", metadata={"help": "Kind of the quality head: mlp, linear, transformer or multi_tap."})
+    head_hidden_size: int | None = field(default=None, metadata={"help": "Width of its hidden layers; None: the backbone's."})
+    head_blocks: int | None = field(default=None, metadata={"help": "Blocks of a transformer head; None: 1."})
+    head_num_heads: int | None = field(default=None, metadata={"help": "Attention heads of its blocks; None: of 64 columns."})
+    head_taps: list[int] | None = field(default=None, metadata={"help": "Layers that a multi_tap head reads, such as [0, -1]."})
+    head_history: list[str] | None = field(
+        default=None, metadata={"help": "What the head reads of each token's history: age, commit_confidence, times_remasked."}
+    )
     base_rate: float = field(default=0.9, metadata={"help": "Share of right tokens to expect, where the head starts."})
     mask_token_id: int | None = field(default=None, metadata={"help": "None: found in the model, tokenizer or spec."})
     logits_alignment: str | None = field(

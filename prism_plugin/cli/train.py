@@ -38,7 +38,7 @@ from prism_plugin.modeling.hub import require_hub
 from prism_plugin.modeling.model_card import CardFacts
 from prism_plugin.training import Objective, PrismTrainer, PrismTrainingArguments, get_objective
 from prism_plugin.training.checkpoints import last_checkpoint
-from prism_plugin.training.given_rows import as_prepared
+from prism_plugin.training.given_rows import as_prepared, wants_history
 from prism_plugin.training.run_folder import claimed, repository_of, where_saved
 
 _TAKEN = ("recipe", "dry-run", "fresh", "json", "traceback")  # the verb's own options
@@ -135,7 +135,7 @@ def _train(
     recipe: Recipe, objective: Objective, training: PrismTrainingArguments, *, source: Path, fresh: bool
 ) -> tuple[dict[str, Any], bool]:
     output_dir, section = Path(training.output_dir), recipe.backbone
-    train_rows, eval_rows = raw_rows(recipe.data, objective)
+    train_rows, eval_rows = raw_rows(recipe.data, objective, with_history=bool(recipe.attach.head_history))
     set_seed(training.seed)  # the head and LoRA start from random weights
     with taken_for_an_id(section.path):
         backbone = load_backbone(section.path, dtype=section.dtype, quantization=section.quantization, **where_of(section))
@@ -169,7 +169,7 @@ def _train(
 def _prepared(rows: datasets.Dataset, data: DataSection, model: PrismModel, origin: Origin) -> datasets.Dataset:
     """Prepared rows, looked at here, where they still have the name of their file."""
     how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": data, "origin": origin}
-    return as_prepared(prepare_rows(rows, model.tokenizer, **how), model, origin)
+    return as_prepared(prepare_rows(rows, model.tokenizer, with_history=wants_history(model), **how), model, origin)
 
 
 def _card_facts(data: DataSection, num_rows: int, figures: dict[str, float], objective: Objective) -> CardFacts:

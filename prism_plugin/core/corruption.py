@@ -1,12 +1,12 @@
 """Masking of clean tokens, the forward process of a masked diffusion model; and what a corruption did, for whoever learns."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from prism_plugin.core.history import History
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
@@ -45,7 +45,7 @@ class Corrupted:
         drafted: Positions whose token was written by the model, or by a corruption in its place.
         t: Masking probability of each row, in (0, 1].
         noise: Uniforms of each row by name, for terms that want chance.
-        history: Figures per position of how the draft came to be, such as `commit_confidence`; empty where it is unknown.
+        history: What the tokens have been through; None where that is unknown.
     """
 
     ids: TokenIds
@@ -57,7 +57,7 @@ class Corrupted:
     drafted: TokenMask
     t: Times
     noise: Noise
-    history: Mapping[str, PerToken] = field(default_factory=dict)
+    history: History | None = None
 
     @property
     def visible(self) -> TokenMask:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prism_plugin.core.history import History
 from prism_plugin.types import PerToken, TokenIds, TokenMask
 
 
@@ -45,6 +46,18 @@ def visible_labels(draft_ids: TokenIds, clean_ids: TokenIds, maskable: TokenMask
         masked_in_draft: Positions that still hold the mask token in the draft.
     """
     return drafted_labels(draft_ids, clean_ids, maskable & ~masked_in_draft)
+
+
+def of_written_labels(labels: Labels, history: History) -> Labels:
+    """Leave out given tokens in rows whose history the head sees: that they were given would tell that they are right.
+
+    Args:
+        labels: Those of visible tokens.
+        history: What the head sees of it.
+    """
+    shown = torch.ones_like(labels.labelled) if history.known is None else history.known.unsqueeze(-1)
+    labelled = labels.labelled & (history.written | ~shown)
+    return Labels(targets=labels.targets * labelled, labelled=labelled)
 
 
 def with_soft_labels(labels: Labels, masked: TokenMask, probability: PerToken) -> Labels:

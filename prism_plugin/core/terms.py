@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from prism_plugin.core.corruption import Corrupted
-from prism_plugin.core.labels import Labels, drafted_labels, visible_labels, with_soft_labels
+from prism_plugin.core.labels import Labels, drafted_labels, of_written_labels, visible_labels, with_soft_labels
 from prism_plugin.core.losses import (
     cap_loss_per_row,
     diffusion_loss_per_row,
@@ -161,6 +161,8 @@ class QualityTerm:
         if self.where == "drafted":
             return drafted_labels(at.ids, at.clean_ids, at.drafted)
         visible = visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
+        if at.history is not None:
+            visible = of_written_labels(visible, at.history)
         if self.where == "visible":
             return visible
         masked = at.maskable & at.masked

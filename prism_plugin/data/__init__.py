@@ -1,7 +1,7 @@
 """From files and rows to what the trainer eats: reading, tokenising, marking what may be masked, padding."""
 
 from prism_plugin.data.collator import PrismCollator, require_batch
-from prism_plugin.data.columns import ROW_NUMBER, columns_of_a_kind, given_columns
+from prism_plugin.data.columns import ROW_NUMBER, columns_of_a_kind, given_columns, require_history
 from prism_plugin.data.lines import read_lines, read_piped_lines
 from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.data.preparation import check_columns, prepare_rows
@@ -35,6 +35,7 @@ __all__ = [
     "read_piped_lines",
     "read_rows",
     "require_batch",
+    "require_history",
     "require_list_of_rows",
     "stream_rows",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_plugin.core.history import HISTORY
 from prism_plugin.data.prepared import check_prepared
 from prism_plugin.data.rows import require_list_of_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError
@@ -44,7 +45,7 @@ class PrismCollator:
 
         Returns:
             `input_ids` and `attention_mask` (int64) and `maskable` (bool), each [batch, length], and `example_id`
-            (int64), [batch]; and `draft_ids` (int64), [batch, length], if the rows have them.
+            (int64), [batch]; and `draft_ids` (int64), [batch, length], if the rows have them, and their history if all have it.
 
         Raises:
             DataFormatError: If they are no list of prepared rows, must be equally long and are not, or only some have
@@ -67,6 +68,7 @@ class PrismCollator:
             name: torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
             for name in ("input_ids", *(["draft_ids"] if all(with_drafts) else []))
         }
+        history = _history(rows, length) if all(with_drafts) else {}
         attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
         maskable = torch.zeros(len(rows), length, dtype=torch.bool)
         for index, row in enumerate(rows):
@@ -84,7 +86,7 @@ class PrismCollator:
                 f"{int(own.min())} and of {length} tokens; cut or fill them (`max_length`, `pads: supervised`)."
             )
         example_id = torch.tensor([int(row["example_id"]) for row in rows], dtype=torch.long)
-        return {**ids, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}
+        return {**ids, **history, "attention_mask": attention_mask, "maskable": maskable, "example_id": example_id}
 
 
 def require_batch(batch: Mapping[str, Tensor], *, with_drafts: bool = False) -> None:
@@ -104,6 +106,18 @@ def require_batch(batch: Mapping[str, Tensor], *, with_drafts: bool = False) -> 
         raise DataFormatError(
             f"A batch needs {', '.join(needed)} as tensors, found no {', '.join(missing)}; make it with `PrismCollator`."
         )
+
+
+def _history(rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
+    """What the tokens of recorded drafts have been through, where every row tells it; padding was written by nobody."""
+    if any(row.get(name) is None for row in rows for name in HISTORY):
+        return {}
+    found: dict[str, Tensor] = {}
+    for name, nothing in zip(HISTORY, (-1, 1.0, 0), strict=True):
+        found[name] = torch.full((len(rows), length), nothing)
+        for index, row in enumerate(rows):
+            found[name][index, : len(row[name])] = torch.as_tensor(row[name])
+    return found
 
 
 def _flags(values: Any, name: str, row: Mapping[str, Any]) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import datasets
 
+from prism_plugin.core.history import HISTORY
+from prism_plugin.data.origin import Origin
 from prism_plugin.errors import DataFormatError
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -13,8 +15,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "input_ids": ("input_ids",),
 }
 DRAFT_COLUMN = "draft_ids"
-# What a recorded draft's tokens have been through, each a number for a position.
-HISTORY_COLUMNS = ("age", "commit_confidence", "times_remasked")
 # What rows of `input_ids` may bring besides.
 BESIDE_IDS = ("labels", "maskable", "attention_mask", "token_type_ids", DRAFT_COLUMN)
 # What a row is called in errors where its index is another than in the file, as after a split.
@@ -24,7 +24,7 @@ ROW_NUMBER = "row_number"
 HARMLESS_COLUMNS = frozenset(
     {"id", "idx", "index", "uid", "uuid", "url", "source", "timestamp", "date", "language", "license", "meta", "metadata"}
     | {"", "Unnamed: 0", "__index_level_0__", ROW_NUMBER}
-    | set(HISTORY_COLUMNS)
+    | set(HISTORY)
 )
 
 
@@ -78,6 +78,19 @@ def kind_of(columns: Sequence[str]) -> str:
 def columns_read(kind: str) -> tuple[str, ...]:
     """The columns that rows of a kind are made of, those included that they may lack."""
     return (*KINDS[kind], *(BESIDE_IDS if kind == "input_ids" else (DRAFT_COLUMN,)))
+
+
+def require_history(columns: Collection[str], origin: Origin) -> None:
+    """Check that rows tell what the tokens of their recorded drafts have been through.
+
+    Raises:
+        DataFormatError: If they do not, or not whole.
+    """
+    if missing := [name for name in HISTORY if name not in columns]:
+        raise DataFormatError(
+            f"A head with `head_history` needs the columns {', '.join(HISTORY)} beside `{DRAFT_COLUMN}`, but {origin} has no "
+            f"{', '.join(missing)}; record with `history: true`, or attach without `head_history`."
+        )
 
 
 def refuse_unread(columns: Collection[str], read: Collection[str], what: str, cure: str) -> None:

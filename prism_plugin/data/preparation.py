@@ -10,6 +10,7 @@ Four kinds of row, told apart by their columns:
   canvas held at some moment, mask tokens included.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -18,6 +19,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from prism_plugin.core.history import HISTORY
 from prism_plugin.data.columns import (
     DRAFT_COLUMN,
     KINDS,
@@ -27,6 +29,7 @@ from prism_plugin.data.columns import (
     kind_of,
     refuse_unread,
     renamed,
+    require_history,
 )
 from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.data.rows import as_dataset
@@ -46,6 +49,7 @@ def prepare_rows(
     mask_token_id: int,
     settings: DataSettings | None = None,
     origin: Origin = IN_MEMORY,
+    with_history: bool = False,
 ) -> datasets.Dataset:
     """Tokenise rows and mark what may be masked; each row's index becomes its `example_id`.
 
@@ -55,9 +59,11 @@ def prepare_rows(
         mask_token_id: Id of the mask token, which data must not contain.
         settings: Defaults when None. How many rows are longer than `max_length` is logged as a warning.
         origin: What the rows are called in errors: an argument, or their file.
+        with_history: Keep what the tokens of recorded drafts have been through, for a head that reads it.
 
     Returns:
-        A data set with the columns `example_id`, `input_ids` and `maskable`, and `draft_ids` if the rows have it.
+        A data set with the columns `example_id`, `input_ids` and `maskable`, and `draft_ids` if the rows have it, and its
+        history (`age`, `commit_confidence`, `times_remasked`) if that is wanted.
 
     Raises:
         DataFormatError: If there is no row, the columns fit no kind, or a row cannot be used; the row is named.
@@ -69,9 +75,10 @@ def prepare_rows(
         raise DataFormatError(f"{origin} holds no row; training needs at least one.")
     kind = check_columns(given_columns(rows), settings)
     rows = rows.rename_columns(renamed(given_columns(rows), settings.columns))
-    encoder = RowEncoder(kind, tokenizer, settings, mask_token_id, rows[0], origin)
+    encoder = RowEncoder(kind, tokenizer, settings, mask_token_id, rows[0], origin, with_history=with_history)
     id_columns = ["input_ids", *([DRAFT_COLUMN] if encoder.with_drafts else [])]
-    wanted = [name for name in (*columns_read(kind), ROW_NUMBER) if name in rows.column_names]
+    history = dict(zip(HISTORY, ("int32", "float32", "int32"), strict=True)) if encoder.with_history else {}
+    wanted = [name for name in (*columns_read(kind), *history, ROW_NUMBER) if name in rows.column_names]
     prepared = rows.select_columns(wanted).map(
         encoder,
         with_indices=True,
@@ -81,6 +88,7 @@ def prepare_rows(
                 "example_id": datasets.Value("int64"),
                 **{name: datasets.List(datasets.Value("int32")) for name in id_columns},
                 "maskable": datasets.List(datasets.Value("bool")),
+                **{name: datasets.List(datasets.Value(kind_of_value)) for name, kind_of_value in history.items()},
             }
         ),
         # A cached result would outlive a change of this code: the cache's key names our class, not what it does.
@@ -158,6 +166,7 @@ class RowEncoder:
         mask_token_id: As for `prepare_rows`.
         sample: The first row.
         origin: What rows are called in errors.
+        with_history: As for `prepare_rows`.
 
     Attributes:
         num_overlong: Rows so far that are longer than `max_length`, and so were cut or are to be left out.
@@ -168,14 +177,25 @@ class RowEncoder:
     """
 
     def __init__(
-        self, kind: str, tokenizer: Any, settings: DataSettings, mask_token_id: int, sample: Mapping[str, Any], origin: Origin
+        self,
+        kind: str,
+        tokenizer: Any,
+        settings: DataSettings,
+        mask_token_id: int,
+        sample: Mapping[str, Any],
+        origin: Origin,
+        *,
+        with_history: bool = False,
     ) -> None:
         self.origin, self.num_overlong = origin, 0
         self.kind, self.tokenizer, self.settings, self.mask_token_id = kind, tokenizer, settings, mask_token_id
         self.eos_token_id: Any = None if tokenizer is None else tokenizer.eos_token_id
         self.with_drafts = DRAFT_COLUMN in sample
+        self.with_history = with_history and self.with_drafts
         if self.with_drafts:
             self._check_drafts_suit()
+        if self.with_history:
+            require_history(sample, origin)
         if tokenizer is None and kind != "input_ids":
             raise ConfigurationError(f"Rows of kind `{kind}` need a tokenizer, found none; pass one or give `input_ids`.")
         if (settings.append_eos or settings.pads == "supervised") and self.eos_token_id is None:
@@ -216,7 +236,20 @@ class RowEncoder:
                 f"`{DRAFT_COLUMN}` must hold a token at one maskable position at least, which can be judged, but "
                 f"all {sum(maskable)} are masked; remove the row."
             )
-        return {**prepared, DRAFT_COLUMN: draft}
+        history = self._of_history(row, len(ids), refuse) if self.with_history else {}
+        return {**prepared, DRAFT_COLUMN: draft, **history}
+
+    def _of_history(self, row: Mapping[str, Any], count: int, refuse: Refuse) -> dict[str, list[Any]]:
+        """What the tokens of a recorded draft have been through."""
+        length, found = len(row["input_ids"]), {}
+        for name in HISTORY:
+            values = row[name]
+            if values is None or len(values) != length:
+                raise refuse(f"`{name}` must be as long as `input_ids`, found {len(values or ())} and {length}.")
+            if not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
+                raise refuse(f"`{name}` must hold finite numbers, found something else.")
+            found[name] = list(values[self._own(row, length, refuse)])[:count]
+        return found
 
     def _check_drafts_suit(self) -> None:
         if self.kind != "input_ids":

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
+from prism_plugin.core.history import HISTORY
 from prism_plugin.data.columns import DRAFT_COLUMN, refuse_unread
 from prism_plugin.data.origin import IN_MEMORY, Origin
 from prism_plugin.errors import DataFormatError
@@ -34,7 +35,7 @@ def check_prepared(row: Mapping[str, Any], origin: Origin = IN_MEMORY) -> None:
             "`prepare_rows`."
         )
     refuse_unread(row, (*PREPARED_COLUMNS, *BESIDE_PREPARED), "prepared rows", "drop what is not meant")
-    for other in ("maskable", *BESIDE_PREPARED):
+    for other in ("maskable", *BESIDE_PREPARED, *HISTORY):
         lengths = [len(row[name]) for name in ("input_ids", other) if row.get(name) is not None]
         if lengths[0] != lengths[-1]:
             raise DataFormatError(
@@ -94,9 +95,10 @@ def _chunks(prepared: datasets.Dataset, name: str) -> Iterator[pyarrow.ChunkedAr
 def fingerprint(prepared: datasets.Dataset) -> str:
     """Hash the contents of prepared rows: equal for equal rows, wherever and however they are stored."""
     digest = hashlib.sha256()
-    for name in ("input_ids", "maskable", *([DRAFT_COLUMN] if DRAFT_COLUMN in prepared.column_names else [])):
+    for name in ("input_ids", "maskable", *(one for one in (DRAFT_COLUMN, *HISTORY) if one in prepared.column_names)):
         for chunk in _chunks(prepared, name):
             column = chunk.combine_chunks()
             digest.update(pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-            digest.update(pyarrow.compute.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            values = pyarrow.compute.list_flatten(column).to_numpy(zero_copy_only=False)
+            digest.update(values.astype(np.float32 if values.dtype.kind == "f" else np.int64).tobytes())
     return digest.hexdigest()

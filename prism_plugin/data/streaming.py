@@ -30,6 +30,7 @@ def stream_rows(
     mask_token_id: int,
     settings: DataSettings | None = None,
     origin: Origin = IN_MEMORY,
+    with_history: bool = False,
 ) -> "RowStream":
     """Prepare a stream as `prepare_rows` does a data set, one row at a time. The arguments are those of `prepare_rows`.
 
@@ -39,6 +40,7 @@ def stream_rows(
         mask_token_id: Id of the mask token, which data must not contain.
         settings: Defaults when None.
         origin: What the rows are called in errors.
+        with_history: As for `prepare_rows`.
 
     Raises:
         DataFormatError: If the first row of a `datasets.IterableDataset` cannot be used. torch's may be readable only once, so
@@ -47,7 +49,7 @@ def stream_rows(
     """
     if isinstance(rows, datasets.IterableDataset):
         rows = rows.with_format(None)  # plain lists and numbers, not tensors
-    stream = RowStream(rows, tokenizer, mask_token_id, settings or DataSettings(), origin)
+    stream = RowStream(rows, tokenizer, mask_token_id, settings or DataSettings(), origin, with_history=with_history)
     stream.look()
     return stream
 
@@ -70,9 +72,11 @@ class RowStream(torch.utils.data.IterableDataset):
         mask_token_id: int,
         settings: DataSettings,
         origin: Origin,
+        *,
+        with_history: bool = False,
     ) -> None:
         self.source, self.tokenizer, self.mask_token_id = source, tokenizer, mask_token_id
-        self.settings, self.origin = settings, origin
+        self.settings, self.origin, self.with_history = settings, origin, with_history
         self.check: Callable[[Mapping[str, Any], int], None] | None = None
         self._encoder: RowEncoder | None = None
         self._names: dict[str, str] = {}  # the data's own -> ours
@@ -129,7 +133,9 @@ class RowStream(torch.utils.data.IterableDataset):
             kind = check_columns(list(row), self.settings)
             names = renamed(list(row), self.settings.columns)
             sample = {names.get(name, name): value for name, value in row.items()}
-            self._encoder = RowEncoder(kind, self.tokenizer, self.settings, self.mask_token_id, sample, self.origin)
+            self._encoder = RowEncoder(
+                kind, self.tokenizer, self.settings, self.mask_token_id, sample, self.origin, with_history=self.with_history
+            )
             self._names = {name: names.get(name, name) for name in row}
         if row.keys() != self._names.keys():
             raise DataFormatError(

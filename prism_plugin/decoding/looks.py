@@ -87,6 +87,7 @@ class PlainLook:
             state.canvas.attention_mask if want.padded else None,
             logits_at=masked if visible is None else torch.cat((masked, visible)),
             with_quality=want.quality,
+            history=state.history if want.quality and model.quality_head.reads_history else None,
         )
         seen = Seen(
             masked=Logits(output.logits[: want.num_masked], masked),

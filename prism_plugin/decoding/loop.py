@@ -352,6 +352,7 @@ class Loop:
             commit_confidence=torch.where(decision.write, confidence, at.commit_confidence).masked_fill(decision.remask, 1.0),
             quality=quality.masked_fill(changed, float("nan")),
             times_remasked=at.times_remasked + decision.remask,
+            age=torch.where(at.age < 0, at.age, at.age + 1).masked_fill(decision.write, 0).masked_fill(decision.remask, -1),
             num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
             fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, looked.seen.quality),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.core.forbidding import HeldBack
+from prism_plugin.core.history import History
 from prism_plugin.types import FlatIndex, PerRow, PerToken, TokenIds, TokenMask
 
 # What features and looks keep from one look to the next: name -> parts, each beginning with the batch.
@@ -48,6 +49,7 @@ class State:
         commit_confidence: Probability of the token when it was written, 1 elsewhere.
         quality: Last quality seen of the token that stands there, NaN where it was not judged.
         times_remasked: How often each position has been taken back.
+        age: Looks at the row since the token was written, 0 for one written at the last; -1 where the model wrote none.
         goal: Positions that each block shall have revealed in the end, [batch, blocks].
         block: Number of the active block.
         step: Within the block; equal to its number of steps when nothing is left to do.
@@ -62,6 +64,7 @@ class State:
     commit_confidence: PerToken
     quality: PerToken
     times_remasked: TokenIds
+    age: TokenIds
     goal: TokenIds
     block: PerRow
     step: PerRow
@@ -69,6 +72,12 @@ class State:
     num_remasked: PerRow
     fault: PerRow
     memory: Mapping[str, Memory] = field(default_factory=dict)
+
+    @property
+    def history(self) -> History:
+        """What each token has been through."""
+        confidence = self.commit_confidence.masked_fill(self.age < 0, 1.0)
+        return History(self.age, confidence, self.times_remasked)
 
     def take(self, rows: Tensor) -> "State":
         """A copy of some rows, in the order of `rows`; with a row several times, it is resampled."""
@@ -103,6 +112,7 @@ def begin_state(canvas: Canvas, goal: TokenIds, memory: Mapping[str, Memory]) ->
         commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
         quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
         times_remasked=torch.zeros_like(canvas.tokens),
+        age=torch.full_like(canvas.tokens, -1),
         goal=goal,
         block=none,
         step=none,

@@ -27,7 +27,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.training import Objective
 from prism_plugin.training.checks import collator_of
-from prism_plugin.training.given_rows import check_recorded
+from prism_plugin.training.given_rows import check_recorded, wants_history
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
 
@@ -147,7 +147,7 @@ def judge_drafts(
     rows = as_dataset(rows)
     if not objective.reads_quality_of("draft"):
         raise _no_labels(objective)
-    check_recorded(objective, rows.column_names, IN_MEMORY)
+    check_recorded(objective, rows.column_names, IN_MEMORY, with_history=wants_history(model))
     # no loss is read: what terms on the noised tokens read of the LM head is not computed, and weights say nothing
     judging = replace(objective, terms=tuple(replace(term, weight=1.0) for term in objective.on("draft")), name=None)
     gathered, forbidden = _Gathered(), (model.mask_token_id, *model.unknown_ids)
@@ -163,8 +163,8 @@ def judge_drafts(
             now = token_confidence(seen, draft.ids.flatten()[index], forbidden_ids=forbidden)
             visible = torch.zeros(judged.shape, device=now.device).flatten().index_copy(0, index, now).view_as(judged)
             scores = {"quality": step.quality_logits.sigmoid(), "visible_confidence": visible}
-            if "commit_confidence" in draft.history:
-                written = draft.history["commit_confidence"]
+            if draft.history is not None:
+                written = draft.history.commit_confidence
                 scores |= {"commit_confidence": written, "mean_confidence": (visible + written) / 2}
             gathered.add(
                 judged,

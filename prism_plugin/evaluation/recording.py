@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode
 from prism_plugin.core.validation import require_number, require_seed
+from prism_plugin.decoding import State
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.compare import generators
 from prism_plugin.evaluation.known_rows import masked_request, require_share
@@ -25,7 +26,7 @@ from prism_plugin.sampling.batches import batches_of
 from prism_plugin.sampling.canvas import LaidCanvas
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.training.checks import collator_of
-from prism_plugin.types import PerRow, TokenIds
+from prism_plugin.types import TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,30 +277,23 @@ class _Looks:
         canvas = self._canvas
         loop = sampler.loop(canvas, list(chance), watched=False)
         state = loop.begin(canvas)
-        written = torch.zeros_like(canvas.tokens)
         with evaluation_mode(sampler.model):
             while (step := loop.advance(state)) is not None:
                 state = step.state
                 self._took_part.append(torch.zeros_like(state.block, dtype=torch.bool).index_fill(0, step.rows, True).cpu())
-                wrote, took = (
-                    torch.zeros_like(canvas.editable).index_put((step.rows,), part)
-                    for part in (step.decision.write, step.decision.remask)
-                )
-                looks = state.num_forward_passes.unsqueeze(-1)
-                written = torch.where(wrote, looks, written).masked_fill(took, 0)
-                self._after.append(self._state(state.tokens, looks - written, written > 0, state))
+                self._after.append(self._state(state))
         return canvas.restore(loop.finish(state).tokens, canvas.request)
 
-    def _state(self, tokens: TokenIds, age: PerRow, is_written: Tensor, state: Any) -> States:
-        canvas = self._canvas
-        one = States(draft_ids=[canvas.restore(tokens, canvas.request).int().cpu()])
+    def _state(self, state: State) -> States:
+        canvas, history = self._canvas, state.history
+        one = States(draft_ids=[canvas.restore(state.tokens, canvas.request).int().cpu()])
         if not self._history:
             return one
         return replace(
             one,
-            age=[canvas.restore(torch.where(is_written, age, -1), -1).short().cpu()],
-            commit_confidence=[canvas.restore(torch.where(is_written, state.commit_confidence, 1.0), 1.0).float().cpu()],
-            times_remasked=[canvas.restore(state.times_remasked, 0).short().cpu()],
+            age=[canvas.restore(history.age, -1).short().cpu()],
+            commit_confidence=[canvas.restore(history.commit_confidence, 1.0).float().cpu()],
+            times_remasked=[canvas.restore(history.times_remasked, 0).short().cpu()],
         )
 
     def count(self, row: int) -> int:

@@ -6,10 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prism_plugin.backbones.spec import ALIGNMENTS
+from prism_plugin.core.history import HISTORY
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import ConfigurationError, did_you_mean
-from prism_plugin.modeling.heads import HEADS, has_inner_size
+from prism_plugin.modeling.heads import HEADS, head_settings
 from prism_plugin.reader import from_mapping
+
+# Fields of a config, and what builders of heads call them.
+_HEAD_SETTINGS = {
+    "head_hidden_size": "inner_size",
+    "head_blocks": "num_blocks",
+    "head_num_heads": "num_heads",
+    "head_taps": "num_taps",
+}
 
 
 @dataclass(frozen=True)
@@ -18,8 +27,16 @@ class PrismConfig:
 
     Attributes:
         mask_token_id: Id of the mask token; None: taken from the model's config, the tokenizer or the spec.
-        head: "mlp" (LayerNorm, Linear, GELU, Linear), "linear" (LayerNorm, Linear), or another that is registered.
-        head_hidden_size: Width of the mlp head, >= 1; None: the backbone's. Must be None for a head that has none.
+        head: "mlp" (LayerNorm, Linear, GELU, Linear), "linear" (LayerNorm, Linear), "transformer" (blocks of attention and a
+            hidden layer), "multi_tap" (reads several layers), or another that is registered.
+        head_hidden_size: Width of the head's hidden layers, >= 1; None: the backbone's. Must be None for a head that has none.
+        head_blocks: Blocks of a transformer head, >= 1; None: 1. Must be None for other heads.
+        head_num_heads: Attention heads of its blocks, >= 1, a divisor of the backbone's width; None: of 64 columns each, or
+            fewer where that does not divide it.
+        head_taps: Layers whose output a multi_tap head reads besides the final hidden state, from 0, or from the last one at
+            -1; it needs one or more. Must be None for other heads.
+        head_history: What the head reads of each token's history beside the hidden state, of `HISTORY`: "age",
+            "commit_confidence", "times_remasked". Empty: nothing.
         train_backbone: Train all weights of the backbone. Impossible together with `lora`.
         base_rate: Quality that an untrained head gives to every token, in (0, 1): the share of right tokens to expect.
         backbone_name: Hub id or folder of the backbone; None: what its config says.
@@ -41,6 +58,10 @@ class PrismConfig:
     mask_token_id: int | None = None
     head: str = "mlp"
     head_hidden_size: int | None = None
+    head_blocks: int | None = None
+    head_num_heads: int | None = None
+    head_taps: tuple[int, ...] | None = None
+    head_history: tuple[str, ...] = ()
     train_backbone: bool = False
     base_rate: float = 0.9
     backbone_name: str | None = None
@@ -61,13 +82,10 @@ class PrismConfig:
             raise ConfigurationError(
                 f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}{near}; import the module that registers it."
             )
-        if self.head_hidden_size is not None and not has_inner_size(self.head):
-            raise ConfigurationError(
-                f"A {self.head} head has no hidden layer, but `head_hidden_size` is {self.head_hidden_size}."
-            )
+        self._check_head()
         for name, minimum in (
-            ("mask_token_id", 0), ("head_hidden_size", 1), ("backbone_hidden_size", 1), ("backbone_vocab_size", 1),
-            ("backbone_resized_from", 1),
+            ("mask_token_id", 0), ("head_hidden_size", 1), ("head_blocks", 1), ("head_num_heads", 1),
+            ("backbone_hidden_size", 1), ("backbone_vocab_size", 1), ("backbone_resized_from", 1),
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 require_int(self, name, minimum=minimum)
@@ -82,6 +100,37 @@ class PrismConfig:
         require_number(self, "base_rate", "strictly between 0 and 1", low=0.0, high=below_one, open_low=True)
         require_number(self, "quality_temperature", "a number above 0", low=0.0, open_low=True)
         require_number(self, "quality_bias", "a finite number", low=-math.inf)
+
+    def _check_head(self) -> None:
+        """Refuse settings that this kind of head does not have, and a history that does not exist."""
+        has, given = head_settings(self.head), self.head_sizes()
+        for name, setting in _HEAD_SETTINGS.items():
+            if getattr(self, name) is not None and setting not in has:
+                raise ConfigurationError(
+                    f"A {self.head} head has no `{name}`, but it is {getattr(self, name)}; leave it out, or choose another "
+                    "`head`."
+                )
+        for name in ("head_taps", "head_history"):
+            if isinstance(getattr(self, name), list):  # files hold lists; a frozen config holds tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if "num_taps" in has and not given.get("num_taps"):
+            raise ConfigurationError(
+                f"A {self.head} head reads layers, so `head_taps` must name some, such as (0, -1), found {self.head_taps!r}."
+            )
+        if self.head_taps is not None and len(set(self.head_taps)) < len(self.head_taps):
+            raise ConfigurationError(f"`head_taps` must name each layer once, found {self.head_taps}.")
+        unknown = [name for name in self.head_history if name not in HISTORY]
+        if unknown or len(set(self.head_history)) < len(self.head_history):
+            raise ConfigurationError(
+                f"`head_history` must hold some of {', '.join(HISTORY)}, each once, found "
+                f"{', '.join(map(str, self.head_history))}."
+            )
+
+    def head_sizes(self) -> dict[str, int]:
+        """What a builder of `HEADS` is given of this config, where it is set."""
+        taps = None if self.head_taps is None else len(self.head_taps)
+        sizes = {setting: getattr(self, name) for name, setting in _HEAD_SETTINGS.items()} | {"num_taps": taps}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     @property
     def base_rate_logit(self) -> float:

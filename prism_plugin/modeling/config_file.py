@@ -22,7 +22,8 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 IN_THIS_FOLDER = "."
 # Written where they change something: a version that does not know them reads a folder without them, and refuses one with.
 SCALING = {"quality_temperature": 1.0, "quality_bias": 0.0}
-_OPTIONAL = {**SCALING, "base_model": None, "backbone_resized_from": None, "logits_alignment": None}
+_OF_HEADS = {"head_blocks": None, "head_num_heads": None, "head_taps": None, "head_history": ()}
+_OPTIONAL = {**SCALING, **_OF_HEADS, "base_model": None, "backbone_resized_from": None, "logits_alignment": None}
 
 
 def write_config(config: PrismConfig, folder: Path, *, has_adapter: bool) -> None:

@@ -1,14 +1,17 @@
 """QualityHead: final hidden state of a token -> logit of the probability that the token is right."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prism_plugin.core.history import History, history_features
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.heads import HEADS, has_inner_size
+from prism_plugin.modeling.heads import HEADS, HistoryEncoder, head_settings, num_heads_for
 from prism_plugin.types import StatesAnywhere, ValuesAnywhere
 
 
@@ -21,14 +24,16 @@ class QualityHead(nn.Module):
 
     Args:
         hidden_size: Width of the backbone's hidden states.
-        kind: A key of `HEADS`: "mlp" for LayerNorm, Linear, GELU, Linear; "linear" for LayerNorm, Linear.
-        inner_size: Width of its hidden layer, for a kind that has one; None: `hidden_size`.
+        kind: A key of `HEADS`.
+        sizes: What that kind has settings for, by the names that its builder takes; a width that is left out is `hidden_size`.
+        history: What it reads of each token's history, of `HISTORY`.
         initial_logit: Output of the untrained head for every token, before it is scaled.
         temperature: Divides the logits, > 0: how sure the head sounds, fitted after training and no parameter.
         bias: Added after the division.
 
     Raises:
-        ConfigurationError: If the kind has no linear layer with one output at its end.
+        ConfigurationError: If the kind has no linear layer with one output at its end, or its attention heads do not divide the
+            hidden size.
     """
 
     def __init__(
@@ -36,15 +41,26 @@ class QualityHead(nn.Module):
         hidden_size: int,
         *,
         kind: str = "mlp",
-        inner_size: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        history: tuple[str, ...] = (),
         initial_logit: float = 0.0,
         temperature: float = 1.0,
         bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature, self.bias = temperature, bias
-        sizes = {"inner_size": inner_size or hidden_size} if has_inner_size(kind) else {}
+        defaults = {"inner_size": hidden_size, "num_blocks": 1, "num_heads": num_heads_for(hidden_size)}
+        sizes = {**{name: size for name, size in defaults.items() if name in head_settings(kind)}, **(sizes or {})}
+        if hidden_size % sizes.get("num_heads", 1):
+            raise ConfigurationError(
+                f"`head_num_heads` must divide the backbone's width {hidden_size}, found {sizes['num_heads']}."
+            )
         self.layers = HEADS[kind](hidden_size, **sizes).float()
+        takes = inspect.signature(self.layers.forward).parameters
+        self.reads_neighbours, self.reads_taps = "may_see" in takes, "taps" in takes
+        self.reads_history = history
+        if history:
+            self.history = HistoryEncoder(hidden_size, num_features=2 + len(history)).float()
         linear = [module for module in self.layers.modules() if isinstance(module, nn.Linear)]
         if not linear or linear[-1].out_features != 1 or linear[-1].bias is None:
             raise ConfigurationError(
@@ -60,18 +76,41 @@ class QualityHead(nn.Module):
         return cls(
             config.backbone_hidden_size,  # type: ignore[arg-type]  # filled in, as said above
             kind=config.head,
-            inner_size=config.head_hidden_size,
+            sizes=config.head_sizes(),
+            history=config.head_history,
             initial_logit=config.base_rate_logit,
             temperature=config.quality_temperature,
             bias=config.quality_bias,
         )
 
-    def forward(self, hidden_states: StatesAnywhere) -> ValuesAnywhere:
-        """Return one logit per position, float32, scaled, on the head's device."""
+    def forward(
+        self,
+        hidden_states: StatesAnywhere,
+        *,
+        may_see: Tensor | None = None,
+        taps: Sequence[Tensor] = (),
+        history: History | None = None,
+    ) -> ValuesAnywhere:
+        """Return one logit per position, float32, scaled, on the head's device.
+
+        Args:
+            hidden_states: The final ones.
+            may_see: For a head with `reads_neighbours`: which positions a position may look at, [batch, length or 1, length];
+                None: all.
+            taps: For a head with `reads_taps`: the hidden states of its layers.
+            history: For a head with `reads_history`: what each token has been through; None: unknown.
+        """
         device = next(self.layers.parameters()).device
+        hidden_states, *taps = (states.to(device, torch.float32) for states in (hidden_states, *taps))
+        more: dict[str, Any] = {"taps": taps} if self.reads_taps else {}
+        if self.reads_neighbours:
+            more["may_see"] = None if may_see is None else may_see.to(device)
         # a device without autocast has none to turn off, and torch refuses to try
         with torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext():
-            return self.layers(hidden_states.to(device, torch.float32)).squeeze(-1) / self.temperature + self.bias
+            if self.reads_history:
+                features = history_features(history, self.reads_history, hidden_states)
+                hidden_states = self.history(hidden_states, features)
+            return self.layers(hidden_states, **more).squeeze(-1) / self.temperature + self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QualityHead":
         """Let `to`, `half` and the like move the head to another device, never to another dtype."""

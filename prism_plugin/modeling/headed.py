@@ -6,18 +6,21 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from prism_plugin.backbones.call import call_arguments, one_sentence, require_visible_token
+from prism_plugin.backbones.call import call_arguments, one_sentence, pairwise_mask, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.modes import stay_in_evaluation_mode
 from prism_plugin.backbones.spec import BackboneSpec, vocab_size_of
 from prism_plugin.backbones.turning import RowTurning
+from prism_plugin.core.history import History
 from prism_plugin.errors import BackboneError, ConfigurationError, DetachedError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
 from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
+from prism_plugin.modeling.taps import in_order, install_taps, kept_taps
 from prism_plugin.modeling.unknown_ids import unknown_ids
 from prism_plugin.types import FlatIndex, TokenIds, TokenMask
 
@@ -58,7 +61,7 @@ class HeadedBackbone(BackbonePassthrough):
         self._unknown: tuple[Any, tuple[int, ...]] = (None, ())  # of which tokenizer, and its size
         self.replaced_rows: dict[str, Tensor] = {}
         self.call_changes = CallChanges(self.plain_backbone)
-        self._row_gathering = install_row_gathering(self._final_hidden_module)
+        self._hooks = self._hook_backbone()
         self.train(self.plain_backbone.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -118,6 +121,7 @@ class HeadedBackbone(BackbonePassthrough):
         logits_at: TokenMask | FlatIndex | None = None,
         with_quality: bool = True,
         output_hidden_states: bool = False,
+        history: History | None = None,
     ) -> PrismModelOutput:
         """Look at a canvas once. No vocabulary row is computed that was not asked for.
 
@@ -129,39 +133,68 @@ class HeadedBackbone(BackbonePassthrough):
                 the flattened canvas (an index spares the device a synchronisation); None: none.
             with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
             output_hidden_states: Return the final hidden states too.
+            history: What each token has been through, for a head that reads it (`head_history`); None: unknown.
 
         Raises:
-            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, or a
-                row is all masks and the family has no logits for that.
+            ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, a
+                row is all masks and the family has no logits for that, or the head does not read the history that is given.
             BackboneError: If the backbone's forward failed, never reached the module named by the spec, or gave no logits.
         """
         if not isinstance(input_ids, Tensor):
             raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
+        if history is not None and not self.quality_head.reads_history:
+            raise ConfigurationError("This head reads no history (`head_history` is empty), but one is given; leave it out.")
         device, turning = input_ids.device, None
         if attention_mask is not None and self.spec.attention_mask != "none":
             turning = RowTurning.of(attention_mask)
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment, turning=turning)
         if turning is not None:
             input_ids, attention_mask = map(turning.turn, (input_ids, attention_mask))  # type: ignore[arg-type]  # both there
+            history = None if history is None else history.moved(turning.turn)
         require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
         kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
+        num_taps = len(self.prism_config.head_taps or ()) if with_quality else 0
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             arguments = call_arguments(self.spec, input_ids, attention_mask)
-            with one_sentence(self.plain_backbone):
+            with one_sentence(self.plain_backbone), kept_taps(num_taps) as kept:
                 logits = getattr(self.backbone(**arguments), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
                 f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
             )
-        # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
-        quality = self.quality_head(request.hidden_states).to(device) if with_quality else None
+        quality = None
+        if with_quality:
+            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+            quality = self.quality_head(
+                request.hidden_states,
+                may_see=self._may_see(input_ids, attention_mask) if self.quality_head.reads_neighbours else None,
+                taps=in_order(kept, num_taps, self.plain_backbone),
+                history=history,
+            ).to(device)
         hidden_states = request.hidden_states if output_hidden_states else None
         if turning is not None:
             quality, hidden_states = (one if one is None else turning.back(one) for one in (quality, hidden_states))
         return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, hidden_states)
 
+    def _hook_backbone(self) -> list[RemovableHandle]:
+        """Put hooks on the backbone as it is now."""
+        taps = self.prism_config.head_taps
+        on_layers = [] if taps is None else install_taps(self.plain_backbone, self.spec, taps)
+        return [install_row_gathering(self._final_hidden_module), *on_layers]
+
+    def _may_see(self, input_ids: TokenIds, attention_mask: TokenMask | None) -> Tensor | None:
+        """Where a head that looks at neighbours may look, as the family's own attention does: [batch, length or 1, length]."""
+        block_length = self.spec.attention_block_length
+        if self.spec.attention_mask == "none":
+            return None
+        if block_length is None:
+            return None if attention_mask is None else attention_mask.bool().unsqueeze(1)
+        present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return pairwise_mask(present.bool(), block_length).squeeze(1)
+
     def release_backbone(self) -> None:
-        """Take the hook off the backbone, and put back what calls changed on it. `forward` fails from then on."""
-        self._row_gathering.remove()
+        """Take the hooks off the backbone, and put back what calls changed on it. `forward` fails from then on."""
+        for hook in self._hooks:
+            hook.remove()
         self.call_changes.put_back()

@@ -29,7 +29,6 @@ from prism_plugin.modeling.given_settings import as_adapter, as_prism_config
 from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.hub import push_model
-from prism_plugin.modeling.lm_head import install_row_gathering
 from prism_plugin.modeling.model_card import CardFacts, Figure, read_facts
 from prism_plugin.modeling.new_tokens import put_rows
 from prism_plugin.modeling.persistence import load_weights
@@ -144,7 +143,7 @@ class PrismModel(HeadedBackbone):
         if isinstance(self.backbone, PeftModel):
             self.release_backbone()
             self.backbone = self.backbone.merge_and_unload()
-            self._row_gathering = install_row_gathering(self._final_hidden_module)
+            self._hooks = self._hook_backbone()
             self.has_merged_weights = True
             self.replaced_rows.clear()
             self._snapshot.kept.clear()  # what `detach` would put back are weights from before the merge

@@ -17,6 +17,7 @@ from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import offloaded_weights
 from prism_plugin.training.arguments import PrismTrainingArguments
+from prism_plugin.training.corruptors import HISTORY_HIDDEN
 from prism_plugin.training.meters import figures_of
 from prism_plugin.training.objective import Objective
 
@@ -90,6 +91,7 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             f"`head_learning_rate` {args.head_learning_rate} would be ignored, since no term of {objective.title} reads the "
             "quality head; leave it out."
         )
+    _check_history(model, objective)
     if isinstance(model.backbone, PeftModel):
         reread_config(model.backbone)
     offloaded = offloaded_weights(model.plain_backbone)
@@ -113,6 +115,24 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
         raise ConfigurationError(
             f"With `activation_checkpointing` dropout is off in the whole step, so a `lora_dropout` of {dropout} would be "
             "ignored; set it to 0, or train without checkpointing."
+        )
+
+
+def _check_history(model: PrismModel, objective: Objective) -> None:
+    """Refuse a head whose history the objective does not know, and a setting of it where no head reads one."""
+    hidden = getattr(objective.corruptor, "history_hidden", None)
+    reads = model.quality_head.reads_history and objective.reads_quality
+    corruptor = type(objective.corruptor).__name__
+    if reads and hidden is None:
+        raise ConfigurationError(
+            f"This head reads its tokens' history ({', '.join(model.prism_config.head_history)}), which {corruptor}, the "
+            f"corruptor of {objective.title}, does not know; train it with `prism_recorded` or `prism`, or attach without "
+            "`head_history`."
+        )
+    if not reads and hidden not in (None, HISTORY_HIDDEN):
+        raise ConfigurationError(
+            f"`history_hidden` is {hidden}, but no history is read here, so it would change nothing; leave it out, or attach "
+            "with `head_history`."
         )
 
 

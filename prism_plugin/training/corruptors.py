@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prism_plugin.core.corruption import Corrupted, Noise, draw_times, mask_after_prefix, mask_tokens, other_tokens
 from prism_plugin.core.drafting import DraftRule
+from prism_plugin.core.history import HISTORY, History
 from prism_plugin.core.validation import require_choice, require_int, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
@@ -54,6 +55,7 @@ class Corruptor(Protocol):
     - `draws_tokens`, True: the batch holds `known_ids`, the tokens to draw from, in ascending order and without the mask.
     - `first_look`, False: its plans have no first look, so no term can read one.
     - `leaves_masks`, False: its drafts hold no mask, so no term can learn there.
+    - `history_hidden`, a share: its drafts know what their tokens have been through, and so many rows hide it from the head.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -71,6 +73,7 @@ class Corruptor(Protocol):
 
 
 CORRUPTORS: Registry[Corruptor] = Registry("corruptor")
+HISTORY_HIDDEN = 0.5
 
 
 MASKINGS = {"independent": mask_tokens, "permuted_prefix": mask_after_prefix}
@@ -135,6 +138,8 @@ class Fill(Masking):
         t_min: As for `Masking`.
         t_max: As for `Masking`.
         masks: As for `Masking`.
+        history_hidden: As for `Recorded`. With its history, a head sees which tokens were drafted, and learns p(right | draft,
+            what was drafted): the posterior that leaves all drafted tokens out, exact for any number of them.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -142,6 +147,7 @@ class Fill(Masking):
 
     drafts: tuple[DraftRule, ...] = (DraftRule(),)
     num_drafts: int = 1
+    history_hidden: float = HISTORY_HIDDEN
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +159,7 @@ class Fill(Masking):
         for rule in self.drafts:
             require_draftable(rule)
         require_int(self, "num_drafts", minimum=1)
+        require_number(self, "history_hidden", "a share in [0, 1]", low=0, high=1)
 
     @property
     def leaves_masks(self) -> bool:
@@ -185,11 +192,23 @@ class Recorded:
     """Take what a sampler's canvas held at some moment, mask tokens included, from the rows' column `draft_ids`.
 
     The noised tokens are the data under the canvas's own masks. Neither epoch nor seed is read: without dropout the losses are
-    a function of the batch and the weights. With dropout the second look differs each time, by torch's random state; the first
-    has none.
+    a function of the batch and the weights, but for `history_hidden`. With dropout the second look differs each time, by
+    torch's random state; the first has none.
+
+    Args:
+        history_hidden: Share of rows whose history is hidden from a head that reads it, drawn for each row, so that it knows as
+            much as other heads where the history is unknown. In rows that show it, terms that judge every visible token judge
+            those that the model wrote.
+
+    Raises:
+        ConfigurationError: If it is no share.
     """
 
+    history_hidden: float = HISTORY_HIDDEN
     reads_drafts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_number(self, "history_hidden", "a share in [0, 1]", low=0, high=1)
 
     def plan(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Given:
         clean_ids, draft_ids, maskable = batch["input_ids"], batch["draft_ids"], batch["maskable"]
@@ -204,9 +223,10 @@ class Recorded:
             "noise": noise,
         }
         noised_ids = torch.where(masked, mask_token_id, clean_ids)
+        history = History(**{name: batch[name] for name in HISTORY}) if HISTORY[0] in batch else None
         return Given(
             noised=Corrupted(ids=noised_ids, drafted=torch.zeros_like(masked), **same),
-            draft=Corrupted(ids=draft_ids, drafted=maskable & ~masked, **same),
+            draft=Corrupted(ids=draft_ids, drafted=maskable & ~masked, history=history, **same),
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.drafting import BlockByBlock, DraftRule, num_to_draft
 from prism_plugin.core.forbidding import Forbidden, runs_of
+from prism_plugin.core.history import History
 from prism_plugin.core.schedules import EvenSchedule
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding import Canvas, Loop, Recalled, Seen, Separate, State, Want
@@ -171,12 +172,12 @@ class DraftMaker:
         for group in self._groups:
             group.loop.require_faultless(group.state, OF_RULES)
         before = self._repeated(("clean_ids", "attention_mask", "maskable", "masked_before", "t"))
-        ids, confidence = self._repeated(("ids",))["ids"], torch.zeros(before["clean_ids"].shape, device=self.noised.t.device)
-        masked_before = before["masked_before"]
+        ids, masked_before = self._repeated(("ids",))["ids"], before["masked_before"]
+        history = History(torch.full_like(ids, -1), torch.ones(ids.shape, device=ids.device), torch.zeros_like(ids))
         for group in self._groups:
             if not group.is_empty:
                 ids = ids.index_copy(0, group.slots, group.state.tokens)
-                confidence = confidence.index_copy(0, group.slots, group.state.commit_confidence)
+                history = history.with_rows(group.slots, group.state.history)
         masked = masked_before & (ids == self._groups[0].loop.mask_token_id)
         drafted = masked_before & ~masked
         return Corrupted(
@@ -184,7 +185,7 @@ class DraftMaker:
             masked=masked,
             drafted=drafted,
             noise=lambda name, count=None: self.noised.noise(name, count).repeat(self._num_drafts, 1),
-            history={"commit_confidence": confidence.masked_fill(~drafted, 0.0)},
+            history=history,
             **before,
         )
 

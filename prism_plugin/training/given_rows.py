@@ -17,6 +17,7 @@ from prism_plugin.data import (
     is_stream,
     longest_row,
     prepare_rows,
+    require_history,
     require_list_of_rows,
     stream_rows,
 )
@@ -26,16 +27,18 @@ from prism_plugin.training.arguments import PrismTrainingArguments
 from prism_plugin.training.objective import Objective
 
 
-def check_recorded(objective: Objective, columns: Collection[str], origin: Origin) -> None:
-    """Refuse recorded drafts that the objective would ignore, and rows without those that it reads.
+def check_recorded(objective: Objective, columns: Collection[str], origin: Origin, *, with_history: bool = False) -> None:
+    """Refuse recorded drafts that the objective would ignore, and rows without those, or the history, that is read.
 
     Args:
         objective: Reads them if it says so by `reads_drafts`.
         columns: Of the rows.
         origin: What the rows are called in errors.
+        with_history: The head reads the history of recorded drafts.
 
     Raises:
-        DataFormatError: If one has `draft_ids` and the other has no use for it, or the other way round.
+        DataFormatError: If one has `draft_ids` and the other has no use for it, or the other way round; or if the history is
+            missing.
     """
     reads, title = objective.reads_drafts, objective.title
     if reads and "draft_ids" not in columns:
@@ -48,6 +51,13 @@ def check_recorded(objective: Objective, columns: Collection[str], origin: Origi
             f"{origin} has recorded drafts, the column `draft_ids`, which {title} would ignore; train with "
             "the objective `prism_recorded`, or drop the column."
         )
+    if reads and with_history:
+        require_history(columns, origin)
+
+
+def wants_history(model: PrismModel) -> bool:
+    """Tell whether the history of recorded drafts is to be kept, since the head reads it."""
+    return bool(model.quality_head.reads_history)
 
 
 def to_train_on(rows: Any, model: PrismModel, args: PrismTrainingArguments, objective: Objective) -> Any:
@@ -116,9 +126,11 @@ def as_prepared(rows: Any, model: PrismModel, origin: Origin, objective: Objecti
         check_prepared(rows[0], origin)
     if objective is not None:
         for columns in _columns(rows):
-            check_recorded(objective, columns, origin)
+            check_recorded(objective, columns, origin, with_history=wants_history(model))
     if whole and "example_id" not in rows[0]:
-        rows = prepare_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id, origin=origin)
+        rows = prepare_rows(
+            rows, model.tokenizer, mask_token_id=model.mask_token_id, origin=origin, with_history=wants_history(model)
+        )
     if whole:
         check_prepared(rows[0], origin)
         _check_readable(rows, model, origin)
@@ -132,11 +144,13 @@ def _stream(rows: Any, model: PrismModel, origin: Origin, objective: Objective |
 
     stream = rows
     if not isinstance(rows, RowStream):
-        stream = stream_rows(rows, model.tokenizer, mask_token_id=model.mask_token_id, origin=origin)
+        stream = stream_rows(
+            rows, model.tokenizer, mask_token_id=model.mask_token_id, origin=origin, with_history=wants_history(model)
+        )
 
     def check(row: Mapping[str, Any], index: int) -> None:
         if objective is not None:
-            check_recorded(objective, row.keys(), stream.origin)
+            check_recorded(objective, row.keys(), stream.origin, with_history=wants_history(model))
         _check_readable([row], model, stream.origin)
         _check_visible([row], model, stream.origin, first=index)
 

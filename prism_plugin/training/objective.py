@@ -5,7 +5,7 @@ It is a pure function of (batch, epoch, seed, weights): all chance comes from `c
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,7 +21,7 @@ from prism_plugin.data import require_batch
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.lm_head import may_overwrite
 from prism_plugin.modeling.model import PrismModel
-from prism_plugin.training.corruptors import Corruptor, Plan
+from prism_plugin.training.corruptors import HISTORY_HIDDEN, Corruptor, Plan
 from prism_plugin.training.drafts import of_known_tokens
 from prism_plugin.types import FlatIndex, PerToken, Rows, Scalar, Times, TokenIds
 
@@ -193,8 +193,8 @@ class Objective:
             return of_known_tokens(rows, unwrapped.unknown_ids)
 
         with torch.no_grad():
-            draft = plan.finish(ask)
-        looked = _look(model, draft, on_draft)
+            draft = self._with_shown_history(plan.finish(ask), unwrapped)
+        looked = _look(model, draft, on_draft, with_history=bool(unwrapped.quality_head.reads_history))
         of_draft = {term.name: term(looked, draft) for term in on_draft}
         loss = loss + sum(term.weight * mean_over_rows(of_draft[term.name]) for term in on_draft)
         num_drafts = len(draft.ids) // max(len(batch["input_ids"]), 1)
@@ -202,6 +202,13 @@ class Objective:
             per_row = of_draft[term.name].detach().unflatten(0, (num_drafts, -1)).mean(0)
             found[term.name] = TermOutput(per_row, term.labels(looked, draft))
         return StepOutput(loss, {term.name: found[term.name] for term in self.terms}, draft, looked.quality_logits)
+
+    def _with_shown_history(self, draft: Corrupted, model: PrismModel) -> Corrupted:
+        """Hide the history of some rows from a head that reads it, and of all rows from others."""
+        if draft.history is None:
+            return draft
+        share = getattr(self.corruptor, "history_hidden", HISTORY_HIDDEN) if model.quality_head.reads_history else 1.0
+        return replace(draft, history=draft.history.hidden(draft.noise("history", 1).squeeze(-1) < share))
 
     def _look_at_noised(
         self, model: nn.Module, unwrapped: PrismModel, plan: Plan, apart: Apart | None, batch_size: int
@@ -256,12 +263,15 @@ def _example() -> Corrupted:
 _EXAMPLE = _example()
 
 
-def _look(model: nn.Module, at: Corrupted, terms: tuple[Term, ...], also: Tensor | None = None) -> Looked:
+def _look(
+    model: nn.Module, at: Corrupted, terms: tuple[Term, ...], also: Tensor | None = None, *, with_history: bool = False
+) -> Looked:
     """One forward for all terms of a look, with logits where a term, or the draft (`also`), reads them."""
     read_by_terms = [mask for mask in (term.rows(at) for term in terms) if mask is not None]
     wanted = read_by_terms if also is None else [*read_by_terms, also]
     row_index = torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1) if wanted else None
     with_quality = any(term.reads_quality for term in terms)
-    output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality)
+    more = {"history": at.history} if with_quality and with_history else {}
+    output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality, **more)
     alone = len(read_by_terms) == 1 and output.logits is not None and may_overwrite(output.logits)
     return Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)

@@ -34,7 +34,7 @@ from prism_plugin.training.checks import (
     take_tokenizer,
 )
 from prism_plugin.training.divergence import DivergenceCheck
-from prism_plugin.training.given_rows import check_recorded, to_evaluate_on, to_train_on
+from prism_plugin.training.given_rows import check_recorded, to_evaluate_on, to_train_on, wants_history
 from prism_plugin.training.gradients import allow_for_idle_parameters
 from prism_plugin.training.last_log import LogLastStep
 from prism_plugin.training.meters import Meters, meters_of, metrics_of, predictions_of, ratios_of, with_more
@@ -157,7 +157,7 @@ class PrismTrainer(ResumingTrainer):
         """Two looks; the first goes backward before the second is made, where it can. The meters take note."""
         keep_output_dtype(self.accelerator, self.prism_model)
         apart = backward_apart(self, model, self.prism_model, self.objective)
-        check_recorded(self.objective, inputs, Origin("batch"))  # rows that are given later, or by a loader of their own
+        self._check_batch(inputs)
         self.alignment.first_batch(inputs)
         output = self.objective.step(
             model, inputs, epoch=self._epoch(), seed=self.args.seed, unwrapped=self.prism_model, apart=apart
@@ -174,11 +174,15 @@ class PrismTrainer(ResumingTrainer):
             No loss, since it follows from the rest; and what `predictions_of` gives.
         """
         inputs = self._prepare_inputs(inputs)
-        check_recorded(self.objective, inputs, Origin("batch"))
+        self._check_batch(inputs)
         keep_output_dtype(self.accelerator, self.prism_model)
         with evaluation_mode(model), torch.no_grad(), self.compute_loss_context_manager():
             output = self.objective.step(model, inputs, epoch=EVALUATION_EPOCH, seed=self.args.seed, unwrapped=self.prism_model)
         return (None, *predictions_of(self.objective, output, inputs["input_ids"].shape[0]))
+
+    def _check_batch(self, inputs: dict[str, Any]) -> None:
+        """Look at rows that were given later, or come from a loader of their own."""
+        check_recorded(self.objective, inputs, Origin("batch"), with_history=wants_history(self.prism_model))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Trainer asks for it at each step, before the optimizer does anything: here the host waits for the device."""

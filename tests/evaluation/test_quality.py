@@ -95,9 +95,7 @@ def test_drafts_are_the_objectives(model):
     for row in rows:
         batch = PrismCollator(pad_token_id=0)([row])
         step = OBJECTIVE.step(model, batch, epoch=EVALUATION_EPOCH, seed=1, unwrapped=model)
-        for ids, drafted, commit in zip(
-            step.draft.ids, step.draft.drafted, step.draft.history["commit_confidence"], strict=True
-        ):
+        for ids, drafted, commit in zip(step.draft.ids, step.draft.drafted, step.draft.history.commit_confidence, strict=True):
             probabilities, quality = look(model, ids, [MASK])
             share = (ids == MASK).sum().item() / sum(row["maskable"])
             for position in drafted.nonzero().flatten().tolist():

@@ -5,12 +5,17 @@ import torch
 
 from prism_plugin.errors import ConfigurationError, UnknownKeyError
 from prism_plugin.modeling import PrismConfig, QualityHead
+from prism_plugin.modeling.heads import HEADS
 
 
-@pytest.mark.parametrize("kind", ["mlp", "linear"])
-def test_an_untrained_head_says_the_base_rate(kind):
-    head = QualityHead(8, kind=kind, initial_logit=PrismConfig(base_rate=0.7).base_rate_logit)
-    torch.testing.assert_close(head(torch.randn(2, 5, 8)).sigmoid(), torch.full((2, 5), 0.7))
+@pytest.mark.parametrize("history", [(), ("age",)])
+@pytest.mark.parametrize("kind", HEADS)
+def test_an_untrained_head_says_the_base_rate(kind, history):
+    taps = [torch.randn(2, 5, 8)] if kind == "multi_tap" else []
+    sizes = {"num_taps": 1} if taps else {}
+    logit = PrismConfig(base_rate=0.7).base_rate_logit
+    head = QualityHead(8, kind=kind, sizes=sizes, history=history, initial_logit=logit)
+    torch.testing.assert_close(head(torch.randn(2, 5, 8), taps=taps).sigmoid(), torch.full((2, 5), 0.7))
 
 
 def test_it_is_scaled_after_its_last_layer():
@@ -23,7 +28,7 @@ def test_it_is_scaled_after_its_last_layer():
 def test_layers():
     assert [type(layer).__name__ for layer in QualityHead(8).layers] == ["LayerNorm", "Linear", "GELU", "Linear"]
     assert [type(layer).__name__ for layer in QualityHead(8, kind="linear").layers] == ["LayerNorm", "Linear"]
-    assert QualityHead(8, inner_size=3).layers[-1].in_features == 3
+    assert QualityHead(8, sizes={"inner_size": 3}).layers[-1].in_features == 3
 
 
 def test_same_generator_state_same_head():
@@ -55,9 +60,18 @@ def test_it_moves_between_devices():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"head": "conv"}, "`head` must be one of mlp, linear, got 'conv'"),
-        ({"head": "linear", "head_hidden_size": 4}, "A linear head has no hidden layer, but `head_hidden_size` is 4"),
+        ({"head": "conv"}, "`head` must be one of mlp, linear, transformer, multi_tap, got 'conv'"),
+        ({"head": "linear", "head_hidden_size": 4}, "A linear head has no `head_hidden_size`, but it is 4; leave it out"),
         ({"head_hidden_size": 0}, "`head_hidden_size` of PrismConfig must be an integer of at least 1, found 0"),
+        ({"head_blocks": 2}, "A mlp head has no `head_blocks`, but it is 2; leave it out, or choose another `head`"),
+        ({"head": "transformer", "head_blocks": 0}, "`head_blocks` of PrismConfig must be an integer of at least 1, found 0"),
+        ({"head": "transformer", "head_taps": (0,)}, r"A transformer head has no `head_taps`, but it is \(0,\)"),
+        ({"head": "multi_tap"}, r"A multi_tap head reads layers, so `head_taps` must name some, such as \(0, -1\), found None"),
+        ({"head": "multi_tap", "head_taps": (1, 1)}, r"`head_taps` must name each layer once, found \(1, 1\)"),
+        (
+            {"head_history": ("age", "mood")},
+            "`head_history` must hold some of age, commit_confidence, times_remasked, ",
+        ),
         ({"base_rate": 1.0}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 1.0"),
         ({"base_rate": float("nan")}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found nan"),
         ({"base_rate": "high"}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 'high'"),

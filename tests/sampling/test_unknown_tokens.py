@@ -91,7 +91,7 @@ def test_drafts_hold_what_the_tokenizer_has(rule, hole):
     draft = objective.step(model, batch, epoch=0, seed=0, unwrapped=model).draft
     assert draft.drafted.any()
     assert not set(model.unknown_ids) & set(draft.ids.flatten().tolist())
-    assert (draft.history["commit_confidence"][draft.drafted] > 1e-8).all(), "of what may be drawn"
+    assert (draft.history.commit_confidence[draft.drafted] > 1e-8).all(), "of what may be drawn"
 
 
 def test_the_confidence_of_drafts_is_among_what_may_be_drawn(padded):

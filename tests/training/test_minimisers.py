@@ -27,6 +27,7 @@ class EveryFunction(nn.Module):
     """Logits of every letter and a quality for each position of each canvas, all free."""
 
     mask_token_id, device, unknown_ids = MASK, torch.device("cpu"), ()
+    quality_head = SimpleNamespace(reads_history=())
     spec = get_spec_by_model_type("bert")
 
     def __init__(self):

@@ -221,7 +221,7 @@ def test_drafts_are_draft_rules(drafts):
 def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
     model, rows = lab.build_model(), lab.make_rows(6)
     draft = run(model, rows, lab, get_objective("prism", drafts=(DraftRule(num_drafted=2, num_looks=2),), t_min=0.9)).draft
-    assert torch.equal(draft.history["commit_confidence"] > 0, draft.drafted)
+    assert torch.equal(draft.history.age >= 0, draft.drafted)
 
     def probability(ids, attention_mask, position):
         everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -230,7 +230,7 @@ def test_a_draft_says_how_probable_its_tokens_were_when_they_were_written(lab):
         return logits.softmax(-1)
 
     for ids, drafted, confidence, mask in zip(
-        draft.ids, draft.drafted, draft.history["commit_confidence"], lab.collate(rows)["attention_mask"], strict=True
+        draft.ids, draft.drafted, draft.history.commit_confidence, lab.collate(rows)["attention_mask"], strict=True
     ):
         one, other = drafted.nonzero().flatten().tolist()
         orders = []
