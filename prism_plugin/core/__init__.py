@@ -34,6 +34,7 @@ from prism_plugin.core.remasking import (
 )
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
 from prism_plugin.core.selection import at_most, select_above, select_top
+from prism_plugin.core.soft import SoftTokens, soft_tokens
 from prism_plugin.core.terms import TERMS, CapTerm, DiffusionTerm, Looked, QualityTerm, RepairTerm, Term
 from prism_plugin.core.unmasking import (
     UNMASKING,
@@ -89,6 +90,7 @@ __all__ = [
     "RepairTerm",
     "RowStats",
     "Schedule",
+    "SoftTokens",
     "StepView",
     "Term",
     "ThresholdEditing",
@@ -115,6 +117,7 @@ __all__ = [
     "select_above",
     "select_top",
     "share_scale",
+    "soft_tokens",
     "token_confidence",
     "uniforms",
     "unmask_grant",

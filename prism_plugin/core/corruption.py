@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.history import History
 from prism_plugin.core.selection import select_top
+from prism_plugin.core.soft import SoftTokens
 from prism_plugin.core.validation import require_tensors
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.types import PerToken, Times, TokenIds, TokenMask
@@ -46,6 +47,7 @@ class Corrupted:
         t: Masking probability of each row, in (0, 1].
         noise: Uniforms of each row by name, for terms that want chance.
         history: What the tokens have been through; None where that is unknown.
+        soft: What the network sees in place of some tokens' embeddings; None: nothing.
     """
 
     ids: TokenIds
@@ -58,6 +60,7 @@ class Corrupted:
     t: Times
     noise: Noise
     history: History | None = None
+    soft: SoftTokens | None = None
 
     @property
     def visible(self) -> TokenMask:

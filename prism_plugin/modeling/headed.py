@@ -1,6 +1,7 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
 from collections.abc import Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from prism_plugin.backbones.modes import stay_in_evaluation_mode
 from prism_plugin.backbones.spec import BackboneSpec, vocab_size_of
 from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.core.history import History
+from prism_plugin.core.soft import SoftTokens, embedded
 from prism_plugin.errors import BackboneError, ConfigurationError, DetachedError
 from prism_plugin.modeling.config import PrismConfig
 from prism_plugin.modeling.head import QualityHead
@@ -122,6 +124,7 @@ class HeadedBackbone(BackbonePassthrough):
         with_quality: bool = True,
         output_hidden_states: bool = False,
         history: History | None = None,
+        soft: SoftTokens | None = None,
     ) -> PrismModelOutput:
         """Look at a canvas once. No vocabulary row is computed that was not asked for.
 
@@ -134,6 +137,8 @@ class HeadedBackbone(BackbonePassthrough):
             with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
             output_hidden_states: Return the final hidden states too.
             history: What each token has been through, for a head that reads it (`head_history`); None: unknown.
+            soft: Mixtures of embeddings that the backbone sees at some positions instead of theirs, in a family that takes
+                `inputs_embeds` (`modeling.soft_inputs.require_soft_inputs` tells); None: none.
 
         Raises:
             ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, a
@@ -151,11 +156,14 @@ class HeadedBackbone(BackbonePassthrough):
         if turning is not None:
             input_ids, attention_mask = map(turning.turn, (input_ids, attention_mask))  # type: ignore[arg-type]  # both there
             history = None if history is None else history.moved(turning.turn)
+            soft = None if soft is None else replace(soft, index=turning.index(soft.index))
         require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
         kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
         num_taps = len(self.prism_config.head_taps or ()) if with_quality else 0
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             arguments = call_arguments(self.spec, input_ids, attention_mask)
+            if soft is not None:
+                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), soft)
             with one_sentence(self.plain_backbone), kept_taps(num_taps) as kept:
                 logits = getattr(self.backbone(**arguments), "logits", None)
         if request.hidden_states is None or logits is None:

@@ -5,6 +5,7 @@ from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, Given,
 from prism_plugin.training.objective import Objective, StepOutput, TermOutput
 from prism_plugin.training.own_tokens import LookBack, PredictAll, Remask
 from prism_plugin.training.presets import get_objective, objective_to_dict, register_objective
+from prism_plugin.training.soft_masks import SoftMasks
 from prism_plugin.training.trainer import PrismTrainer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RandomTokens",
     "Recorded",
     "Remask",
+    "SoftMasks",
     "StepOutput",
     "TermOutput",
     "get_objective",

@@ -13,6 +13,7 @@ from prism_plugin.data import PrismCollator
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.model import PrismModel
 from prism_plugin.modeling.reopening import reread_config
+from prism_plugin.modeling.soft_inputs import require_soft_inputs
 from prism_plugin.modeling.texts import pad_token_id
 from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.modeling.wrapping import offloaded_weights
@@ -92,6 +93,8 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             "quality head; leave it out."
         )
     _check_history(model, objective)
+    if getattr(objective.corruptor, "soft_inputs", False):
+        require_soft_inputs(model)
     if isinstance(model.backbone, PeftModel):
         reread_config(model.backbone)
     offloaded = offloaded_weights(model.plain_backbone)

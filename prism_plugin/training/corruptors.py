@@ -55,6 +55,7 @@ class Corruptor(Protocol):
     - `draws_tokens`, True: the batch holds `known_ids`, the tokens to draw from, in ascending order and without the mask.
     - `first_look`, False: its plans have no first look, so no term can read one.
     - `leaves_masks`, False: its drafts hold no mask, so no term can learn there.
+    - `soft_inputs`, True: its drafts mix embeddings, so the model must take them in place of ids.
     - `history_hidden`, a share: its drafts know what their tokens have been through, and so many rows hide it from the head.
     """
 

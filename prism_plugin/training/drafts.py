@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,7 +190,7 @@ class DraftMaker:
             **before,
         )
 
-    def _repeated(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def _repeated(self, names: tuple[str, ...]) -> dict[str, Any]:
         parts = {name: getattr(self.noised, name) for name in names}
         return {name: part.repeat(self._num_drafts, *([1] * (part.ndim - 1))) for name, part in parts.items()}
 

@@ -26,6 +26,7 @@ from prism_plugin.core.categorical import chunk_slices, draw_rows
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.losses import mean_over_rows
 from prism_plugin.core.noise import uniforms
+from prism_plugin.core.soft import SoftTokens
 from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import BackboneError, first_line
@@ -252,12 +253,14 @@ class _Look:
         rows: Rows of the LM head for each row of the batch; None: no term or draft ever reads any.
         repeats: Times that the batch is looked at, for several drafts.
         draws: Whether a draft is drawn from its logits.
+        soft_parts: Tokens in each mixture that masks are softened to; 0: none are.
     """
 
     terms: tuple[Term, ...]
     rows: int | None
     repeats: int = 1
     draws: bool = False
+    soft_parts: int = 0
 
     def run(self, model: PrismModel, shape: StepShape) -> Tensor:
         """Forward and losses, by the terms' own code; their weighted sum."""
@@ -266,7 +269,12 @@ class _Look:
         learns = any(term.weight for term in self.terms)
         with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
             with nullcontext() if learns else torch.no_grad():
-                output = model(at.ids, logits_at=index, with_quality=any(term.reads_quality for term in self.terms))
+                output = model(
+                    at.ids,
+                    logits_at=index,
+                    with_quality=any(term.reads_quality for term in self.terms),
+                    soft=self._soft(at.ids),
+                )
             if self.draws:
                 with torch.no_grad():  # a draft goes through the rows a chunk at a time, so one chunk is all that it takes
                     chunk = output.logits.detach()[next(chunk_slices(output.logits))]
@@ -274,6 +282,13 @@ class _Look:
             alone = sum(term.rows(at) is not None for term in self.terms) == 1
             looked = Looked(output.logits, index, output.quality_logits, may_overwrite=alone)
             return sum((term.weight * mean_over_rows(term(looked, at)) for term in self.terms), torch.zeros(()))
+
+    def _soft(self, ids: Tensor) -> SoftTokens | None:
+        """Mixtures at every position, for which there are most rows."""
+        if not self.soft_parts:
+            return None
+        parts = torch.zeros(ids.numel(), self.soft_parts, dtype=torch.int64)
+        return SoftTokens(torch.arange(ids.numel()), parts, parts.float())
 
 
 def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Look | None]:
@@ -295,7 +310,9 @@ def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Lo
         return first, None
     none, all_of_them = (_num_rows(on_draft, _corrupted(1, length, left)) for left in (0, masked))
     rows = None if none is None or all_of_them is None else max(none, all_of_them)
-    return first, _Look(on_draft, rows, repeats=getattr(objective.corruptor, "num_drafts", 1))
+    corruptor = objective.corruptor
+    soft_parts = 1 + getattr(corruptor, "top_k", 1) if getattr(corruptor, "soft_inputs", False) else 0
+    return first, _Look(on_draft, rows, repeats=getattr(corruptor, "num_drafts", 1), soft_parts=soft_parts)
 
 
 def _num_rows(terms: tuple[Term, ...], at: Corrupted) -> int | None:

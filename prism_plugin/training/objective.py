@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -271,7 +272,9 @@ def _look(
     wanted = read_by_terms if also is None else [*read_by_terms, also]
     row_index = torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1) if wanted else None
     with_quality = any(term.reads_quality for term in terms)
-    more = {"history": at.history} if with_quality and with_history else {}
+    more: dict[str, Any] = {"history": at.history} if with_quality and with_history else {}
+    if at.soft is not None:
+        more["soft"] = at.soft
     output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality, **more)
     alone = len(read_by_terms) == 1 and output.logits is not None and may_overwrite(output.logits)
     return Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)

@@ -12,6 +12,7 @@ from prism_plugin.registry import require_name
 from prism_plugin.training.corruptors import CORRUPTORS, Corruptor, Fill, RandomTokens, Recorded
 from prism_plugin.training.objective import Objective
 from prism_plugin.training.own_tokens import LookBack, PredictAll, Remask
+from prism_plugin.training.soft_masks import SoftMasks
 
 PRESETS: dict[str, Objective] = {}
 
@@ -72,6 +73,8 @@ register_objective("t2t", Objective(RandomTokens(), (DiffusionTerm(weight=1.0, o
 register_objective("scope", Objective(Fill((_ROLLED_OUT,)), (DiffusionTerm(weight=1.0), RepairTerm(where="wrong"))))
 # Predict everything from the model's own draft, written at one look (DMax, arXiv 2604.08302).
 register_objective("dmax", Objective(Fill((_ALL_AT_ONCE,)), (DiffusionTerm(weight=1.0), RepairTerm(where="all"))))
+# Read masks that say a little of what the model would write there (Soft-Masked Diffusion, arXiv 2510.17206).
+register_objective("soft_masked", Objective(SoftMasks(), (DiffusionTerm(weight=1.0, on="draft"),)))
 
 
 def settings_of(objective: Objective) -> dict[str, str]:

@@ -155,6 +155,34 @@ def test_smart_masks_a_fresh_share_of_what_the_model_filled(lab):
     assert output.terms["repair"].per_row[0].item() == pytest.approx(row.item(), rel=1e-4)
 
 
+def test_soft_masks_mix_in_what_the_model_would_write_there(lab):
+    model, output = step_of(lab, get_objective("soft_masked", share=0.5), count=40)
+    at, soft = output.draft, output.draft.soft
+    assert torch.equal(at.ids, torch.where(at.masked, lab.mask, at.clean_ids))
+    assert torch.equal(soft.index, at.masked.flatten().nonzero().squeeze(-1))
+    logits = full_logits(model, replace(at, soft=None)).flatten(0, 1)[soft.index]
+    logits[:, lab.mask] = -torch.inf
+    best = logits.topk(3).indices
+    assert torch.equal(soft.ids, torch.cat((torch.full_like(best[:, :1], lab.mask), best), 1))
+    softened = (soft.weights[:, 0] < 1).float().mean().item()
+    assert 0.3 < softened < 0.7
+    with torch.no_grad():
+        rows = model(at.ids, at.attention_mask, logits_at=soft.index, soft=soft).logits
+        plain = model(at.ids, at.attention_mask, logits_at=soft.index).logits
+    assert (rows - plain).abs().max() > 0.01
+    losses = F.cross_entropy(rows, at.clean_ids.flatten()[soft.index], reduction="none")
+    laid = torch.zeros(at.ids.numel()).index_copy(0, soft.index, losses).view_as(at.t.new_zeros(at.ids.shape)).sum(-1)
+    expected = laid / (at.t * at.maskable.sum(-1))
+    torch.testing.assert_close(output.terms["diffusion"].per_row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_masks_are_refused_where_the_backbone_takes_none(lab, tmp_path, monkeypatch):
+    model = lab.build_model()
+    monkeypatch.setattr(type(model.plain_backbone), "forward", lambda self, input_ids, attention_mask=None: None)
+    with pytest.raises(ConfigurationError, match=r"Soft tokens need a backbone whose forward takes `inputs_embeds`"):
+        lab.make_trainer(tmp_path, model=model, objective="soft_masked")
+
+
 def test_a_permuted_prefix_masks_an_exact_share(lab):
     _, output = step_of(lab, get_objective("prism", masks="permuted_prefix", num_drafted=1, t_min=0.5, t_max=0.5), count=12)
     at = output.draft
