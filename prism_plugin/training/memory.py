@@ -269,12 +269,8 @@ class _Look:
         learns = any(term.weight for term in self.terms)
         with torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext():
             with nullcontext() if learns else torch.no_grad():
-                output = model(
-                    at.ids,
-                    logits_at=index,
-                    with_quality=any(term.reads_quality for term in self.terms),
-                    soft=self._soft(at.ids),
-                )
+                with_quality = any(term.reads_quality for term in self.terms)
+                output = model(at.ids, logits_at=index, with_quality=with_quality, soft=self._soft(at.ids))
             if self.draws:
                 with torch.no_grad():  # a draft goes through the rows a chunk at a time, so one chunk is all that it takes
                     chunk = output.logits.detach()[next(chunk_slices(output.logits))]
@@ -304,7 +300,8 @@ def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Lo
         rows = _num_rows(on_noised, at)
         if plan.reads is not None:
             share = plan.reads.sum().item() / max(plan.noised.masked.sum().item(), 1)
-            rows = min(masked, (rows or 0) + max(1, round(share * masked)))
+            of_masks = min(masked, (rows or 0) + max(1, round(share * masked)))
+            rows = length if (plan.reads & ~plan.noised.masked).any() else of_masks  # a draft reads visible tokens all or none
         first = _Look(on_noised, rows, draws=plan.reads is not None)
     if not on_draft:
         return first, None
