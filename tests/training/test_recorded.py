@@ -134,7 +134,7 @@ def test_it_is_built_by_name_and_has_no_draft_rules():
     objective = get_objective("prism_recorded", diffusion_weight=0.25)
     of_diffusion = {"diffusion_weight": 0.25, "diffusion_share": 1.0, "diffusion_on": "noised"}
     of_quality = {"quality_weight": 1.0, "quality_where": "visible", "quality_by_time": False}
-    written = {"name": "prism_recorded", **of_diffusion, **of_quality}
+    written = {"name": "prism_recorded", "history_hidden": 0.5, **of_diffusion, **of_quality}
     assert objective_to_dict(objective) == written
     assert get_objective(**written) == objective
     assert get_objective(name="prism_recorded", diffusion_weight=0.25, quality_weight=1.0) == objective  # as 0.1.0 wrote it
