@@ -21,7 +21,7 @@ RECIPES = sorted(ADAPTERS.glob("*/recipe.yaml"))
 WEIGHTS = sorted(folder for folder in ADAPTERS.glob("*/weights") if folder.is_dir())
 SUDOKU = ADAPTERS / "sudoku-9x9"
 # Recipes that nobody has run to the end yet: no weights, and a README that says so.
-WITHOUT_WEIGHTS = {"countdown", "dream-7b-instruct", "llada-8b-instruct", "mdlm-owt"}
+WITHOUT_WEIGHTS = {"dream-7b-instruct", "llada-8b-instruct", "mdlm-owt"}
 FAMILY = {"dream-7b-instruct": "Dream", "llada-8b-instruct": "llada"}
 LAUNCHERS = sorted(ADAPTERS.glob("*/accelerate/*.yaml"))
 

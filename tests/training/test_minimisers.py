@@ -1,8 +1,8 @@
 """What each objective teaches, found by training all functions there are: a table with a number for every state.
 
-The objectives are the real ones, and the table holds every function of what a look sees, so what it comes to is what the corruptor
-and the term say. What that should be is walked over, outcome by outcome, in tests/reference/minimisers.py. That a network comes to
-the same is shown in tests/test_exact_posterior.py, which takes longer.
+The objectives are the real ones, and the table holds every function of what a look sees, so what it comes to is what the
+corruptor and the term say. What that should be is walked over, outcome by outcome, in tests/reference/minimisers.py. That a
+network comes to the same is shown in tests/test_exact_posterior.py, which takes longer.
 """
 
 import itertools
