@@ -1,7 +1,7 @@
 """The training step of every named objective, one row and one position at a time; torch gives logits and gradients alone.
 
-`look(ids, soft)` gives the logits and the quality logits of every position of one sequence; `soft` maps a position to the tokens
-whose embeddings are mixed there and their weights.
+`look(ids, soft)` gives the logits and the quality logits of every position of one sequence; `soft` maps a position to the
+tokens whose embeddings are mixed there and their weights.
 """
 
 import math

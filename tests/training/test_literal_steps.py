@@ -1,4 +1,4 @@
-"""Every named objective against its slow literal transcription: losses and gradients, with LoRA and frozen, padded and in parts."""
+"""Every named objective against its literal transcription: losses and gradients, with LoRA and frozen, padded and in parts."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -91,7 +91,7 @@ def literal(model, rows, name):
             reference.corrupt(row, kind, look, LOW, HIGH, **how)
         for term, loss_of in losses.items():
             loss = loss_of(row, look) / len(rows)
-            totals[term] += float(loss)
+            totals[term] += loss.item()
             if loss.requires_grad and weights[term]:
                 (weights[term] * loss).backward()
     return totals, gradients_of(model)
