@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from training.conftest import build_model, make_rows, make_trainer, recorded_rows
-from training_methods import METHODS
+from training_methods import FROZEN, METHODS
 from transformers import LongformerConfig, LongformerForMaskedLM
 
 from prism_plugin.modeling import PrismConfig, attach_quality_head
@@ -21,7 +21,12 @@ OBJECTIVES = {
     "prism_recorded": get_objective("prism_recorded"),
     "streamed": get_objective("prism", t_min=0.2),
     **METHODS,
+    "history": get_objective("prism", t_min=0.2, share=[0.3, 0.9], num_looks=2, quality_where="visible"),
     **dict.fromkeys(IDLE, get_objective("prism", t_min=0.2)),
+}
+HEADS = {
+    "history": {"head": "transformer", "head_history": ("age", "commit_confidence")},
+    "remedi": {"head": "multi_tap", "head_taps": (0, -1)},
 }
 
 
@@ -46,7 +51,7 @@ def train(folder, name, *, batch_size, accumulation):
         rows = datasets.IterableDataset.from_generator(lambda: iter(make_rows(10))).shuffle(seed=0, buffer_size=5)
     trainer = make_trainer(
         folder,
-        model=with_idle_layers(IDLE[name]) if name in IDLE else build_model(lora=name != "backplay"),
+        model=with_idle_layers(IDLE[name]) if name in IDLE else build_model(lora=name not in FROZEN, **HEADS.get(name, {})),
         objective=OBJECTIVES[name],
         rows=rows,
         max_steps=3,

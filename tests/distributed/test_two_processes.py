@@ -48,7 +48,7 @@ def test_two_processes_train_every_objective_as_one_does(two, tmp_path, name):
     for here, there in zip(one_log, two_log, strict=True):
         assert here.keys() == there.keys()
         keys = sorted(here.keys() - NOT_LEARNT)
-        # A step of a large gradient makes the difference of the next one larger: smart's norm, 130 in float32, was seen 1e-4 apart.
+        # A large gradient makes the difference at the next step larger: smart's norm of 130 was seen 1e-4 apart.
         assert [here[key] for key in keys] == pytest.approx([there[key] for key in keys], rel=1e-3)
     one_weights, two_weights = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path, two))
     assert one_weights.keys() == two_weights.keys()
