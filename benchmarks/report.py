@@ -101,8 +101,9 @@ def result_table(title: str, results: dict[str, Result]) -> Table:
     table.add_column("contestant")
     for heading in ("seconds", f"of {FLOOR}", f"{REFERENCE} takes", "CPU s", f"of {FLOOR}", "peak MB", "above MB"):
         table.add_column(heading, justify="right")
-    floor, reference = results[FLOOR], results[REFERENCE]
+    reference = results[REFERENCE]
     for name, result in results.items():
+        floor = results.get(f"{name} {FLOOR}", results.get(name) if name.endswith(f" {FLOOR}") else results[FLOOR])
         table.add_row(
             name,
             f"{result.median:.3f}",

@@ -6,11 +6,17 @@ A step is forward and backward of one batch with LoRA of rank 16 on q, k and v; 
 transformer without its LM head, twice forward and backward. `floor`: the same and the LM head's two matrix products, forward
 and for the gradient of its input, on the masked rows. `full logits`: the backbone as it is, twice. `reference`: the field's way
 (`benchmarks/field.py`). `ours`: the objective `prism`. The last two fill the surest 8 masks of each row.
+
+`proseco`, `joint` and `backplay` are these objectives, each beside a floor of its own: the body's looks, with and without
+gradient, and the LM head's products for the rows that terms and drafts read. `backplay` has no LoRA.
 """
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +27,7 @@ from benchmarks.report import run, sweep_of
 from benchmarks.shapes import Shape, build_model, training_tokens
 from prism_plugin.core import DraftRule, mask_tokens, uniforms
 from prism_plugin.modeling import PrismModel
-from prism_plugin.training import get_objective
+from prism_plugin.training import Objective, get_objective
 
 T, NUM_DRAFTED = 0.5, 8
 OBJECTIVE = get_objective(
@@ -110,13 +116,65 @@ def prepare_reference(shape: Shape, machine: Machine) -> Callable[[], object]:
 def prepare_ours(shape: Shape, machine: Machine) -> Callable[[], object]:
     """the objective `prism`."""
     model = build_model(shape, machine, lora=True).train()
+    return _from_zero(_trained(model), _step_of(OBJECTIVE, model, shape, machine))
+
+
+def _step_of(objective: Objective, model: PrismModel, shape: Shape, machine: Machine) -> Callable[[], object]:
     batch = collated(training_tokens(shape, machine), example_ids(shape, machine))
 
     def step() -> None:
         settings = {"epoch": 0, "seed": 0, "unwrapped": model, "apart": lambda: nullcontext(Tensor.backward)}
-        OBJECTIVE.step(model, batch, **settings).loss.backward()
+        objective.step(model, batch, **settings).loss.backward()
 
-    return _from_zero(_trained(model), step)
+    return step
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method cannot do without: of each look, whether it has a gradient, and its rows of the LM head without and with one.
+
+    Rows are shares of the batch's positions, of which half are masked.
+    """
+
+    looks: tuple[tuple[bool, float, float], ...]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: bool = True
+
+    def prepare_floor(self, shape: Shape, machine: Machine) -> Callable[[], object]:
+        """The looks and the products alone."""
+        model = build_model(shape, machine, lora=self.lora).train()
+        tokens = training_tokens(shape, machine)
+        body, weight, parameters = model.plain_backbone.base_model, model.get_output_embeddings().weight, _trained(model)
+
+        def step() -> None:
+            for learns, without, with_gradient in self.looks:
+                with nullcontext() if learns else torch.no_grad():
+                    hidden_states = body(tokens).last_hidden_state
+                with torch.no_grad():
+                    rows = hidden_states.flatten(0, 1)
+                    rows[: round(without * len(rows))] @ weight.T
+                    (rows[: round(with_gradient * len(rows))] @ weight.T) @ weight
+                if learns:
+                    hidden_states.float().mean().backward()
+
+        return _from_zero(parameters, step)
+
+    def prepare(self, name: str, shape: Shape, machine: Machine) -> Callable[[], object]:
+        """A step of the objective."""
+        model = build_model(shape, machine, lora=self.lora).train()
+        objective = get_objective(name, **{"t_min": T, "t_max": T, **self.settings})
+        return _from_zero(_trained(model), _step_of(objective, model, shape, machine))
+
+
+# BackPlay's looks have 0.75 masked, and then 0.5.
+METHODS = {
+    "proseco": Work(((True, 0.5, 0.5), (True, 0.0, 1.0))),
+    "joint": Work(
+        ((True, 0.0, 0.5), (False, 0.33, 0.0), (False, 0.17, 0.0), (True, 0.0, 1.0)),
+        {"drafts": [{"share": [1.0, 1.0], "num_looks": 3, "positions": "confidence", "tokens": "argmax"}]},
+    ),
+    "backplay": Work(((False, 0.75, 0.0), (False, 0.0, 0.0)), {"t_max": 0.75, "step": 0.25}, lora=False),
+}
 
 
 CONTESTANTS: dict[str, Prepare] = {
@@ -126,6 +184,8 @@ CONTESTANTS: dict[str, Prepare] = {
     "reference": prepare_reference,
     "ours": prepare_ours,
 }
+for _name, _work in METHODS.items():
+    CONTESTANTS |= {f"{_name} floor": _work.prepare_floor, _name: partial(_work.prepare, _name)}
 
 
 def _trained(model: PrismModel) -> list[torch.nn.Parameter]:

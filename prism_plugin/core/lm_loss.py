@@ -3,42 +3,51 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prism_plugin.core.categorical import chunk_slices, log_sum_exp
-from prism_plugin.types import Rows, RowTokens, RowValues
+from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowValues
 
 
-def cross_entropy(rows: Rows, targets: RowTokens, *, overwrite_rows: bool = False) -> RowValues:
+def cross_entropy(
+    rows: Rows, targets: DrawnTokens, *, at: DrawnIndex | None = None, overwrite_rows: bool = False
+) -> DrawnValues:
     """Cross-entropy of each row of logits in nats, float32; forward and backward go through the rows a chunk at a time.
 
     The one tensor of the size of `rows` that is made is their gradient, in their dtype; with `overwrite_rows` not even that.
 
     Args:
         rows: Logits of any float type.
-        targets: The right token of each row.
+        targets: The right token of each row that is asked about.
+        at: Numbers of the rows that are asked about, in ascending order; None: all. The others get no gradient, and no pass.
         overwrite_rows: The rows are the caller's to give away: backward writes their gradient over them, and they hold
             garbage afterwards. Only where nobody else reads them, in forward or for a gradient; autograd refuses a backward
             that would read what was written over.
     """
-    return _ChunkedCrossEntropy.apply(rows, targets, overwrite_rows)
+    return _ChunkedCrossEntropy.apply(rows, targets, at, overwrite_rows)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Rows, targets: RowTokens, overwrite: bool) -> RowValues:
-        of_target = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
-        log_total = log_sum_exp(rows)
-        ctx.save_for_backward(rows, targets, log_total)
+    def forward(ctx: Any, rows: Rows, targets: DrawnTokens, at: DrawnIndex | None, overwrite: bool) -> DrawnValues:
+        if at is None:
+            of_target, log_total = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), log_sum_exp(rows)
+        else:
+            of_target = rows[at, targets].float()
+            log_total = torch.cat([log_sum_exp(rows[at[here]]) for here in chunk_slices(rows, len(at))])
+        ctx.save_for_backward(rows, targets, log_total, *(() if at is None else (at,)))
         ctx.overwrite = overwrite
         return log_total - of_target
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: RowValues) -> tuple[Rows, None, None]:
-        rows, targets, log_total = ctx.saved_tensors
-        gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
+    def backward(ctx: Any, of_loss: DrawnValues) -> tuple[Rows, None, None, None]:
+        rows, targets, log_total, *some = ctx.saved_tensors
         of_loss, log_total, targets = (one.unsqueeze(-1) for one in (of_loss, log_total, targets))
+        gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
+        if some:
+            return _some_rows(rows, gradient, targets, log_total, of_loss, some[0]), None, None, None
         for here in chunk_slices(rows):
             # in float32 the gradient is made where it will stand; 16 bits are too few to compute in
             into = gradient[here] if rows.dtype == torch.float32 else None
@@ -46,7 +55,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk.scatter_add_(-1, targets[here], -of_loss[here])
             if into is None:
                 gradient[here] = chunk
-        return gradient, None, None
+        return gradient, None, None, None
+
+
+def _some_rows(rows: Rows, gradient: Rows, targets: Tensor, log_total: Tensor, of_loss: Tensor, at: DrawnIndex) -> Rows:
+    """Write the gradient of some rows, and 0 for the others."""
+    for here in chunk_slices(rows, len(at)):
+        chunk = rows[at[here]].float().sub_(log_total[here]).exp_().mul_(of_loss[here])
+        chunk.scatter_add_(-1, targets[here], -of_loss[here])
+        gradient.index_copy_(0, at[here], chunk.to(gradient.dtype))
+    others = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, at, False)
+    return gradient.masked_fill_(others.unsqueeze(-1), 0.0)
 
 
 def entropy(rows: Rows) -> RowValues:

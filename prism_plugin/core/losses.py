@@ -14,7 +14,7 @@ from prism_plugin.core.labels import Labels
 from prism_plugin.core.lm_loss import cross_entropy, entropy
 from prism_plugin.core.selection import select_top
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.types import Count, FlatIndex, PerDraftToken, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
+from prism_plugin.types import Count, DrawnIndex, FlatIndex, PerDraftToken, PerToken, Rows, Scalar, Times, TokenIds, TokenMask
 
 
 def quality_loss_per_row(quality_logits: PerToken, labels: Labels, divisor: Times | None = None) -> Times:
@@ -48,6 +48,7 @@ def diffusion_loss_per_row(
     t: Times,
     *,
     scale: PerToken | None = None,
+    wanted: DrawnIndex | None = None,
     overwrite_rows: bool = False,
 ) -> Times:
     """Masked diffusion cross-entropy weighted by 1/t, in nats per maskable token (LLaDA, arXiv 2502.09992, equation 3).
@@ -61,12 +62,13 @@ def diffusion_loss_per_row(
         maskable: Positions that may be corrupted; their number per row is the divisor.
         t: Masking probability of each row, in (0, 1].
         scale: Multiplies the term of each position, as `share_scale` gives it; None: 1.
+        wanted: As for `cross_entropy_at`.
         overwrite_rows: As for `cross_entropy`.
 
     Returns:
         One per row of the batch, 0 where nothing is masked.
     """
-    laid = cross_entropy_at(rows, row_index, clean_ids, scale=scale, overwrite_rows=overwrite_rows)
+    laid = cross_entropy_at(rows, row_index, clean_ids, scale=scale, wanted=wanted, overwrite_rows=overwrite_rows)
     return laid.sum(-1) / (t.float() * maskable.sum(-1).clamp(min=1))
 
 
@@ -76,7 +78,13 @@ def diffusion_loss(rows: Rows, row_index: FlatIndex, clean_ids: TokenIds, maskab
 
 
 def cross_entropy_at(
-    rows: Rows, row_index: FlatIndex, targets: TokenIds, *, scale: PerToken | None = None, overwrite_rows: bool = False
+    rows: Rows,
+    row_index: FlatIndex,
+    targets: TokenIds,
+    *,
+    scale: PerToken | None = None,
+    wanted: DrawnIndex | None = None,
+    overwrite_rows: bool = False,
 ) -> PerToken:
     """Cross-entropy of some rows of logits, laid out by position, 0 where there is no row.
 
@@ -85,9 +93,12 @@ def cross_entropy_at(
         row_index: Their flat positions.
         targets: The right token at every position.
         scale: Multiplies each; None: 1.
+        wanted: Numbers of the rows that count, in ascending order, where they are not all; the others are not looked at.
         overwrite_rows: As for `cross_entropy`.
     """
-    per_position = cross_entropy(rows, targets.flatten()[row_index], overwrite_rows=overwrite_rows)
+    if wanted is not None:
+        row_index = row_index[wanted]
+    per_position = cross_entropy(rows, targets.flatten()[row_index], at=wanted, overwrite_rows=overwrite_rows)
     if scale is not None:
         per_position = per_position * scale.flatten()[row_index]
     # laid out by position and not added up by row number: accelerators do that in any order, and no run would repeat exactly
@@ -102,6 +113,7 @@ def repair_loss_per_row(
     divisor: Times,
     *,
     right: TokenMask | None = None,
+    wanted: DrawnIndex | None = None,
     overwrite_rows: bool = False,
 ) -> Times:
     """Cross-entropy with the data's tokens at some positions of a draft, one per row (ProSeCo, arXiv 2602.11590).
@@ -113,9 +125,10 @@ def repair_loss_per_row(
         chosen: Positions that count.
         divisor: Of each row's sum, > 0.
         right: Where minus the probability of the data's token counts instead, in [-1, 0]; None: nowhere.
+        wanted: As for `cross_entropy_at`.
         overwrite_rows: As for `cross_entropy`.
     """
-    laid = cross_entropy_at(rows, row_index, clean_ids, overwrite_rows=overwrite_rows)
+    laid = cross_entropy_at(rows, row_index, clean_ids, wanted=wanted, overwrite_rows=overwrite_rows)
     if right is not None:
         laid = torch.where(right, -laid.neg().exp(), laid)
     return (laid * chosen).sum(-1) / divisor

@@ -16,7 +16,7 @@ from prism_plugin.core.losses import (
 from prism_plugin.core.validation import require_choice, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
-from prism_plugin.types import FlatIndex, PerToken, Rows, Times, TokenMask
+from prism_plugin.types import DrawnIndex, FlatIndex, PerToken, Rows, Times, TokenMask
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Looked:
         rows: Logits at the positions that a term reads; None where none does.
         row_index: Flat positions of `rows`, in row-major order.
         quality_logits: Output of the quality head before the sigmoid; None where no term reads it.
+        wanted: Numbers of the rows that the term itself reads, where others, or the draft, read more; None: all.
         may_overwrite: One term alone reads `rows`, so it may write their gradient over them.
     """
 
     rows: Rows | None = None
     row_index: FlatIndex | None = None
     quality_logits: PerToken | None = None
+    wanted: DrawnIndex | None = None
     may_overwrite: bool = False
 
 
@@ -119,7 +121,7 @@ class DiffusionTerm:
     def __call__(self, looked: Looked, at: Corrupted) -> Times:
         return diffusion_loss_per_row(
             looked.rows, looked.row_index, at.clean_ids, at.maskable, at.t,
-            scale=self._scale(at), overwrite_rows=looked.may_overwrite,
+            scale=self._scale(at), wanted=looked.wanted, overwrite_rows=looked.may_overwrite,
         )  # fmt: skip
 
     def _scale(self, at: Corrupted) -> PerToken:
@@ -226,8 +228,9 @@ class RepairTerm:
         right = at.ids == at.clean_ids if self.errors_weigh_more else None
         divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else chosen.sum(-1).clamp(min=1)
         return repair_loss_per_row(
-            looked.rows, looked.row_index, at.clean_ids, chosen, divisor, right=right, overwrite_rows=looked.may_overwrite
-        )
+            looked.rows, looked.row_index, at.clean_ids, chosen, divisor,
+            right=right, wanted=looked.wanted, overwrite_rows=looked.may_overwrite,
+        )  # fmt: skip
 
 
 @TERMS.register("cap")

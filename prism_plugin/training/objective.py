@@ -196,13 +196,13 @@ class Objective:
         with torch.no_grad():
             draft = self._with_shown_history(plan.finish(ask), unwrapped)
         looked = _look(model, draft, on_draft, with_history=bool(unwrapped.quality_head.reads_history))
-        of_draft = {term.name: term(looked, draft) for term in on_draft}
+        of_draft = {term.name: term(looked.of(term), draft) for term in on_draft}
         loss = loss + sum(term.weight * mean_over_rows(of_draft[term.name]) for term in on_draft)
         num_drafts = len(draft.ids) // max(len(batch["input_ids"]), 1)
         for term in on_draft:
             per_row = of_draft[term.name].detach().unflatten(0, (num_drafts, -1)).mean(0)
-            found[term.name] = TermOutput(per_row, term.labels(looked, draft))
-        return StepOutput(loss, {term.name: found[term.name] for term in self.terms}, draft, looked.quality_logits)
+            found[term.name] = TermOutput(per_row, term.labels(looked.of(term), draft))
+        return StepOutput(loss, {term.name: found[term.name] for term in self.terms}, draft, looked.shared.quality_logits)
 
     def _with_shown_history(self, draft: Corrupted, model: PrismModel) -> Corrupted:
         """Hide the history of some rows from a head that reads it, and of all rows from others."""
@@ -229,9 +229,9 @@ class Objective:
                 looked = _look(model if learns else unwrapped, at, terms, reads)
             if reads is not None:
                 with torch.no_grad():
-                    rows = of_known_tokens(looked.rows.detach(), unwrapped.unknown_ids)  # type: ignore[union-attr]  # read
-                    plan.fill(rows, looked.row_index)  # type: ignore[arg-type]  # it reads rows
-            per_row = {term.name: term(looked, at) for term in terms}
+                    rows = of_known_tokens(looked.shared.rows.detach(), unwrapped.unknown_ids)  # type: ignore[union-attr]  # read
+                    plan.fill(rows, looked.shared.row_index)  # type: ignore[arg-type]  # it reads rows
+            per_row = {term.name: term(looked.of(term), at) for term in terms}
             loss = sum((term.weight * mean_over_rows(per_row[term.name]) for term in terms), torch.zeros((), device=device))
             if backward is not None and loss.requires_grad:
                 backward(loss)
@@ -266,9 +266,10 @@ _EXAMPLE = _example()
 
 def _look(
     model: nn.Module, at: Corrupted, terms: tuple[Term, ...], also: Tensor | None = None, *, with_history: bool = False
-) -> Looked:
+) -> "_OneLook":
     """One forward for all terms of a look, with logits where a term, or the draft (`also`), reads them."""
-    read_by_terms = [mask for mask in (term.rows(at) for term in terms) if mask is not None]
+    read_by = {term.name: mask for term in terms if (mask := term.rows(at)) is not None}
+    read_by_terms = list(read_by.values())
     wanted = read_by_terms if also is None else [*read_by_terms, also]
     row_index = torch.stack(wanted).any(0).flatten().nonzero().squeeze(-1) if wanted else None
     with_quality = any(term.reads_quality for term in terms)
@@ -277,4 +278,23 @@ def _look(
         more["soft"] = at.soft
     output = model(at.ids, at.attention_mask, logits_at=row_index, with_quality=with_quality, **more)
     alone = len(read_by_terms) == 1 and output.logits is not None and may_overwrite(output.logits)
-    return Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)
+    looked = Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)
+    return _OneLook(looked, {} if row_index is None or len(wanted) == 1 else _own_rows(read_by, row_index))
+
+
+@dataclass(frozen=True)
+class _OneLook:
+    """What a look gave, and which of its rows each term reads, by name, where those are not all."""
+
+    shared: Looked
+    own: Mapping[str, Tensor]
+
+    def of(self, term: Term) -> Looked:
+        """What a term is given."""
+        return replace(self.shared, wanted=self.own.get(term.name))
+
+
+def _own_rows(read_by: Mapping[str, Tensor], row_index: FlatIndex) -> dict[str, Tensor]:
+    counts = torch.stack([mask.sum() for mask in read_by.values()]).tolist() if read_by else []
+    fewer = [name for name, count in zip(read_by, counts, strict=True) if count < len(row_index)]
+    return {name: read_by[name].flatten()[row_index].nonzero().squeeze(-1) for name in fewer}

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from prism_plugin.core.categorical import RowStats, draw_rows
+from prism_plugin.core.categorical import draw_rows, most_probable
 from prism_plugin.core.corruption import Corrupted, Noise, draw_times
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.validation import require_choice, require_number
@@ -32,12 +32,13 @@ class _OneLook:
 
     def fill(self, rows: Rows, row_index: FlatIndex) -> None:
         """Take the tokens; see `Plan.fill`."""
-        uniforms = self.noised.noise("token/0/0", None).flatten()[row_index] if self._samples else None
-        drawn = draw_rows(rows, temperature=float(self._samples), uniforms=uniforms, forbidden_ids=(self._mask_token_id,))
-        self._take(drawn, row_index)
-
-    def _take(self, drawn: RowStats, row_index: FlatIndex) -> None:
-        self.ids = self._laid(self.noised.ids, drawn.candidates, row_index)
+        forbidden_ids = (self._mask_token_id,)
+        if self._samples:
+            uniforms = self.noised.noise("token/0/0", None).flatten()[row_index]
+            tokens = draw_rows(rows, temperature=1.0, uniforms=uniforms, forbidden_ids=forbidden_ids).candidates
+        else:
+            tokens = most_probable(rows, forbidden_ids=forbidden_ids)
+        self.ids = self._laid(self.noised.ids, tokens, row_index)
 
     def _laid(self, whole: Tensor, part: Tensor, row_index: FlatIndex) -> Tensor:
         return whole.flatten().index_copy(0, row_index, part.to(whole.dtype)).view(whole.shape)
@@ -124,9 +125,10 @@ class _LookBack(_OneLook):
         super().__init__(noisier, noisier.masked, mask_token_id)
         self._cleaner, self._step = cleaner, step
 
-    def _take(self, drawn: RowStats, row_index: FlatIndex) -> None:
-        super()._take(drawn, row_index)
-        at = self.noised
+    def fill(self, rows: Rows, row_index: FlatIndex) -> None:
+        """Take the tokens, and see which of them are the surest; see `Plan.fill`."""
+        at, drawn = self.noised, draw_rows(rows, forbidden_ids=(self._mask_token_id,))
+        self.ids = self._laid(at.ids, drawn.candidates, row_index)
         confidence = self._laid(torch.zeros(at.ids.shape, device=at.ids.device), drawn.confidence, row_index)
         count = (self._step * at.maskable.sum(-1) - 1e-4).ceil().long()
         self._surest = select_top(confidence, at.masked, count)
