@@ -131,7 +131,7 @@ def _step_of(objective: Objective, model: PrismModel, shape: Shape, machine: Mac
 
 @dataclass(frozen=True)
 class Work:
-    """What a method cannot do without: of each look, whether it has a gradient, and its rows of the LM head without and with one.
+    """What a method cannot do without: whether each look has a gradient, and its rows of the LM head without and with one.
 
     Rows are shares of the batch's positions, of which half are masked.
     """

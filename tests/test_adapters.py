@@ -17,11 +17,11 @@ from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.training import get_objective
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
-RECIPES = sorted(ADAPTERS.glob("*/recipe.yaml"))
+RECIPES = sorted(ADAPTERS.glob("*/recipe*.yaml"))
 WEIGHTS = sorted(folder for folder in ADAPTERS.glob("*/weights") if folder.is_dir())
 SUDOKU = ADAPTERS / "sudoku-9x9"
 # Recipes that nobody has run to the end yet: no weights, and a README that says so.
-WITHOUT_WEIGHTS = {"dream-7b-instruct", "llada-8b-instruct", "mdlm-owt"}
+WITHOUT_WEIGHTS = {"dream-7b-instruct", "llada-8b-base", "llada-8b-instruct", "llada2.1-mini", "mdlm-owt"}
 FAMILY = {"dream-7b-instruct": "Dream", "llada-8b-instruct": "llada"}
 LAUNCHERS = sorted(ADAPTERS.glob("*/accelerate/*.yaml"))
 
@@ -64,11 +64,14 @@ def test_accelerate_reads_its_config_files(path):
         assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == ",".join(layers)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_are_valid(path):
     recipe = load_recipe(path, {})
     get_objective(**recipe.objective)
-    assert (path.parent / "README.md").exists()
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert path.name in page
+    if path.parent.name in WITHOUT_WEIGHTS:
+        assert recipe.training["output_dir"].endswith(path.parent.name + path.stem.removeprefix("recipe"))
 
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.parent.name)
