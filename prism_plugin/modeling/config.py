@@ -13,7 +13,7 @@ from prism_plugin.modeling.heads import HEADS, head_settings
 from prism_plugin.reader import from_mapping
 
 # Fields of a config, and what builders of heads call them.
-_HEAD_SETTINGS = {
+HEAD_SETTINGS = {
     "head_hidden_size": "inner_size",
     "head_blocks": "num_blocks",
     "head_num_heads": "num_heads",
@@ -36,7 +36,7 @@ class PrismConfig:
         head_taps: Layers whose output a multi_tap head reads besides the final hidden state, from 0, or from the last one at
             -1; it needs one or more. Must be None for other heads.
         head_history: What the head reads of each token's history beside the hidden state, of `HISTORY`: "age",
-            "commit_confidence", "times_remasked". Empty: nothing.
+            "commit_confidence", "times_remasked". Empty or None: nothing.
         train_backbone: Train all weights of the backbone. Impossible together with `lora`.
         base_rate: Quality that an untrained head gives to every token, in (0, 1): the share of right tokens to expect.
         backbone_name: Hub id or folder of the backbone; None: what its config says.
@@ -103,33 +103,37 @@ class PrismConfig:
 
     def _check_head(self) -> None:
         """Refuse settings that this kind of head does not have, and a history that does not exist."""
-        has, given = head_settings(self.head), self.head_sizes()
-        for name, setting in _HEAD_SETTINGS.items():
+        self._check_listed()
+        has = head_settings(self.head)
+        for name, setting in HEAD_SETTINGS.items():
             if getattr(self, name) is not None and setting not in has:
                 raise ConfigurationError(
                     f"A {self.head} head has no `{name}`, but it is {getattr(self, name)}; leave it out, or choose another "
                     "`head`."
                 )
-        for name in ("head_taps", "head_history"):
-            if isinstance(getattr(self, name), list):  # files hold lists; a frozen config holds tuples
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if "num_taps" in has and not given.get("num_taps"):
+        if "num_taps" in has and not self.head_taps:
             raise ConfigurationError(
                 f"A {self.head} head reads layers, so `head_taps` must name some, such as (0, -1), found {self.head_taps!r}."
             )
-        if self.head_taps is not None and len(set(self.head_taps)) < len(self.head_taps):
-            raise ConfigurationError(f"`head_taps` must name each layer once, found {self.head_taps}.")
-        unknown = [name for name in self.head_history if name not in HISTORY]
-        if unknown or len(set(self.head_history)) < len(self.head_history):
-            raise ConfigurationError(
-                f"`head_history` must hold some of {', '.join(HISTORY)}, each once, found "
-                f"{', '.join(map(str, self.head_history))}."
-            )
+
+    def _check_listed(self) -> None:
+        """Check the settings that list something, and make tuples of them: files hold lists."""
+        taps, history = self.head_taps, () if self.head_history is None else self.head_history
+        if taps is not None:
+            if not isinstance(taps, list | tuple) or any(type(tap) is not int for tap in taps):
+                raise ConfigurationError(f"`head_taps` must list integers, the numbers of layers, found {taps!r}.")
+            if len(set(taps)) < len(taps):
+                raise ConfigurationError(f"`head_taps` must name each layer once, found {tuple(taps)}.")
+            object.__setattr__(self, "head_taps", tuple(taps))
+        listed = isinstance(history, list | tuple)
+        if not listed or any(name not in HISTORY for name in history) or len(set(history)) < len(history):
+            raise ConfigurationError(f"`head_history` must list some of {', '.join(HISTORY)}, each once, found {history!r}.")
+        object.__setattr__(self, "head_history", tuple(history))
 
     def head_sizes(self) -> dict[str, int]:
         """What a builder of `HEADS` is given of this config, where it is set."""
         taps = None if self.head_taps is None else len(self.head_taps)
-        sizes = {setting: getattr(self, name) for name, setting in _HEAD_SETTINGS.items()} | {"num_taps": taps}
+        sizes = {setting: getattr(self, name) for name, setting in HEAD_SETTINGS.items()} | {"num_taps": taps}
         return {name: size for name, size in sizes.items() if size is not None}
 
     @property

@@ -13,7 +13,7 @@ from prism_plugin.backbones import BackboneSpec, check_backbone, hidden_size_of,
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
 from prism_plugin.errors import BackboneError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.heads import head_settings
+from prism_plugin.modeling.heads import default_sizes
 from prism_plugin.modeling.lm_head import has_row_gathering
 from prism_plugin.modeling.new_tokens import resized_from
 from prism_plugin.modeling.passthrough import BackbonePassthrough
@@ -61,11 +61,13 @@ def filled_in(
     if where is not None and Path(where).is_dir():
         where = str(Path(where).resolve())
     revision = config.backbone_revision or getattr(backbone.config, "_commit_hash", None)
-    head_hidden_size = config.head_hidden_size or (hidden_size if "inner_size" in head_settings(config.head) else None)
+    sizes = {**default_sizes(config.head, hidden_size), **config.head_sizes()}
     facts |= {
         "backbone_resized_from": config.backbone_resized_from or resized_from(backbone, where, revision),
         "mask_token_id": mask_token_id,
-        "head_hidden_size": head_hidden_size,
+        "head_hidden_size": sizes.get("inner_size"),
+        "head_blocks": sizes.get("num_blocks"),
+        "head_num_heads": sizes.get("num_heads"),
         "logits_alignment": config.logits_alignment or _unusual_alignment(spec),
         "objective": copy.deepcopy(config.objective),
     }

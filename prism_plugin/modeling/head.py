@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prism_plugin.core.history import History, history_features
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.config import PrismConfig
-from prism_plugin.modeling.heads import HEADS, HistoryEncoder, head_settings, num_heads_for
+from prism_plugin.modeling.heads import HEADS, HistoryEncoder, default_sizes
 from prism_plugin.types import StatesAnywhere, ValuesAnywhere
 
 
@@ -49,8 +49,7 @@ class QualityHead(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature, self.bias = temperature, bias
-        defaults = {"inner_size": hidden_size, "num_blocks": 1, "num_heads": num_heads_for(hidden_size)}
-        sizes = {**{name: size for name, size in defaults.items() if name in head_settings(kind)}, **(sizes or {})}
+        sizes = {**default_sizes(kind, hidden_size), **(sizes or {})}
         if hidden_size % sizes.get("num_heads", 1):
             raise ConfigurationError(
                 f"`head_num_heads` must divide the backbone's width {hidden_size}, found {sizes['num_heads']}."

@@ -39,9 +39,14 @@ def head_settings(name: str) -> frozenset[str]:
     return frozenset(inspect.signature(HEADS[name]).parameters) - {"hidden_size"}
 
 
-def num_heads_for(hidden_size: int) -> int:
-    """Attention heads of width 64, or the next number of them that divides the hidden size."""
-    return next(count for count in range(max(1, hidden_size // 64), 0, -1) if hidden_size % count == 0)
+def default_sizes(name: str, hidden_size: int) -> dict[str, int]:
+    """The settings that a kind of head has where nobody gives others, by the names that its builder takes.
+
+    Attention heads have 64 columns each, or are the next fewer that divide the hidden size.
+    """
+    num_heads = next(count for count in range(max(1, hidden_size // 64), 0, -1) if hidden_size % count == 0)
+    defaults = {"inner_size": hidden_size, "num_blocks": 1, "num_heads": num_heads}
+    return {setting: size for setting, size in defaults.items() if setting in head_settings(name)}
 
 
 @register_head("mlp")

@@ -306,11 +306,11 @@ def attach_quality_head(
             parameter.requires_grad_(config.train_backbone)
         wrapped = backbone if adapter is None else _with_adapter(backbone, adapter, spec, snapshot)
         apply_settings(backbone, spec)
+        head = QualityHead.from_config(config).to(device_of(lm_head_of(backbone, spec)))
+        model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     except BaseException:
         snapshot.restore(backbone)
         raise
-    head = QualityHead.from_config(config).to(device_of(lm_head_of(backbone, spec)))
-    model = PrismModel(wrapped, head, spec=spec, prism_config=config, snapshot=snapshot, tokenizer=tokenizer)
     try:
         require_ok(probe_model(model) if probe else [])
     except BaseException:

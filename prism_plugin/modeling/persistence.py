@@ -28,7 +28,7 @@ from prism_plugin.modeling.adapter_files import (
     put_adapter,
     write_adapter,
 )
-from prism_plugin.modeling.config import PrismConfig
+from prism_plugin.modeling.config import HEAD_SETTINGS, PrismConfig
 from prism_plugin.modeling.config_file import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -198,10 +198,9 @@ def load_weights(model: HeadedBackbone, directory: str | Path) -> None:
         ("has_adapter", has_adapter, stored.adapter is not None),
         # what is not written is what the family has by now, whoever says so
         ("logits_alignment", model.spec.logits_alignment, stored.config.logits_alignment or family.logits_alignment),
-        *((key, getattr(model.prism_config, key), getattr(stored.config, key)) for key in ("mask_token_id", "head")),
         *(
             (key, getattr(model.prism_config, key), getattr(stored.config, key))
-            for key in ("head_hidden_size", "train_backbone", *SCALING)
+            for key in ("mask_token_id", "head", *HEAD_SETTINGS, "head_history", "train_backbone", *SCALING)
         ),
     ):
         if expected != found:

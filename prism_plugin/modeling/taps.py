@@ -24,20 +24,38 @@ def install_taps(backbone: nn.Module, spec: BackboneSpec, taps: Sequence[int]) -
         taps: Numbers of layers, from 0, or from the last one at -1.
 
     Raises:
-        ConfigurationError: If there are no such layers.
+        ConfigurationError: If there are no such layers, or two taps are one.
     """
-    layers = [module for module in backbone.modules() if type(module).__name__ in spec.layer_classes]
+    layers = _layers_of(backbone, spec)
     out_of_range = [tap for tap in taps if not -len(layers) <= tap < len(layers)]
     if out_of_range:
-        named = " or ".join(spec.layer_classes) or "those of `layer_classes`, of which its BackboneSpec names none"
         raise ConfigurationError(
             f"`head_taps` must name layers of {type(backbone).__name__}, 0 to {len(layers) - 1} or from the end -1 to "
-            f"{-len(layers)} (of the class {named}), found {out_of_range[0]}."
+            f"{-len(layers)}, found {out_of_range[0]}."
         )
     places = {tap % len(layers) for tap in taps}
     if len(places) < len(taps):
         raise ConfigurationError(f"`head_taps` must name each layer once, found {tuple(taps)} of {len(layers)} layers.")
     return [layers[tap].register_forward_hook(partial(_keep, number)) for number, tap in enumerate(taps)]
+
+
+def _layers_of(backbone: nn.Module, spec: BackboneSpec) -> list[nn.Module]:
+    """The repeated layers of a model, first to last: by the classes that its spec names, or else that transformers does.
+
+    Raises:
+        ConfigurationError: If neither names any that is there.
+    """
+    named, modules = spec.layer_classes or tuple(getattr(backbone, "_no_split_modules", None) or ()), backbone.modules()
+    if not spec.layer_classes:  # transformers' names are of what must not be split, embeddings too: layers stand in a list
+        modules = (layer for one in modules if isinstance(one, nn.ModuleList) for layer in one)
+    layers = [module for module in modules if type(module).__name__ in named]
+    if not layers:
+        found = f"names {', '.join(named)}, of which it has none" if named else "names no `layer_classes`"
+        raise ConfigurationError(
+            f"`head_taps` counts the layers of {type(backbone).__name__}, but its BackboneSpec {found}; name their class in a "
+            "spec (`register_backbone`), or choose a `head` that reads no layers."
+        )
+    return layers
 
 
 def _keep(number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

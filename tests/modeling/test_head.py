@@ -70,8 +70,18 @@ def test_it_moves_between_devices():
         ({"head": "multi_tap", "head_taps": (1, 1)}, r"`head_taps` must name each layer once, found \(1, 1\)"),
         (
             {"head_history": ("age", "mood")},
-            "`head_history` must hold some of age, commit_confidence, times_remasked, ",
+            r"`head_history` must list some of age, commit_confidence, times_remasked, each once, found \('age', 'mood'\)",
         ),
+        ({"head_history": "age"}, r"`head_history` must list some of .*, each once, found 'age'"),
+        ({"head_history": 3}, r"`head_history` must list some of .*, each once, found 3"),
+        ({"head_history": ("age", "age")}, r"each once, found \('age', 'age'\)"),
+        ({"head": "multi_tap", "head_taps": 3}, "`head_taps` must list integers, the numbers of layers, found 3"),
+        (
+            {"head": "multi_tap", "head_taps": (True,)},
+            r"`head_taps` must list integers, the numbers of layers, found \(True,\)",
+        ),
+        ({"head": "multi_tap", "head_taps": (1.0,)}, r"`head_taps` must list integers, the numbers of layers, found \(1.0,\)"),
+        ({"head": "multi_tap", "head_taps": ()}, r"`head_taps` must name some, such as \(0, -1\), found \(\)"),
         ({"base_rate": 1.0}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 1.0"),
         ({"base_rate": float("nan")}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found nan"),
         ({"base_rate": "high"}, "`base_rate` of PrismConfig must be strictly between 0 and 1, found 'high'"),
@@ -90,5 +100,7 @@ def test_config_checks_itself(values, message):
 def test_config_survives_a_dict_and_refuses_unknown_keys():
     config = PrismConfig(mask_token_id=3, head="linear", objective={"name": "prism"})
     assert PrismConfig.from_dict(config.to_dict()) == config
+    assert PrismConfig(head_history=None) == PrismConfig()
+    assert PrismConfig(head="multi_tap", head_taps=[0, -1]).head_taps == (0, -1)
     with pytest.raises(UnknownKeyError, match=r"PrismConfig: nothing reads 'heads' .*; known: backbone_hidden_size"):
         PrismConfig.from_dict({"heads": "mlp"})

@@ -2,16 +2,21 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from moved_weights import trained
 from peft import LoraConfig
+from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
+from prism_plugin.backbones import BackboneSpec, register_backbone
+from prism_plugin.backbones import spec as known_specs
 from prism_plugin.core.history import HISTORY, History
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, StoredStateError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
+from prism_plugin.modeling.persistence import load_weights
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone, tiny_tokenizer
 
@@ -27,6 +32,16 @@ def build(kind, family="bert", lora=None, **settings):
     backbone = tiny_backbone(family, num_hidden_layers=3)
     config = PrismConfig(mask_token_id=31, **{**KINDS[kind], **settings})
     return trained(attach_quality_head(backbone, config, lora=lora, tokenizer=tiny_tokenizer())).eval()
+
+
+@contextmanager
+def registered(spec):
+    """A family that is known for a while."""
+    register_backbone(spec, replace=True)
+    try:
+        yield
+    finally:
+        del known_specs._SPECS[spec.model_type]
 
 
 def history_of(ids, seed=0):
@@ -151,9 +166,58 @@ def test_a_head_is_saved_loaded_and_merged(kind, tmp_path):
         ({"head": "transformer", "head_num_heads": 3}, r"`head_num_heads` must divide the backbone's width \d+, found 3"),
     ],
 )
-def test_what_the_backbone_does_not_have_is_refused(settings, message):
+def test_what_the_backbone_does_not_have_is_refused_and_leaves_it_as_it_was(settings, message):
+    backbone = tiny_backbone("bert", num_hidden_layers=3)
+    before = [(name, parameter.requires_grad) for name, parameter in backbone.named_parameters()]
     with pytest.raises(ConfigurationError, match=message):
-        attach_quality_head(tiny_backbone("bert", num_hidden_layers=3), PrismConfig(mask_token_id=31, **settings))
+        attach_quality_head(backbone, PrismConfig(mask_token_id=31, **settings), lora=LoraConfig(r=2))
+    assert [(name, parameter.requires_grad) for name, parameter in backbone.named_parameters()] == before
+    assert not hasattr(backbone, "peft_config")
+
+
+def test_taps_need_a_family_whose_layers_are_known():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    backbone = MegatronBertForMaskedLM(MegatronBertConfig(vocab_size=32, **sizes))
+    config = PrismConfig(mask_token_id=31, **KINDS["multi_tap"])
+    spec = BackboneSpec(model_type="megatron-bert", final_hidden_at="cls", lora_target_modules=())
+    with registered(spec), pytest.raises(ConfigurationError, match=r"its BackboneSpec names no `layer_classes`; name their cl"):
+        attach_quality_head(backbone, config)
+    with (
+        registered(replace(spec, layer_classes=("Layer",))),
+        pytest.raises(ConfigurationError, match=r"but its BackboneSpec names Layer, of which it has none; name"),
+    ):
+        attach_quality_head(backbone, config)
+    with registered(spec):
+        backbone._no_split_modules = {"MegatronBertEmbeddings", "MegatronBertLayer"}
+        assert attach_quality_head(backbone, config)._hooks[1].hooks_dict_ref() is backbone.bert.encoder.layer[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "here", "there"),
+    [
+        ("transformer", "head_blocks", 2, 1),
+        ("transformer", "head_num_heads", 2, 4),
+        ("multi_tap", "head_taps", (0, -1), (0, 1)),
+        ("history", "head_history", ("age",), ("times_remasked",)),
+    ],
+)
+def test_weights_of_a_head_with_other_settings_are_refused(kind, key, here, there, tmp_path):
+    """Most have the same shapes, so that nothing else would tell."""
+    build(kind, **{key: there}).save_pretrained(tmp_path)
+    model = build(kind, **{key: here})
+    with pytest.raises(StoredStateError, match=rf"prism_config.json: `{key}` must be .* to fit this model, found"):
+        load_weights(model, tmp_path)
+
+
+def test_the_settings_that_nobody_gave_are_recorded():
+    config = attach_quality_head(
+        tiny_backbone("bert", hidden_size=16), PrismConfig(mask_token_id=31, head="transformer")
+    ).prism_config
+    assert (config.head_hidden_size, config.head_blocks, config.head_num_heads) == (16, 1, 1)
+    wide = attach_quality_head(
+        tiny_backbone("bert", hidden_size=192, num_attention_heads=4), {"mask_token_id": 31, "head": "transformer"}
+    )
+    assert wide.prism_config.head_num_heads == wide.quality_head.layers.blocks[0].num_heads == 3
 
 
 def test_history_changes_what_a_head_says_and_unknown_history_is_one_thing():
