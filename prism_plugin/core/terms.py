@@ -141,6 +141,8 @@ class QualityTerm:
         by_time: Divided by t and by the maskable positions, as the diffusion term is (P2's planner, arXiv 2502.03540);
             otherwise the mean over the labelled positions.
 
+    In rows that show the head their history, only tokens that the model wrote are labelled: a given one is right for sure.
+
     Raises:
         ConfigurationError: If a setting is out of range.
     """
@@ -161,14 +163,15 @@ class QualityTerm:
 
     def labels(self, looked: Looked, at: Corrupted) -> Labels:
         if self.where == "drafted":
-            return drafted_labels(at.ids, at.clean_ids, at.drafted)
-        visible = visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
+            labels = drafted_labels(at.ids, at.clean_ids, at.drafted)
+        else:
+            labels = visible_labels(at.ids, at.clean_ids, at.maskable, at.masked)
         if at.history is not None:
-            visible = of_written_labels(visible, at.history)
-        if self.where == "visible":
-            return visible
+            labels = of_written_labels(labels, at.history)
+        if self.where != "all":
+            return labels
         masked = at.maskable & at.masked
-        return with_soft_labels(visible, masked, probability_where(looked.rows, looked.row_index, at.clean_ids))
+        return with_soft_labels(labels, masked, probability_where(looked.rows, looked.row_index, at.clean_ids))
 
     def __call__(self, looked: Looked, at: Corrupted) -> Times:
         divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else None

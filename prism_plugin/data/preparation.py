@@ -10,7 +10,6 @@ Four kinds of row, told apart by their columns:
   canvas held at some moment, mask tokens included.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -38,6 +37,12 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, Refuse
 from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_text, special_ids, write_chat
 
 _IGNORED_LABEL = -100
+# What a recorded draft's history may hold: types, range, and that in words.
+_HISTORY_VALUES: dict[str, tuple[tuple[type, ...], float, float, str]] = {
+    "age": ((int,), -1, 2**31 - 1, "integers of at least -1"),
+    "commit_confidence": ((int, float), 0, 1 + 1e-6, "probabilities in [0, 1]"),  # which rounding may exceed
+    "times_remasked": ((int,), 0, 2**31 - 1, "integers of at least 0"),
+}
 
 logger = logging.get_logger(__name__)
 
@@ -239,16 +244,19 @@ class RowEncoder:
         history = self._of_history(row, len(ids), refuse) if self.with_history else {}
         return {**prepared, DRAFT_COLUMN: draft, **history}
 
-    def _of_history(self, row: Mapping[str, Any], count: int, refuse: Refuse) -> dict[str, list[Any]]:
-        """What the tokens of a recorded draft have been through."""
+    def _of_history(self, row: Mapping[str, Any], kept: int, refuse: Refuse) -> dict[str, list[Any]]:
+        """What the tokens of a recorded draft have been through, checked: of the first `kept` tokens of the row's own."""
         length, found = len(row["input_ids"]), {}
         for name in HISTORY:
             values = row[name]
-            if values is None or len(values) != length:
-                raise refuse(f"`{name}` must be as long as `input_ids`, found {len(values or ())} and {length}.")
-            if not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
-                raise refuse(f"`{name}` must hold finite numbers, found something else.")
-            found[name] = list(values[self._own(row, length, refuse)])[:count]
+            if not isinstance(values, list) or len(values) != length:
+                count = len(values) if isinstance(values, list) else repr(values)[:60]
+                raise refuse(f"{length} `input_ids` need a list of as many `{name}`, found {count}.")
+            kinds, low, high, in_words = _HISTORY_VALUES[name]
+            wrong = [one for one in values if type(one) not in kinds or not low <= one <= high]
+            if wrong:
+                raise refuse(f"`{name}` must hold {in_words}, found {wrong[0]!r}.")
+            found[name] = values[self._own(row, length, refuse)][:kept]
         return found
 
     def _check_drafts_suit(self) -> None:

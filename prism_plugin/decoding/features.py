@@ -206,15 +206,14 @@ class _SinceWritten:
 
 @FEATURES.register("age")
 @dataclass(frozen=True)
-class Age(_SinceWritten):
+class Age(_Memoryless):
     """Share of the row's looks before this one at which the token stood there, this look counted for the one that wrote it."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
-        memory = self._add(at, memory, 0.0)
         looks = at.state.num_forward_passes.clamp(min=1).unsqueeze(-1)
-        return memory["looks"] / looks, memory
+        return (at.state.age + 1).masked_fill(~at.visible, 0) / looks, memory
 
 
 @FEATURES.register("mean_quality")

@@ -252,6 +252,7 @@ class Loop:
             at = replace(
                 at,
                 tokens=at.tokens.masked_fill(after_eos, self.fill_id),
+                age=at.age.masked_fill(after_eos, -1),
                 quality=at.quality.masked_fill(after_eos, float("nan")),
             )
         at = replace(at, block=block)

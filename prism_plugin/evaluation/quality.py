@@ -6,7 +6,7 @@ predict. Only tokens that the model wrote are judged.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import datasets
@@ -27,6 +27,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.sampling import RemaskingSampler, StepRecord
 from prism_plugin.training import Objective
 from prism_plugin.training.checks import collator_of
+from prism_plugin.training.corruptors import Corruptor
 from prism_plugin.training.given_rows import check_recorded, wants_history
 from prism_plugin.training.trainer import EVALUATION_EPOCH
 from prism_plugin.types import PerRow, TokenIds, TokenMask
@@ -128,8 +129,8 @@ def judge_drafts(
 ) -> JudgedTokens:
     """Judge what the objective labels in its own drafts: the states that the head was trained on, with noise of their own.
 
-    Recorded drafts are judged as they are. What their tokens were given when they were written is not known, so the scores that
-    need it are left out.
+    Recorded drafts are judged as they are. A head that reads history is shown that of every row; for others that of recorded
+    drafts is not kept, so the scores that need it are left out.
 
     Args:
         model: Backbone with a quality head; its mode is left as it was.
@@ -149,7 +150,8 @@ def judge_drafts(
         raise _no_labels(objective)
     check_recorded(objective, rows.column_names, IN_MEMORY, with_history=wants_history(model))
     # no loss is read: what terms on the noised tokens read of the LM head is not computed, and weights say nothing
-    judging = replace(objective, terms=tuple(replace(term, weight=1.0) for term in objective.on("draft")), name=None)
+    terms = tuple(replace(term, weight=1.0) for term in objective.on("draft"))
+    judging = replace(objective, corruptor=_showing_history(objective.corruptor), terms=terms, name=None)
     gathered, forbidden = _Gathered(), (model.mask_token_id, *model.unknown_ids)
     with evaluation_mode(model):
         for batch in _batches(model, rows, batch_size):
@@ -164,8 +166,9 @@ def judge_drafts(
             visible = torch.zeros(judged.shape, device=now.device).flatten().index_copy(0, index, now).view_as(judged)
             scores = {"quality": step.quality_logits.sigmoid(), "visible_confidence": visible}
             if draft.history is not None:
-                written = draft.history.commit_confidence
-                scores |= {"commit_confidence": written, "mean_confidence": (visible + written) / 2}
+                scores["commit_confidence"] = draft.history.commit_confidence
+                if not objective.reads_drafts:  # of recorded ones it is not known what the model gave in between
+                    scores["mean_confidence"] = (visible + draft.history.commit_confidence) / 2
             gathered.add(
                 judged,
                 labels.targets == 1,
@@ -183,6 +186,12 @@ def judge_drafts(
             "noisier ones (`t_min`)."
         )
     return answers
+
+
+def _showing_history(corruptor: Corruptor) -> Corruptor:
+    """The same corruptor, which hides no history from a head that reads it."""
+    hides = any(field.name == "history_hidden" for field in fields(corruptor))
+    return replace(corruptor, history_hidden=0.0) if hides else corruptor
 
 
 def _no_labels(objective: Objective) -> ConfigurationError:

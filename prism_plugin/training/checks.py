@@ -132,6 +132,11 @@ def _check_history(model: PrismModel, objective: Objective) -> None:
             f"corruptor of {objective.title}, does not know; train it with `prism_recorded` or `prism`, or attach without "
             "`head_history`."
         )
+    if reads and hidden == 1:
+        raise ConfigurationError(
+            "`history_hidden` is 1, so the head would never see a history in training, and read one in samplers; lower it, or "
+            "attach without `head_history`."
+        )
     if not reads and hidden not in (None, HISTORY_HIDDEN):
         raise ConfigurationError(
             f"`history_hidden` is {hidden}, but no history is read here, so it would change nothing; leave it out, or attach "
