@@ -1,6 +1,7 @@
 """The columns of raw rows: which kind of row they make, what they are called, and that none is lost in silence."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import datasets
 
@@ -91,6 +92,30 @@ def require_history(columns: Collection[str], origin: Origin) -> None:
             f"A head with `head_history` needs the columns {', '.join(HISTORY)} beside `{DRAFT_COLUMN}`, but {origin} has no "
             f"{', '.join(missing)}; record with `history: true`, or attach without `head_history`."
         )
+
+
+# What a recorded draft's history may hold: types, range, and that in words.
+_HISTORY_VALUES: dict[str, tuple[tuple[type, ...], float, float, str]] = {
+    "age": ((int,), -1, 2**31 - 1, "integers of at least -1"),
+    "commit_confidence": ((int, float), 0, 1 + 1e-6, "probabilities in [0, 1]"),  # which rounding may exceed
+    "times_remasked": ((int,), 0, 2**31 - 1, "integers of at least 0"),
+}
+
+
+def history_fault(name: str, values: Any, length: int) -> str | None:
+    """What is wrong with a column of a recorded draft's history, in words; None if nothing is.
+
+    Args:
+        name: The column, of `HISTORY`.
+        values: What a row holds there.
+        length: Tokens of the row.
+    """
+    if not isinstance(values, list) or len(values) != length:
+        count = len(values) if isinstance(values, list) else repr(values)[:60]
+        return f"{length} `input_ids` need a list of as many `{name}`, found {count}."
+    kinds, low, high, in_words = _HISTORY_VALUES[name]
+    wrong = [one for one in values if type(one) not in kinds or not low <= one <= high]
+    return f"`{name}` must hold {in_words}, found {wrong[0]!r}." if wrong else None
 
 
 def refuse_unread(columns: Collection[str], read: Collection[str], what: str, cure: str) -> None:

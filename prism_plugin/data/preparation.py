@@ -25,6 +25,7 @@ from prism_plugin.data.columns import (
     ROW_NUMBER,
     columns_read,
     given_columns,
+    history_fault,
     kind_of,
     refuse_unread,
     renamed,
@@ -37,12 +38,6 @@ from prism_plugin.errors import ConfigurationError, DataFormatError, Refuse
 from prism_plugin.tokenizing import encode, encode_apart, require_chat, require_text, special_ids, write_chat
 
 _IGNORED_LABEL = -100
-# What a recorded draft's history may hold: types, range, and that in words.
-_HISTORY_VALUES: dict[str, tuple[tuple[type, ...], float, float, str]] = {
-    "age": ((int,), -1, 2**31 - 1, "integers of at least -1"),
-    "commit_confidence": ((int, float), 0, 1 + 1e-6, "probabilities in [0, 1]"),  # which rounding may exceed
-    "times_remasked": ((int,), 0, 2**31 - 1, "integers of at least 0"),
-}
 
 logger = logging.get_logger(__name__)
 
@@ -249,13 +244,8 @@ class RowEncoder:
         length, found = len(row["input_ids"]), {}
         for name in HISTORY:
             values = row[name]
-            if not isinstance(values, list) or len(values) != length:
-                count = len(values) if isinstance(values, list) else repr(values)[:60]
-                raise refuse(f"{length} `input_ids` need a list of as many `{name}`, found {count}.")
-            kinds, low, high, in_words = _HISTORY_VALUES[name]
-            wrong = [one for one in values if type(one) not in kinds or not low <= one <= high]
-            if wrong:
-                raise refuse(f"`{name}` must hold {in_words}, found {wrong[0]!r}.")
+            if fault := history_fault(name, values, length):
+                raise refuse(fault)
             found[name] = values[self._own(row, length, refuse)][:kept]
         return found
 
