@@ -76,6 +76,7 @@ def draw_rows(
     forbidden = _checked(rows, forbidden_ids, held_back, chunk_rows)
     _check_drawing(temperature, top_p, uniforms)
     parts: list[tuple[Tensor, ...]] = []
+    room = Room()
     for chunk, here in _chunks(rows, at, chunk_rows):
         not_these = forbidden.at(here)
         largest, argmax = _first_max(chunk, not_these)
@@ -85,7 +86,7 @@ def draw_rows(
             own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
             candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
         chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-        weights = not_these.write(chunk - largest.unsqueeze(-1)).exp_()
+        weights = not_these.write(torch.sub(chunk, largest.unsqueeze(-1), out=room.of(chunk))).exp_()
         total = _sum(weights)
         stats = [candidates, ((chosen - largest).exp() / total).float()]
         if want_entropy:
@@ -136,22 +137,48 @@ def token_confidence(
         float32 in [0, 1].
     """
     forbidden = _checked(rows, forbidden_ids, held_back, chunk_rows)
-    parts = []
+    parts, room = [], Room()
     for chunk, here in _chunks(rows, at, chunk_rows):
         largest, _ = _first_max(chunk, forbidden.at(here))
-        weights = forbidden.at(here).write(chunk - largest.unsqueeze(-1)).exp_()
+        weights = forbidden.at(here).write(torch.sub(chunk, largest.unsqueeze(-1), out=room.of(chunk))).exp_()
         parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
     return torch.cat(parts)
 
 
-def log_sum_exp(rows: Rows) -> RowValues:
-    """Logarithm of the sum of exponentials of each row, float32; nothing of the size of `rows` is made."""
-    parts = []
-    for here in chunk_slices(rows):
-        chunk = rows[here].float()
+def log_sum_exp(rows: Rows, at: DrawnIndex | None = None) -> DrawnValues:
+    """Logarithm of the sum of exponentials of each row, float32; nothing of the size of `rows` is made.
+
+    Args:
+        rows: Logits.
+        at: Numbers of the rows that are asked about; None: all.
+    """
+    parts, room = [], Room()
+    for chunk, _ in _chunks(rows, at, 4096):
+        chunk = chunk.float()
         largest = chunk.amax(-1, keepdim=True)
-        parts.append(largest.squeeze(-1) + _sum(torch.sub(chunk, largest).exp_()).log())
+        parts.append(largest.squeeze(-1) + _sum(torch.sub(chunk, largest, out=room.of(chunk)).exp_()).log())
     return torch.cat(parts)
+
+
+class Room:
+    """Memory in which one chunk after the other is worked on: on the CPU, new memory for each costs as much as the work."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def of(self, rows: Tensor, count: int | None = None) -> Tensor | None:
+        """Some rows of the width and dtype of others, holding anything; None where a gradient is wanted of what comes there.
+
+        Args:
+            rows: What is worked on: each time of one width and one dtype.
+            count: Rows, not more than at first; None: as many as there are.
+        """
+        if rows.requires_grad and torch.is_grad_enabled():
+            return None
+        count = rows.shape[0] if count is None else count
+        if self._memory is None:
+            self._memory = rows.new_empty(count, rows.shape[-1])
+        return self._memory[:count]
 
 
 def chunk_slices(rows: Rows, count: int | None = None, most: int = 4096) -> Iterator[slice]:
@@ -170,8 +197,10 @@ def chunk_slices(rows: Rows, count: int | None = None, most: int = 4096) -> Iter
 
 def _chunks(rows: Rows, at: DrawnIndex | None, chunk_rows: int) -> Iterator[tuple[Rows, slice]]:
     """Yield some rows at a time, to be read only, in at least float32; one empty chunk when there is no row."""
+    room = Room()
     for here in chunk_slices(rows, None if at is None else at.shape[0], chunk_rows):
-        chunk = rows[here] if at is None else rows.index_select(0, at[here])
+        some = None if at is None else at[here]
+        chunk = rows[here] if some is None else torch.index_select(rows, 0, some, out=room.of(rows, some.shape[0]))
         yield chunk.to(torch.promote_types(rows.dtype, torch.float32)), here
 
 

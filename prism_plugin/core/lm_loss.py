@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prism_plugin.core.categorical import chunk_slices, log_sum_exp
+from prism_plugin.core.categorical import Room, chunk_slices, log_sum_exp
+from prism_plugin.core.selection import true_places
 from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowValues
 
 
@@ -34,8 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if at is None:
             of_target, log_total = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float(), log_sum_exp(rows)
         else:
-            of_target = rows[at, targets].float()
-            log_total = torch.cat([log_sum_exp(rows[at[here]]) for here in chunk_slices(rows, len(at))])
+            of_target, log_total = rows[at, targets].float(), log_sum_exp(rows, at)
         ctx.save_for_backward(rows, targets, log_total, *(() if at is None else (at,)))
         ctx.overwrite = overwrite
         return log_total - of_target
@@ -60,12 +60,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _some_rows(rows: Rows, gradient: Rows, targets: Tensor, log_total: Tensor, of_loss: Tensor, at: DrawnIndex) -> Rows:
     """Write the gradient of some rows, and 0 for the others."""
+    room = Room()
     for here in chunk_slices(rows, len(at)):
-        chunk = rows[at[here]].float().sub_(log_total[here]).exp_().mul_(of_loss[here])
+        chunk = torch.index_select(rows, 0, at[here], out=room.of(rows, len(at[here]))).float()
+        chunk.sub_(log_total[here]).exp_().mul_(of_loss[here])
         chunk.scatter_add_(-1, targets[here], -of_loss[here])
         gradient.index_copy_(0, at[here], chunk.to(gradient.dtype))
     others = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, at, False)
-    return gradient.masked_fill_(others.unsqueeze(-1), 0.0)
+    return gradient.index_fill_(0, true_places(others, len(rows) - len(at)), 0.0)
 
 
 def entropy(rows: Rows) -> RowValues:
