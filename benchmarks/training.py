@@ -8,7 +8,9 @@ and for the gradient of its input, on the masked rows. `full logits`: the backbo
 (`benchmarks/field.py`). `ours`: the objective `prism`. The last two fill the surest 8 masks of each row.
 
 `proseco`, `joint` and `backplay` are these objectives, each beside a floor of its own: the body's looks, with and without
-gradient, and the LM head's products for the rows that terms and drafts read. `backplay` has no LoRA.
+gradient, and the LM head's products for the rows that terms learn at (forward, and for the gradient of its input) and that only
+drafts read (forward). `joint` fills all masks over three looks, the surest first; `backplay` looks at 0.75 masked, then at 0.5,
+and has no LoRA.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ from prism_plugin.core import DraftRule, mask_tokens, uniforms
 from prism_plugin.modeling import PrismModel
 from prism_plugin.training import Objective, get_objective
 
-T, NUM_DRAFTED = 0.5, 8
+T, MORE, NUM_DRAFTED = 0.5, 0.75, 8
 OBJECTIVE = get_objective(
     "prism", drafts=(DraftRule(num_drafted=NUM_DRAFTED, positions="confidence", tokens="argmax"),), t_min=T, t_max=T
 )
@@ -50,11 +52,11 @@ def collated(clean_ids: Tensor, ids: Tensor) -> dict[str, Tensor]:
     }
 
 
-def noised_tokens(shape: Shape, machine: Machine, mask_token_id: int) -> Tensor:
-    """The batch with the masks that the objective draws in epoch 0 with seed 0."""
+def noised_tokens(shape: Shape, machine: Machine, mask_token_id: int, share: float = T) -> Tensor:
+    """The batch with the masks that an objective draws in epoch 0 with seed 0."""
     clean_ids, ids = training_tokens(shape, machine), example_ids(shape, machine)
     noise = uniforms(0, 0, ids, "masked", shape.training_length)
-    t = torch.full((shape.batch,), T, device=machine.device)
+    t = torch.full((shape.batch,), share, device=machine.device)
     everywhere = torch.ones_like(clean_ids, dtype=torch.bool)
     return mask_tokens(clean_ids, everywhere, mask_token_id=mask_token_id, t=t, noise=noise).noised_ids
 
@@ -131,29 +133,35 @@ def _step_of(objective: Objective, model: PrismModel, shape: Shape, machine: Mac
 
 @dataclass(frozen=True)
 class Work:
-    """What a method cannot do without: whether each look has a gradient, and its rows of the LM head without and with one.
+    """What an objective cannot do without.
 
-    Rows are shares of the batch's positions, of which half are masked.
+    Attributes:
+        looks: Of each, whether it has a gradient, and which rows of the LM head only the draft reads, and at which terms
+            learn: names of `row_counts`.
+        settings: Of the objective.
+        lora: Train LoRA, and not the head alone.
     """
 
-    looks: tuple[tuple[bool, float, float], ...]
+    looks: tuple[tuple[bool, str, str], ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     lora: bool = True
 
     def prepare_floor(self, shape: Shape, machine: Machine) -> Callable[[], object]:
         """The looks and the products alone."""
         model = build_model(shape, machine, lora=self.lora).train()
-        tokens = training_tokens(shape, machine)
+        tokens, counts = training_tokens(shape, machine), row_counts(shape, machine, model.mask_token_id)
         body, weight, parameters = model.plain_backbone.base_model, model.get_output_embeddings().weight, _trained(model)
 
         def step() -> None:
-            for learns, without, with_gradient in self.looks:
+            for learns, drafted, learnt in self.looks:
                 with nullcontext() if learns else torch.no_grad():
                     hidden_states = body(tokens).last_hidden_state
                 with torch.no_grad():
                     rows = hidden_states.flatten(0, 1)
-                    rows[: round(without * len(rows))] @ weight.T
-                    (rows[: round(with_gradient * len(rows))] @ weight.T) @ weight
+                    if counts[drafted]:
+                        rows[: counts[drafted]] @ weight.T
+                    if counts[learnt]:
+                        (rows[: counts[learnt]] @ weight.T) @ weight
                 if learns:
                     hidden_states.float().mean().backward()
 
@@ -166,15 +174,36 @@ class Work:
         return _from_zero(_trained(model), _step_of(objective, model, shape, machine))
 
 
-# BackPlay's looks have 0.75 masked, and then 0.5.
+def row_counts(shape: Shape, machine: Machine, mask_token_id: int) -> dict[str, int]:
+    """Rows of the LM head in the whole batch, by what is at their positions."""
+    masked = (noised_tokens(shape, machine, mask_token_id) == mask_token_id).sum(-1)
+    noisier = noised_tokens(shape, machine, mask_token_id, MORE) == mask_token_id
+    all_of_them = shape.batch * shape.training_length
+    left = [masked - (number * masked + 2) // 3 for number in (1, 2)]  # a look of three fills a third, rounded up
+    return {
+        "none": 0,
+        "masked": int(masked.sum()),
+        "visible": all_of_them - int(masked.sum()),
+        "all": all_of_them,
+        "masked after a look": int(left[0].sum()),
+        "masked after two": int(left[1].sum()),
+        "masked in the noisier": int(noisier.sum()),
+    }
+
+
 METHODS = {
-    "proseco": Work(((True, 0.5, 0.5), (True, 0.0, 1.0))),
+    "proseco": Work(((True, "visible", "masked"), (True, "none", "all"))),
     "joint": Work(
-        ((True, 0.0, 0.5), (False, 0.33, 0.0), (False, 0.17, 0.0), (True, 0.0, 1.0)),
+        (
+            (True, "none", "masked"), (False, "masked after a look", "none"), (False, "masked after two", "none"),
+            (True, "none", "all"),
+        ),
         {"drafts": [{"share": [1.0, 1.0], "num_looks": 3, "positions": "confidence", "tokens": "argmax"}]},
     ),
-    "backplay": Work(((False, 0.75, 0.0), (False, 0.0, 0.0)), {"t_max": 0.75, "step": 0.25}, lora=False),
-}
+    "backplay": Work(
+        ((False, "masked in the noisier", "none"), (False, "none", "none")), {"t_max": MORE, "step": MORE - T}, lora=False
+    ),
+}  # fmt: skip
 
 
 CONTESTANTS: dict[str, Prepare] = {

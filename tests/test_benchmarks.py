@@ -73,6 +73,23 @@ def test_the_floor_reads_the_rows_that_ours_reads():
     assert counts == sampling.rows_needed(SMALL)
 
 
+@pytest.mark.parametrize("name", training.METHODS)
+def test_the_floor_of_an_objective_has_its_looks_and_its_rows(name, monkeypatch):
+    work, looks = training.METHODS[name], []
+    build = training.build_model
+
+    def listening(*args, **kwargs):
+        model = build(*args, **kwargs)
+        head = model.get_output_embeddings()
+        head.register_forward_hook(lambda module, args, out: looks.append((out.requires_grad, out.numel() // SMALL.vocab_size)))
+        return model
+
+    monkeypatch.setattr(training, "build_model", listening)
+    work.prepare(name, SMALL, CPU)()
+    counts = training.row_counts(SMALL, CPU, SMALL.mask_token_id)
+    assert looks == [(learns, counts[drafted] + counts[learnt]) for learns, drafted, learnt in work.looks]
+
+
 @pytest.mark.parametrize("benchmark", [sampling, training])
 def test_every_contestant_works_in_sixteen_bits(benchmark):
     for prepare in benchmark.CONTESTANTS.values():
