@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from prism_plugin.core import ConfidenceUnmasking, DraftRule, EvenSchedule, QualityRemasking, mask_tokens, uniforms
+from prism_plugin.core import ConfidenceUnmasking, DraftRule, EvenSchedule, QualityRemasking, mask_tokens, terms, uniforms
 from prism_plugin.modeling import PrismConfig, QualityHead, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.training import get_objective
@@ -160,10 +160,14 @@ def batch():
     return {"input_ids": ids, "attention_mask": everywhere.long(), "maskable": everywhere, "example_id": torch.arange(BATCH)}
 
 
-def num_masked():
+def masked_rows(share=T):
     noise, data = uniforms(0, 0, torch.arange(BATCH), "masked", LENGTH), batch()
-    t = torch.full((BATCH,), T)
-    return int(mask_tokens(data["input_ids"], data["maskable"], mask_token_id=MASK, t=t, noise=noise).masked.sum())
+    t = torch.full((BATCH,), share)
+    return mask_tokens(data["input_ids"], data["maskable"], mask_token_id=MASK, t=t, noise=noise).masked.sum(-1)
+
+
+def num_masked(share=T):
+    return int(masked_rows(share).sum())
 
 
 DRAFTS = {
@@ -189,6 +193,50 @@ def test_a_training_step_costs_two_bodies_and_the_masked_rows_once(rule):
     # backward: for frozen weights the gradient of the input alone; twice where weights learn; attention's own five products
     backward = flops.get_total_flops() - forward
     assert backward - product * masked < 3 * 2 * body_flops(BATCH, LENGTH, RANK) + 2 * head_flops(BATCH, LENGTH)
+
+
+def rolled_out():
+    """Rows of the LM head at three looks that fill a third of each row's masks, rounded up."""
+    masked = masked_rows()
+    return [int((masked - (look * masked + 2) // 3).sum()) for look in range(3)]
+
+
+EVERYWHERE = BATCH * LENGTH
+ROLLED_OUT = {"drafts": [{"share": [1.0, 1.0], "num_looks": 3, "positions": "confidence", "tokens": "argmax"}]}
+# settings, rows of each look, how many of them have a gradient, looks with one, whether the head is read
+METHODS = {
+    "proseco": ({}, [EVERYWHERE, EVERYWHERE], 2 * EVERYWHERE, 2, False),  # the draft reads the visible ones, too
+    "joint": (ROLLED_OUT, [*rolled_out(), EVERYWHERE], num_masked() + EVERYWHERE, 2, True),
+    "backplay": ({"t_max": 0.75, "step": 0.25}, [num_masked(0.75), 0], 0, 0, True),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_a_method_costs_its_looks_and_the_rows_that_are_read(name):
+    settings, expected, learnt, looks_that_learn, judges = METHODS[name]
+    lora = LoraConfig(r=RANK, target_modules=["q_proj", "k_proj", "v_proj"]) if looks_that_learn else None
+    model = build(lora)
+    rows, rank, product = rows_of(model), RANK if lora else 0, 2 * WIDTH * VOCAB
+    with FlopCounterMode(display=False) as flops:
+        step = get_objective(name, **{"t_min": T, "t_max": T, **settings}).step(
+            model, batch(), epoch=0, seed=0, unwrapped=model
+        )
+        forward = flops.get_total_flops()
+        step.loss.backward()
+    assert rows == expected
+    of_head = judges * head_flops(BATCH, LENGTH)
+    assert forward == len(rows) * body_flops(BATCH, LENGTH, rank) + of_head + product * sum(rows)
+    backward = flops.get_total_flops() - forward
+    assert backward - product * learnt <= 3 * looks_that_learn * body_flops(BATCH, LENGTH, rank) + 2 * of_head
+
+
+def test_soft_labels_go_through_the_rows_once(monkeypatch):
+    asked, ask = [], terms.probability_where
+    monkeypatch.setattr(terms, "probability_where", lambda *args: (asked.append(len(args[0])), ask(*args))[1])
+    model = build(LoraConfig(r=RANK))
+    step = get_objective("remedi", t_min=T, t_max=T).step(model, batch(), epoch=0, seed=0, unwrapped=model)
+    assert asked == [num_masked()]
+    assert (step.terms["quality"].labels.targets[step.draft.masked] > 0).all()
 
 
 @pytest.mark.parametrize("rule", DRAFTS)

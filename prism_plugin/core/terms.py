@@ -1,6 +1,6 @@
 """Terms: losses that know at which look they are read, at which positions, and what they weigh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from prism_plugin.core.corruption import Corrupted
@@ -16,7 +16,7 @@ from prism_plugin.core.losses import (
 from prism_plugin.core.validation import require_choice, require_number
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
-from prism_plugin.types import DrawnIndex, FlatIndex, PerToken, Rows, Times, TokenMask
+from prism_plugin.types import DrawnIndex, FlatIndex, PerToken, Rows, Times, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Looked:
         quality_logits: Output of the quality head before the sigmoid; None where no term reads it.
         wanted: Numbers of the rows that the term itself reads, where others, or the draft, read more; None: all.
         may_overwrite: One term alone reads `rows`, so it may write their gradient over them.
+        kept: What was made of the rows, for whoever asks again; copies of a look share it.
     """
 
     rows: Rows | None = None
@@ -36,6 +37,13 @@ class Looked:
     quality_logits: PerToken | None = None
     wanted: DrawnIndex | None = None
     may_overwrite: bool = False
+    kept: dict[str, PerToken] = field(default_factory=dict, compare=False, repr=False)
+
+    def probability_of(self, clean_ids: TokenIds) -> PerToken:
+        """As `probability_where`; the rows are gone through once, though losses and figures both ask."""
+        if "probability" not in self.kept:
+            self.kept["probability"] = probability_where(self.rows, self.row_index, clean_ids)
+        return self.kept["probability"]
 
 
 class Term(Protocol):
@@ -171,7 +179,7 @@ class QualityTerm:
         if self.where != "all":
             return labels
         masked = at.maskable & at.masked
-        return with_soft_labels(labels, masked, probability_where(looked.rows, looked.row_index, at.clean_ids))
+        return with_soft_labels(labels, masked, looked.probability_of(at.clean_ids))
 
     def __call__(self, looked: Looked, at: Corrupted) -> Times:
         divisor = at.t.float() * at.maskable.sum(-1).clamp(min=1) if self.by_time else None

@@ -31,6 +31,7 @@ from prism_plugin.core.terms import Looked, Term
 from prism_plugin.core.validation import require_int, require_number
 from prism_plugin.errors import BackboneError, first_line
 from prism_plugin.modeling.model import PrismModel
+from prism_plugin.training.corruptors import Corruptor
 from prism_plugin.training.live_bytes import ACTIVATIONS, LOGITS, LiveBytes
 from prism_plugin.training.objective import Objective
 from prism_plugin.training.presets import get_objective
@@ -252,14 +253,14 @@ class _Look:
         terms: The losses that read it.
         rows: Rows of the LM head for each row of the batch; None: no term or draft ever reads any.
         repeats: Times that the batch is looked at, for several drafts.
-        draws: Whether a draft is drawn from its logits.
+        draws: How a draft is drawn from its logits: "argmax" or "sample"; "": none is.
         soft_parts: Tokens in each mixture that masks are softened to; 0: none are.
     """
 
     terms: tuple[Term, ...]
     rows: int | None
     repeats: int = 1
-    draws: bool = False
+    draws: str = ""
     soft_parts: int = 0
 
     def run(self, model: PrismModel, shape: StepShape) -> Tensor:
@@ -272,9 +273,9 @@ class _Look:
                 with_quality = any(term.reads_quality for term in self.terms)
                 output = model(at.ids, logits_at=index, with_quality=with_quality, soft=self._soft(at.ids))
             if self.draws:
-                with torch.no_grad():  # a draft goes through the rows a chunk at a time, so one chunk is all that it takes
-                    chunk = output.logits.detach()[next(chunk_slices(output.logits))]
-                    draw_rows(chunk, temperature=1.0, uniforms=torch.zeros(len(chunk)))
+                with torch.no_grad():  # a chunk at a time, where what the last one left is alive while the next is drawn from
+                    some = output.logits.detach()[: 2 * next(chunk_slices(output.logits)).stop]
+                    draw_rows(some, temperature=float(self.draws == "sample"), uniforms=torch.zeros(len(some)))
             alone = sum(term.rows(at) is not None for term in self.terms) == 1
             looked = Looked(output.logits, index, output.quality_logits, may_overwrite=alone)
             return sum((term.weight * mean_over_rows(term(looked, at)) for term in self.terms), torch.zeros(()))
@@ -287,29 +288,40 @@ class _Look:
         return SoftTokens(torch.arange(ids.numel()), parts, parts.float())
 
 
-def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look | None, _Look | None]:
+def _looks_of(objective: Objective, shape: StepShape) -> tuple[_Look, ...]:
     """The looks of a step: the corruptor is asked about a row of the shape's length, the terms about its masks."""
     length, masked = shape.length, max(1, round(shape.masked_share * shape.length))
     row = torch.zeros(1, length, dtype=torch.int64)
     batch = {"input_ids": row, "draft_ids": row, "attention_mask": row + 1, "maskable": row == 0, "example_id": row[:, 0]}
     batch["known_ids"] = torch.arange(2)
-    at = _corrupted(1, length, masked)
-    plan = objective.corruptor.plan(batch, at.noise, mask_token_id=1)
-    first, on_noised, on_draft = None, objective.on("noised"), objective.on("draft")
+    at, corruptor = _corrupted(1, length, masked), objective.corruptor
+    plan = corruptor.plan(batch, at.noise, mask_token_id=1)
+    looks, on_noised, on_draft = [], objective.on("noised"), objective.on("draft")
+    # a draft reads visible tokens all or none
+    writes_all = plan.noised is None or (plan.reads is not None and bool((plan.reads & ~plan.noised.masked).any()))
     if plan.noised is not None and (plan.reads is not None or any(term.weight for term in on_noised)):
         rows = _num_rows(on_noised, at)
         if plan.reads is not None:
             share = plan.reads.sum().item() / max(plan.noised.masked.sum().item(), 1)
-            of_masks = min(masked, (rows or 0) + max(1, round(share * masked)))
-            rows = length if (plan.reads & ~plan.noised.masked).any() else of_masks  # a draft reads visible tokens all or none
-        first = _Look(on_noised, rows, draws=plan.reads is not None)
-    if not on_draft:
-        return first, None
-    none, all_of_them = (_num_rows(on_draft, _corrupted(1, length, left)) for left in (0, masked))
-    rows = None if none is None or all_of_them is None else max(none, all_of_them)
-    corruptor = objective.corruptor
-    soft_parts = 1 + getattr(corruptor, "top_k", 1) if getattr(corruptor, "soft_inputs", False) else 0
-    return first, _Look(on_draft, rows, repeats=getattr(corruptor, "num_drafts", 1), soft_parts=soft_parts)
+            rows = length if writes_all else min(masked, (rows or 0) + max(1, round(share * masked)))
+        looks.append(_Look(on_noised, rows, draws="" if plan.reads is None else _how_drawn(corruptor)))
+    repeats = getattr(corruptor, "num_drafts", 1)
+    if on_draft and any(rule.num_looks > 1 for rule in getattr(corruptor, "drafts", ())):  # one of them stands for all
+        looks.append(_Look((), masked, repeats, draws=_how_drawn(corruptor)))
+    if on_draft:
+        num_wrong = length if writes_all or plan.reads is None else masked
+        none, all_of_them = (_num_rows(on_draft, _corrupted(1, length, left, num_wrong)) for left in (0, masked))
+        rows = None if none is None or all_of_them is None else max(none, all_of_them)
+        soft_parts = 1 + getattr(corruptor, "top_k", 1) if getattr(corruptor, "soft_inputs", False) else 0
+        looks.append(_Look(on_draft, rows, repeats, soft_parts=soft_parts))
+    return tuple(looks)
+
+
+def _how_drawn(corruptor: Corruptor) -> str:
+    """Sampling takes more memory than the most probable token, and softening masks about as much as sampling."""
+    rules = getattr(corruptor, "drafts", (corruptor,))
+    is_soft = getattr(corruptor, "soft_inputs", False)
+    return "sample" if is_soft or any(getattr(rule, "tokens", "argmax") != "argmax" for rule in rules) else "argmax"
 
 
 def _num_rows(terms: tuple[Term, ...], at: Corrupted) -> int | None:
@@ -317,25 +329,24 @@ def _num_rows(terms: tuple[Term, ...], at: Corrupted) -> int | None:
     return int(torch.stack(wanted).any(0).sum()) if wanted else None
 
 
-def _corrupted(batch: int, length: int, num_masked: int) -> Corrupted:
-    """Rows whose first positions are masked; without data where fake tensors are made."""
-    ids = torch.zeros(batch, length, dtype=torch.int64)
-    masked = torch.arange(length).expand(batch, -1) < num_masked
+def _corrupted(batch: int, length: int, num_masked: int, num_wrong: int = 0) -> Corrupted:
+    """Rows whose first positions are masked, and wrong tokens stand at the first others; without data in a fake mode."""
+    clean_ids, place = torch.zeros(batch, length, dtype=torch.int64), torch.arange(length).expand(batch, -1)
+    masked = place < num_masked
     everywhere = torch.ones_like(masked)
     return Corrupted(
-        ids=ids, clean_ids=ids, attention_mask=everywhere.long(), maskable=everywhere, masked=masked, masked_before=masked,
-        drafted=everywhere, t=torch.ones(batch),
+        ids=(place < num_wrong).long(), clean_ids=clean_ids, attention_mask=everywhere.long(), maskable=everywhere,
+        masked=masked, masked_before=masked, drafted=everywhere, t=torch.ones(batch),
         noise=lambda name, count=None: uniforms(0, 0, torch.arange(batch), name, length if count is None else count),
     )  # fmt: skip
 
 
-def _step(model: PrismModel, shape: StepShape, looks: tuple[_Look | None, _Look | None]) -> None:
+def _step(model: PrismModel, shape: StepShape, looks: tuple[_Look, ...]) -> None:
     """One micro-batch forward and backward, in the order of `Objective.step`."""
-    first, second = looks
-    loss = torch.zeros(()) if first is None else first.run(model, shape)
-    if second is not None:
+    loss = torch.zeros(())
+    for look in looks:
         if shape.looks_apart and loss.requires_grad:
             loss.backward()
             loss = loss.detach()
-        loss = loss + second.run(model, shape)
+        loss = loss + look.run(model, shape)
     loss.backward()

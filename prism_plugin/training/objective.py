@@ -229,9 +229,11 @@ class Objective:
                 looked = _look(model if learns else unwrapped, at, terms, reads)
             if reads is not None:
                 with torch.no_grad():
-                    rows = of_known_tokens(looked.shared.rows.detach(), unwrapped.unknown_ids)  # type: ignore[union-attr]  # read
-                    plan.fill(rows, looked.shared.row_index)  # type: ignore[arg-type]  # it reads rows
+                    known = of_known_tokens(looked.shared.rows.detach(), unwrapped.unknown_ids)  # type: ignore[union-attr]
+                    plan.fill(known, looked.shared.row_index)  # type: ignore[arg-type]  # it reads rows
+                    del known
             per_row = {term.name: term(looked.of(term), at) for term in terms}
+            del looked  # from here on the graph alone holds the logits, so backward lets them go before it comes to the body
             loss = sum((term.weight * mean_over_rows(per_row[term.name]) for term in terms), torch.zeros((), device=device))
             if backward is not None and loss.requires_grad:
                 backward(loss)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
+from training_methods import METHODS
 from transformers.training_args import OptimizerNames
 
 from prism_plugin.core.drafting import DraftRule
@@ -39,7 +40,13 @@ def test_two_backwards_give_the_gradient_of_one(lab, lora):
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_the_first_graph_is_gone_when_another_look_begins(lab):
+# looks: the first, those that roll a draft out, and the last; and how many of them give logits with a graph
+LOOKS = {"prism": (ROLLED_OUT, 4, 1), "proseco": (METHODS["proseco"], 2, 2), "joint": (METHODS["joint"], 4, 2)}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_the_first_graph_is_gone_when_another_look_begins(lab, name):
+    objective, looks, with_graph = LOOKS[name]
     model, alive, graphs = lab.build_model(), [], []
 
     def before_a_look(module, args):
@@ -51,9 +58,27 @@ def test_the_first_graph_is_gone_when_another_look_begins(lab):
 
     model.register_forward_pre_hook(before_a_look)
     model.register_forward_hook(after_a_look)
-    gradients(model, lab, lambda: nullcontext(torch.Tensor.backward))
-    assert len(graphs) == 1
-    assert alive == [0, 0, 0, 0]  # the first look, two that roll the draft out, and the last
+    gradients(model, lab, lambda: nullcontext(torch.Tensor.backward), objective)
+    assert len(graphs) == with_graph
+    assert alive == [0] * looks
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_no_logits_are_left_when_backward_comes_to_the_body(lab, name):
+    model, alive, logits = lab.build_model(), [], []
+
+    def after_a_look(module, args, output):
+        if output.logits is not None:
+            logits.append(weakref.ref(output.logits.untyped_storage()))
+
+    def after_the_body(module, args, output):
+        if output[0].requires_grad:
+            output[0].register_hook(lambda gradient: alive.append(sum(one() is not None for one in logits)))
+
+    model.register_forward_hook(after_a_look)
+    model.plain_backbone.bert.register_forward_hook(after_the_body)
+    gradients(model, lab, lambda: nullcontext(torch.Tensor.backward), LOOKS[name][0])
+    assert alive == [0, 0]
 
 
 def test_a_batch_without_masks_still_goes_backward_twice(lab):

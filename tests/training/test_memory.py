@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from remote_families import MASK, STANDIN_FAMILIES
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from training_methods import FROZEN
 from transformers import LlamaConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from benchmarks.memory import ALLOCATOR, BERT, SHAPES
@@ -211,6 +213,39 @@ def test_gigabytes_are_named_and_rounded():
 def test_shapes_that_cannot_be(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         StepShape(**{"batch_size": 2, "length": 8, **settings})
+
+
+def held_by_a_step(model, objective, shape):
+    """Bytes of a real step at its peak, beyond what stays."""
+    size = (shape.batch_size, shape.length)
+    ids = torch.randint(32, 4096, size)
+    everywhere = torch.ones(size, dtype=torch.bool)
+    batch = {"input_ids": ids, "attention_mask": everywhere.long(), "maskable": everywhere, "example_id": torch.arange(size[0])}
+    if objective.reads_drafts:
+        batch["draft_ids"] = torch.where(torch.arange(size[1]) < shape.num_masked // size[0], 31, ids)
+    apart = (lambda: nullcontext(torch.Tensor.backward)) if shape.looks_apart else None
+    with LiveBytes(model, model.config.get_text_config(), 4096) as tracker:
+        objective.step(model, batch, epoch=0, seed=0, unwrapped=model, apart=apart).loss.backward()
+    return tracker.together
+
+
+# One for each way to make a draft, and those with special rows of logits: all in both looks, without gradient, of two terms.
+HELD = ("prism", "prism_recorded", "joint", "proseco", "backplay", "remedi", "smart", "t2t", "scope", "soft_masked")
+
+
+@pytest.mark.parametrize(("name", "looks_apart"), [*((name, True) for name in HELD), ("joint", False), ("proseco", False)])
+def test_the_estimate_is_what_a_step_holds(name, looks_apart, monkeypatch):
+    monkeypatch.setattr("prism_plugin.core.categorical._CHUNK_ENTRIES_CPU", 2 * 4096)  # as a chunk of many rows of logits
+    settings = {"t_min": 0.5, "t_max": 0.5, "masks": "permuted_prefix"}
+    more = {"prism_recorded": {}, "backplay": {**settings, "t_min": 0.25, "step": 0.25}}
+    more |= {key: {**settings, "share": [1.0, 1.0], "num_looks": 3} for key in ("joint", "scope")}
+    objective = get_objective(name, **more.get(name, settings))
+    shape = StepShape(4, 32, masked_share=0.5, looks_apart=looks_apart)
+    model = attached(device="cpu", lora=None if name in FROZEN else 4, vocab_size=4096).train()
+    estimate = estimate_memory(model, shape, objective)
+    staying = estimate.weights + estimate.adapter + estimate.head + estimate.optimizer
+    held = max(held_by_a_step(model, objective, shape), estimate.gradients)
+    assert 0.97 * held <= estimate.total - staying <= 1.03 * held  # numbers of positions, of 8 bytes each, are not counted
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process from Linux")
