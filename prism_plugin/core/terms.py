@@ -249,7 +249,8 @@ class RepairTerm:
 class CapTerm:
     """Makes the model sure where it is right, so that more tokens pass a threshold at one look: `cap_loss_per_row`.
 
-    Confidence-aware parallel training (CAP, LLaDA2.0's technical report, arXiv 2512.15745), which gives no weight.
+    Confidence-aware parallel training (CAP, LLaDA2.0's technical report, arXiv 2512.15745). The report gives no weight; the
+    framework that it names for training has 0 unless asked, and recommends 2.
 
     Args:
         weight: >= 0.

@@ -77,7 +77,7 @@ token the probability that it is right, which remasking samplers use to take tok
 | licence of the backbone | {{ facts.base_license or "not stated where it was loaded from: see there" }} |
 | model type | {{ config.backbone_model_type }} |
 | mask token id | {{ config.mask_token_id }} |
-| head | {{ config.head }} |
+| head | {{ config | head }} |
 | trained | {{ "the backbone and the head" if config.train_backbone else "LoRA and the head" if has_adapter else "the head" }} |
 {%- if config.objective %}
 | objective | {{ config.objective | method }}; its settings are in prism_config.json |
@@ -169,6 +169,14 @@ def _method_in_words(objective: Mapping[str, Any]) -> str:
     return f"{objective['corruptor']['name']}, with the terms {', '.join(term['name'] for term in objective['terms'])}"
 
 
+def _head_in_words(config: PrismConfig) -> str:
+    """The kind of a head and its settings."""
+    settings = {"taps": "head_taps", "blocks": "head_blocks", "history": "head_history"}
+    given = {word: getattr(config, name) for word, name in settings.items() if getattr(config, name)}
+    said = (f"{word} {value if isinstance(value, int) else ', '.join(map(str, value))}" for word, value in given.items())
+    return "; ".join((config.head, *said))
+
+
 def render_model_card(
     config: PrismConfig, *, has_adapter: bool, facts: CardFacts | None = None, export: ExportFacts | None = None
 ) -> str:
@@ -182,7 +190,7 @@ def render_model_card(
     """
     facts = facts or CardFacts()
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    environment.filters["method"] = _method_in_words
+    environment.filters |= {"method": _method_in_words, "head": _head_in_words}
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")  # one cell of a table stays one
     return environment.from_string(_TEMPLATE).render(
         config=config,

@@ -61,7 +61,9 @@ register_objective("backplay", Objective(LookBack(), (QualityTerm(where="visible
 # Random wrong tokens, and one head that ranks tokens and masks (RemeDi, arXiv 2509.23653).
 register_objective(
     "remedi",
-    Objective(RandomTokens(rate=None, mid_rate=0.1), (DiffusionTerm(weight=1.0, on="draft"), QualityTerm(where="all"))),
+    Objective(
+        RandomTokens(rate=None, mid_rate=0.1), (DiffusionTerm(weight=1.0, on="draft"), QualityTerm(weight=0.3, where="all"))
+    ),
 )
 # Predict everything from the model's own predictions, some of them masked again (SMART, arXiv 2001.08785).
 register_objective("smart", Objective(Remask(), (RepairTerm(where="all"),)))
@@ -71,8 +73,14 @@ register_objective("cdlm", Objective(RandomTokens(), (RepairTerm(where="all"),))
 register_objective("t2t", Objective(RandomTokens(), (DiffusionTerm(weight=1.0, on="draft"), RepairTerm())))
 # Repair the model's own errors in drafts that it rolls out (SCOPE, arXiv 2606.01026).
 register_objective("scope", Objective(Fill((_ROLLED_OUT,)), (DiffusionTerm(weight=1.0), RepairTerm(where="wrong"))))
-# Predict everything from the model's own draft, written at one look (DMax, arXiv 2604.08302).
-register_objective("dmax", Objective(Fill((_ALL_AT_ONCE,)), (DiffusionTerm(weight=1.0), RepairTerm(where="all"))))
+# Predict everything from the model's own draft, its surest token at every mask (DMax, arXiv 2604.08302).
+register_objective(
+    "dmax",
+    Objective(
+        Fill((replace(_ALL_AT_ONCE, tokens="argmax"),), t_min=0.75, t_max=0.75),
+        (DiffusionTerm(weight=1.0), RepairTerm(where="all")),
+    ),
+)
 # Read masks that say a little of what the model would write there (Soft-Masked Diffusion, arXiv 2510.17206).
 register_objective("soft_masked", Objective(SoftMasks(), (DiffusionTerm(weight=1.0, on="draft"),)))
 

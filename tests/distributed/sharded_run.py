@@ -28,7 +28,13 @@ ADAM_EPSILON = 1e-2
 TEXTS = ["the cat sat on the mat.", "a dog ran.", "rain fell all day.", "she read a long book."]
 
 
-def make_trainer(output_dir, *, train_backbone=False, backbone=None, rows=None):
+HEADS = {
+    "blocks": {"head": "transformer", "head_blocks": 1, "head_history": ("age",)},
+    "taps": {"head": "multi_tap", "head_taps": (0, -1)},
+}
+
+
+def make_trainer(output_dir, *, train_backbone=False, backbone=None, rows=None, head=None):
     """A Llama-shaped model that attends to both sides: frozen bfloat16 weights, LoRA and head in float32; or all trained."""
     set_seed(0)
     backbone = backbone or tiny_backbone("llama")
@@ -36,7 +42,7 @@ def make_trainer(output_dir, *, train_backbone=False, backbone=None, rows=None):
         backbone = backbone.to(torch.bfloat16)
     model = prism.attach_quality_head(
         backbone,
-        prism.PrismConfig(base_rate=0.5, train_backbone=train_backbone),
+        prism.PrismConfig(base_rate=0.5, train_backbone=train_backbone, **HEADS.get(head, {})),
         lora=None if train_backbone else LoraConfig(r=4),
         tokenizer=tiny_tokenizer(),
     )
@@ -72,9 +78,9 @@ def shard(trainer):
     return trainer
 
 
-def run(output_dir, checkpoint=None, *, train_backbone=False):
+def run(output_dir, checkpoint=None, *, train_backbone=False, head=None):
     """Train, and say what was gathered and what was sharded."""
-    trainer = shard(make_trainer(output_dir, train_backbone=train_backbone))
+    trainer = shard(make_trainer(output_dir, train_backbone=train_backbone, head=head))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     whole = {name for name, parameter in trainer.model.named_parameters() if not isinstance(parameter, DTensor)}
@@ -128,6 +134,8 @@ def main():
     diverge(folder / "diverged-ddp", sharded=False)  # first: what `shard` tells accelerate stays told
     run(folder / "run")
     run(folder / "resumed", str(folder / "run" / "checkpoint-2"))
+    for head in HEADS:
+        run(folder / head, head=head)
     run(folder / "all", train_backbone=True)
     run(folder / "all-resumed", str(folder / "all" / "checkpoint-2"), train_backbone=True)
     diverge(folder / "diverged-fsdp", sharded=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
-from distributed.sharded_run import TEXTS, make_trainer
+from distributed.sharded_run import HEADS, TEXTS, make_trainer
 from safetensors.torch import load_file
 
 from prism_plugin.errors import ConfigurationError
@@ -21,7 +21,7 @@ LEARNT = ("loss", "grad_norm", "quality_loss", "diffusion_loss", "base_rate")
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """Eight runs of two processes each, in one start."""
+    """Ten runs of two processes each, in one start."""
     folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)],
@@ -55,9 +55,9 @@ def test_every_parameter_is_sharded_and_only_the_trained_ones_are_gathered(shard
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("kind", ["run", "all"])
+@pytest.mark.parametrize("kind", ["run", "all", *HEADS])
 def test_a_sharded_run_equals_an_unsharded_one(sharded, tmp_path, kind):
-    trainer = make_trainer(tmp_path / "one", train_backbone=kind == "all")
+    trainer = make_trainer(tmp_path / "one", train_backbone=kind == "all", head=kind)
     trainer.train()
     trainer.save_model()
     state = json.loads((sharded / kind / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]

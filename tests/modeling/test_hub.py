@@ -89,6 +89,19 @@ def test_the_card_of_an_adapter_tells_everything(hub, from_hub):
         assert row in card.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        ({}, "| head | mlp |"),
+        ({"head": "multi_tap", "head_taps": (0, -1)}, "| head | multi_tap; taps 0, -1 |"),
+        ({"head": "transformer", "head_blocks": 2, "head_history": ("age",)}, "| head | transformer; blocks 2; history age |"),
+    ],
+)
+def test_the_card_says_what_the_head_is(tmp_path, settings, row):
+    attach_quality_head(tiny_backbone(), PrismConfig(**settings), tokenizer=tiny_tokenizer()).save_pretrained(tmp_path)
+    assert row in (tmp_path / "README.md").read_text()
+
+
 def test_an_export_goes_up_with_its_code(hub, from_hub):
     sampler = RemaskingSampler.from_preset("prism", from_hub, num_steps=5)
     assert push_export_to_hub(sampler, "me/sampler", private=False, commit_message="Mine") == COMMIT

@@ -132,6 +132,13 @@ class Cases:
 
 
 REMOTE = {**STANDIN_FAMILIES, **checked_out_families()}
+HISTORY = ("age", "commit_confidence", "times_remasked")
+HEADS = {
+    "linear-history": {"head": "linear", "head_history": ("age",)},
+    "mlp-history": {"head_history": HISTORY},
+    "transformer": {"head": "transformer", "head_blocks": 2, "head_history": HISTORY},
+    "multi-tap": {"head": "multi_tap", "head_taps": (0, -1)},
+}
 REQUESTS = [{**PROMPTS, "max_new_tokens": NEW}, HOLES]
 
 
@@ -150,6 +157,12 @@ def cases(tmp_path_factory):
             RemaskingSampler.from_preset("prism", model, num_steps=6, block_length=2),
         ]  # fmt: skip
         cases.add(kind, folder / family, samplers, REQUESTS, auto_class=auto_class)
+    for name, head in HEADS.items():
+        model = text_model("bert", **head)
+        sampler = RemaskingSampler.from_preset("prism-confidence", model, num_steps=6)
+        export_sampler(sampler, folder / name)
+        model.merge_and_unload()
+        cases.add("call", folder / name, [sampler], REQUESTS, auto_class="AutoModelForMaskedLM")
     add_sudoku(cases, folder / "sudoku")
     for name, family in REMOTE.items():
         add_remote(cases, family, folder / name)
@@ -195,7 +208,7 @@ def add_unmerged(cases, folder):
     cases.add("adapter", folder, [sampler], REQUESTS, auto_class="AutoModelForMaskedLM", base=str(base))
 
 
-NAMES = ["bert", "llama", "sudoku", *REMOTE, "unmerged"]
+NAMES = ["bert", "llama", *HEADS, "sudoku", *REMOTE, "unmerged"]
 
 
 @pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)

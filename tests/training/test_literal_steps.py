@@ -49,7 +49,7 @@ CASES = {
     "cdlm": ({"rate": 0.4}, ("random_tokens", {"rate": 0.4, "vocab": 32}), {"repair": repair("all")}),
     "t2t": ({"rate": 0.4}, ("random_tokens", {"rate": 0.4, "vocab": 32}), {"diffusion": ON_DRAFT, "repair": repair("visible")}),
     "scope": ({}, ("fill", {"rules": (ROLLED,)}), {"diffusion": DIFFUSION, "repair": repair("wrong")}),
-    "dmax": ({}, ("fill", {"rules": (ALL,)}), {"diffusion": DIFFUSION, "repair": repair("all")}),
+    "dmax": ({}, ("fill", {"rules": (replace(ALL, tokens="argmax"),)}), {"diffusion": DIFFUSION, "repair": repair("all")}),
     "soft_masked": ({}, ("soft_masks", {}), {"diffusion": ON_DRAFT}),
     "cap": ({}, ("fill", {"rules": (DraftRule(),)}), {"diffusion": DIFFUSION, "cap": reference.cap}),
 }  # fmt: skip
