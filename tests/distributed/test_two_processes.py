@@ -45,11 +45,12 @@ def test_two_processes_train_every_objective_as_one_does(two, tmp_path, name):
     train(tmp_path, name, batch_size=4, accumulation=1)
     one_log, two_log = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, two))
     assert len(one_log) == 3
-    for here, there in zip(one_log, two_log, strict=True):
+    for step, (here, there) in enumerate(zip(one_log, two_log, strict=True)):
         assert here.keys() == there.keys()
         keys = sorted(here.keys() - NOT_LEARNT)
-        # A large gradient makes the difference at the next step larger: smart's norm of 130 was seen 1e-4 apart.
-        assert [here[key] for key in keys] == pytest.approx([there[key] for key in keys], rel=1e-3)
+        # A large gradient makes the difference at the next step larger: smart's norm of 130 was seen 1e-4 apart at the third.
+        close = 1e-3 if step else 2e-5  # scope's of 63 at the first step was seen 1.1e-5 apart
+        assert [here[key] for key in keys] == pytest.approx([there[key] for key in keys], rel=close)
     one_weights, two_weights = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path, two))
     assert one_weights.keys() == two_weights.keys()
     for key, weight in one_weights.items():

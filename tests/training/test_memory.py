@@ -30,9 +30,9 @@ SHAPE = StepShape(4, 32)
 SMALL = {"config": {**BERT, "hidden_size": 128, "intermediate_size": 512}, "lora": 8, "batch_size": 8, "length": 64}
 
 
-def attached(family="llama", *, device="meta", lora=4, **sizes):
+def attached(family="llama", *, device="meta", lora=4, head=None, **sizes):
     backbone = tiny_backbone(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **sizes).to(device)
-    settings = PrismConfig(mask_token_id=31, train_backbone=lora == "all")
+    settings = PrismConfig(mask_token_id=31, train_backbone=lora == "all", **(head or {}))
     return attach_quality_head(backbone, settings, lora=LoraConfig(r=lora) if isinstance(lora, int) else None)
 
 
@@ -215,16 +215,16 @@ def test_shapes_that_cannot_be(settings, message):
         StepShape(**{"batch_size": 2, "length": 8, **settings})
 
 
-def held_by_a_step(model, objective, shape):
+def held_by_a_step(model, objective, shape, vocab_size=64):
     """Bytes of a real step at its peak, beyond what stays."""
     size = (shape.batch_size, shape.length)
-    ids = torch.randint(32, 4096, size)
+    ids = torch.randint(32, vocab_size, size)
     everywhere = torch.ones(size, dtype=torch.bool)
     batch = {"input_ids": ids, "attention_mask": everywhere.long(), "maskable": everywhere, "example_id": torch.arange(size[0])}
     if objective.reads_drafts:
         batch["draft_ids"] = torch.where(torch.arange(size[1]) < shape.num_masked // size[0], 31, ids)
     apart = (lambda: nullcontext(torch.Tensor.backward)) if shape.looks_apart else None
-    with LiveBytes(model, model.config.get_text_config(), 4096) as tracker:
+    with LiveBytes(model, model.config.get_text_config(), vocab_size) as tracker:
         objective.step(model, batch, epoch=0, seed=0, unwrapped=model, apart=apart).loss.backward()
     return tracker.together
 
@@ -244,8 +244,28 @@ def test_the_estimate_is_what_a_step_holds(name, looks_apart, monkeypatch):
     model = attached(device="cpu", lora=None if name in FROZEN else 4, vocab_size=4096).train()
     estimate = estimate_memory(model, shape, objective)
     staying = estimate.weights + estimate.adapter + estimate.head + estimate.optimizer
-    held = max(held_by_a_step(model, objective, shape), estimate.gradients)
+    held = max(held_by_a_step(model, objective, shape, 4096), estimate.gradients)
     assert 0.97 * held <= estimate.total - staying <= 1.03 * held  # numbers of positions, of 8 bytes each, are not counted
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head": "linear", "head_history": ("age",)},
+        {"head": "transformer", "head_blocks": 3, "head_history": ("age", "commit_confidence")},
+        {"head": "multi_tap", "head_taps": (0, 1)},
+    ],
+)
+def test_the_estimate_counts_each_kind_of_head(head):
+    objective = get_objective("joint", t_min=0.5, t_max=0.5, masks="permuted_prefix", share=[1.0, 1.0], num_looks=3)
+    shape = StepShape(4, 32, masked_share=0.5, looks_apart=True)
+    model = attached(device="cpu", lora=4, vocab_size=64, head=head).train()
+    estimate = estimate_memory(model, shape, objective)
+    assert estimate.head == bytes_of(model.quality_head.parameters())
+    staying = estimate.weights + estimate.adapter + estimate.head + estimate.optimizer
+    held = max(held_by_a_step(model, objective, shape), estimate.gradients)
+    assert 0.97 * held <= estimate.total - staying  # numbers of positions, of 8 bytes each, are not counted
+    assert estimate.total - staying <= 1.15 * held
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process from Linux")
