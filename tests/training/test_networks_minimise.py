@@ -16,20 +16,22 @@ from training.test_minimisers import (
     MASK,
     QUALITY,
     REPAIR,
-    ROWS,
     SHARED,
+    TABLE,
     UNKNOWN,
     EveryFunction,
+    _rows,
     letter_errors,
     quality_errors,
-)  # fmt: skip
+)
 
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import get_objective
 
 pytestmark = pytest.mark.slow
-STEPS, RATE = 600, 5e-3
+STEPS, RATE = 300, 5e-3
+ROWS = _rows(TABLE.prepared_rows(), 3)
 
 
 class Network(EveryFunction):
@@ -58,11 +60,11 @@ class Network(EveryFunction):
         return {"logits": found.logits, "quality": quality}
 
 
-def trained(objective):
+def trained(objective, steps=STEPS):
     network = Network()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    for step in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
         optimizer.zero_grad()
         objective.step(network, ROWS, epoch=step, seed=0, unwrapped=network).loss.backward()
         optimizer.step()
@@ -77,20 +79,20 @@ def check(errors):
     assert error <= 0.01
 
 
-@pytest.mark.parametrize("name", ["prism, one drafted", "rolled out", "backplay"])
+@pytest.mark.parametrize("name", ["rolled out", "backplay"])
 def test_quality(name):
     objective, outcomes, how = QUALITY[name]
     check(quality_errors(trained(objective), reference.quality(outcomes(), **how)))
 
 
-@pytest.mark.parametrize("name", ["proseco", "t2t, tokens", "scope"])
+@pytest.mark.parametrize("name", ["proseco", "scope"])
 def test_repair(name):
     objective, outcomes, how = REPAIR[name]
     check(letter_errors(trained(objective), reference.repair(outcomes(), **how)))
 
 
 def test_a_soft_target():
-    found = trained(get_objective("remedi", mid_rate=0.2, **SHARED))
+    found = trained(get_objective("remedi", mid_rate=0.2, quality_weight=1.0, **SHARED), steps=600)
     outcomes = list(reference.random_tokens(COUNTS, LOW, HIGH, mid_rate=0.2))
     letters = reference.repair(outcomes, where="masked", by_time=True)
     check(letter_errors(found, letters))
