@@ -1,6 +1,6 @@
 """Shapes used everywhere, in the words of the glossary. Of what an export copies, no other module imports jaxtyping."""
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 TokenIds = Int[Tensor, "batch length"]
@@ -17,6 +17,7 @@ DrawnValues = Float[Tensor, " drawn"]
 DrawnMask = Bool[Tensor, " drawn"]
 HiddenStates = Float[Tensor, "batch length hidden"]
 PerToken = Float[Tensor, "batch length"]
+Figure = Shaped[Tensor, "batch length"]  # of each position, a number or a token
 PerRow = Int[Tensor, " batch"]
 Times = Float[Tensor, " batch"]
 PerDraftToken = Float[Tensor, "drafts length"]  # of all drafts of a batch, draft 0 of each row first

@@ -3,10 +3,17 @@
 from prism_plugin.core.calibration import auroc, brier, ece
 from prism_plugin.core.categorical import RowStats, draw_rows, token_confidence
 from prism_plugin.core.corruption import Corrupted, MaskedTokens, draw_times, mask_tokens
+from prism_plugin.core.detectors import (
+    BacktrackRemasking,
+    BelowRemasking,
+    FallenRemasking,
+    LowestRemasking,
+    ReplacedRemasking,
+)
 from prism_plugin.core.drafting import DraftRule, num_to_draft
-from prism_plugin.core.editing import EDITING, EditingRule, ThresholdEditing
+from prism_plugin.core.editing import EDITING, CorrectedEditing, EditingRule, SwapEditing, ThresholdEditing
 from prism_plugin.core.forbidding import HeldBack
-from prism_plugin.core.joint import DECIDERS, P2Decider
+from prism_plugin.core.joint import DECIDERS, P2Decider, RemediDecider, WinoDecider
 from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.losses import (
@@ -32,7 +39,19 @@ from prism_plugin.core.remasking import (
     RemaskingRule,
     RemdmConfRemasking,
 )
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
+from prism_plugin.core.remdm import RemdmCapRemasking, RemdmRescaleRemasking
+from prism_plugin.core.schedules import (
+    SCHEDULES,
+    CapsSchedule,
+    EvenSchedule,
+    LoopSchedule,
+    OwnPaceSchedule,
+    PlateauSchedule,
+    RedraftSchedule,
+    RefineSchedule,
+    RollbackSchedule,
+    Schedule,
+)
 from prism_plugin.core.selection import at_most, select_above, select_top
 from prism_plugin.core.soft import SoftTokens, soft_tokens
 from prism_plugin.core.terms import TERMS, CapTerm, DiffusionTerm, Looked, QualityTerm, RepairTerm, Term
@@ -40,6 +59,8 @@ from prism_plugin.core.unmasking import (
     UNMASKING,
     ConfidenceUnmasking,
     EntropyUnmasking,
+    FactorUnmasking,
+    KlassUnmasking,
     MarginUnmasking,
     RandomUnmasking,
     RedraftUnmasking,
@@ -55,10 +76,14 @@ __all__ = [
     "SCHEDULES",
     "TERMS",
     "UNMASKING",
+    "BacktrackRemasking",
+    "BelowRemasking",
     "Budget",
     "CapTerm",
+    "CapsSchedule",
     "CommitConfidenceRemasking",
     "ConfidenceUnmasking",
+    "CorrectedEditing",
     "Corrupted",
     "Decider",
     "Decision",
@@ -67,14 +92,20 @@ __all__ = [
     "EditingRule",
     "EntropyUnmasking",
     "EvenSchedule",
+    "FactorUnmasking",
+    "FallenRemasking",
     "HeldBack",
+    "KlassUnmasking",
     "Labels",
     "Looked",
     "LoopSchedule",
+    "LowestRemasking",
     "MarginUnmasking",
     "MaskedTokens",
     "NeverRemasking",
+    "OwnPaceSchedule",
     "P2Decider",
+    "PlateauSchedule",
     "PrismLossOutput",
     "QualityRemasking",
     "QualityTerm",
@@ -86,16 +117,23 @@ __all__ = [
     "RedraftUnmasking",
     "RefineSchedule",
     "RemaskingRule",
+    "RemdmCapRemasking",
     "RemdmConfRemasking",
+    "RemdmRescaleRemasking",
+    "RemediDecider",
     "RepairTerm",
+    "ReplacedRemasking",
+    "RollbackSchedule",
     "RowStats",
     "Schedule",
     "SoftTokens",
     "StepView",
+    "SwapEditing",
     "Term",
     "ThresholdEditing",
     "ThresholdUnmasking",
     "UnmaskingRule",
+    "WinoDecider",
     "apply_step",
     "at_most",
     "auroc",

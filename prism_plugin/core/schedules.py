@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prism_plugin.core.validation import require_int, require_number
+from prism_plugin.core.validation import require_int, require_ints, require_number
 from prism_plugin.core.view import Budget
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.registry import Registry
@@ -95,7 +95,7 @@ class LoopSchedule:
     last only refills.
 
     Args:
-        num_remask: Positions that may be taken back per look and row, >= 1.
+        num_remask: Positions that may be taken back per look and row, >= 0; 0 where later looks only overwrite.
         draft_share: Share of the steps that draft, in (0, 1], rounded up.
     """
 
@@ -103,7 +103,7 @@ class LoopSchedule:
     draft_share: float
 
     def __post_init__(self) -> None:
-        require_int(self, "num_remask", minimum=1)
+        require_int(self, "num_remask", minimum=0)
         require_number(self, "draft_share", "a share of the steps in (0, 1]", low=0, high=1, open_low=True)
 
     def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
@@ -115,6 +115,135 @@ class LoopSchedule:
 
     def _draft_steps(self, num_steps: PerRow) -> PerRow:
         return first_step_at(self.draft_share, num_steps)
+
+
+@SCHEDULES.register("plateau")
+@dataclass(frozen=True)
+class PlateauSchedule:
+    """Draft up to a level, stay there while tokens are taken back and refilled, and then finish (ReMDM-loop).
+
+    arXiv 2503.00307, section 4.2, where time runs from 1 to 0: `t_on` is 1 - `begin`, `t_off` 1 - `end`, `alpha_on` the level.
+
+    Args:
+        num_remask: Positions that may be taken back per look of the plateau and row, >= 1.
+        begin: Share of the steps after which the level is reached, in (0, 1).
+        end: Share of the steps from which it is left, in (0, 1), after `begin`.
+        level: Share of the positions that are revealed there, in (0, 1), rounded down.
+    """
+
+    num_remask: int
+    begin: float = 0.45
+    end: float = 0.95
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=1)
+        for name in ("begin", "end", "level"):
+            require_number(self, name, "a share in (0, 1)", low=0, high=1, open_low=True)
+        if self.begin >= self.end or self.level == 1 or self.end == 1:
+            raise ConfigurationError(
+                f"PlateauSchedule needs `begin` < `end` < 1 and `level` < 1, found {self.begin}, {self.end} and {self.level}."
+            )
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        begin, end = (first_step_at(share, num_steps) for share in (self.begin, self.end))
+        end = end.minimum(num_steps - 1)  # the last look finishes
+        level = total * int(self.level * _MILLION) // _MILLION
+        drafting = even_target(step, begin, level)
+        finishing = level + even_target(step - end, num_steps - end, total - level)
+        on = (step >= begin) & (step < end)
+        target = torch.where(step < begin, drafting, torch.where(on, level, finishing))
+        target = torch.where(step >= num_steps - 1, total, target)
+        remask = revealed.minimum(total - target).clamp(max=self.num_remask) * on
+        return Budget(remask=remask, target=target)
+
+
+@SCHEDULES.register("caps")
+@dataclass(frozen=True)
+class CapsSchedule:
+    """Reveal the same number at each step; take back more in the middle of the way than at its end (FreeCorrection).
+
+    arXiv 2602.02927: its code takes back up to 16, 8 and 4 positions of 4,096 a step in the three parts after 0.4 of the steps.
+
+    Args:
+        caps: Positions that may be taken back per step and row in equal parts of the rest of the way, each >= 0, one >= 1.
+        begin: Share of the steps after which taking back begins, in [0, 1).
+    """
+
+    caps: tuple[int, ...] = (16, 8, 4)
+    begin: float = 0.4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caps", require_ints(self, "caps", minimum=0))
+        require_number(self, "begin", "a share of the steps in [0, 1)", low=0, high=1)
+        if self.begin == 1 or not any(self.caps):
+            raise ConfigurationError(
+                f"CapsSchedule takes nothing back with `begin` {self.begin} and `caps` {self.caps}; lower `begin`, or give a "
+                "cap of at least 1."
+            )
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        target = even_target(step, num_steps, total)
+        cap, width = torch.zeros_like(step), (1 - self.begin) / len(self.caps)
+        for number, most in enumerate(self.caps):
+            cap = torch.where(step >= first_step_at(self.begin + number * width, num_steps), most, cap)
+        active = step > first_step_at(self.begin, num_steps) - 1
+        return Budget(remask=revealed.minimum(total - target).minimum(cap) * active, target=target)
+
+
+@SCHEDULES.register("rollback")
+@dataclass(frozen=True)
+class RollbackSchedule:
+    """Reveal a fixed number a look, and give what was taken back looks of its own: time is rolled back (BackPlay).
+
+    arXiv 2601.06428. The looks that the draft leaves over are the bound: nothing is taken back that they could not refill.
+
+    Args:
+        num_remask: Positions that may be taken back per look and row, >= 1.
+        draft_share: Share of the steps that would fill everything if nothing were taken back, in (0, 1), rounded up.
+    """
+
+    num_remask: int = 2
+    draft_share: float = 0.75
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=1)
+        require_number(self, "draft_share", "a share of the steps in (0, 1)", low=0, high=1, open_low=True)
+        if self.draft_share == 1:
+            raise ConfigurationError(
+                "`draft_share` of RollbackSchedule must be below 1, or no look would be left for what is taken back, found 1."
+            )
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        pace = ceil_div(total, first_step_at(self.draft_share, num_steps).clamp(min=1))
+        left = (num_steps - step).clamp(min=1)  # looks from this one on
+        target = revealed + pace.maximum(ceil_div(total - revealed, left)).minimum(total - revealed)
+        room = ((left - 1) * pace - (total - target)).clamp(min=0)
+        return Budget(remask=revealed.minimum(room).clamp(max=self.num_remask), target=target, refills=False)
+
+
+@SCHEDULES.register("own_pace")
+@dataclass(frozen=True)
+class OwnPaceSchedule:
+    """Let the rules set the pace: at least one position a look, and no refill of what is taken back but by later looks.
+
+    T2M (arXiv 2604.18738), LLaDA2.1's editing and WINO (arXiv 2507.18578) go on until a block is full and stands the look; so
+    `num_steps` is what a hard row may use, and where it is short the looks that are left share the rest evenly.
+
+    Args:
+        num_remask: Positions that may be taken back per look and row, >= 0.
+    """
+
+    num_remask: int = 0
+
+    def __post_init__(self) -> None:
+        require_int(self, "num_remask", minimum=0)
+
+    def __call__(self, step: PerRow, num_steps: PerRow, total: PerRow, revealed: PerRow) -> Budget:
+        left = (num_steps - step).clamp(min=1)  # looks from this one on
+        pace = ceil_div(total - revealed, left).clamp(min=1)
+        remask = revealed.clamp(max=self.num_remask) * (step < num_steps - 1)
+        return Budget(remask=remask, target=revealed + pace.minimum(total - revealed), refills=False)
 
 
 @SCHEDULES.register("redraft")

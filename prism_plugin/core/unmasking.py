@@ -91,6 +91,59 @@ class ThresholdUnmasking:
         return sure | select_top(view.confidence, view.masked, budget)
 
 
+@UNMASKING.register("factor")
+@dataclass(frozen=True)
+class FactorUnmasking:
+    """Reveal as many of the surest positions as can go together, and at least the grant (Fast-dLLM, arXiv 2505.22618).
+
+    The n surest go together while (n + 1) (1 - c) <= factor, where c is the confidence of the last of them: then the product of
+    their marginals is close to their joint distribution (theorem 1).
+
+    Args:
+        factor: > 0; the larger, the more go together. The authors' code has 1.
+    """
+
+    factor: float
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require_number(self, "factor", "a number above 0", low=0, open_low=True)
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        confidence = view.confidence.masked_fill(~view.masked, -torch.inf)
+        surest = confidence.sort(dim=-1, descending=True).values
+        numbers = torch.arange(1, surest.shape[-1] + 1, device=surest.device)
+        fits = (surest >= 1 - self.factor / (numbers + 1)).long().cumprod(-1)
+        return select_top(view.confidence, view.masked, budget.maximum(fits.sum(-1)))
+
+
+@UNMASKING.register("klass")
+@dataclass(frozen=True)
+class KlassUnmasking:
+    """Reveal what is sure and has settled, and at least the grant (KLASS, arXiv 2511.05664).
+
+    A position has settled when its distribution moved by less than `divergence` at this look and at the one before.
+
+    Args:
+        threshold: Probability in [0, 1] that a candidate must exceed.
+        divergence: KL divergence in nats from one look to the next, > 0.
+    """
+
+    threshold: float
+    divergence: float
+    needs: ClassVar[frozenset[str]] = frozenset({"kl_of_two"})
+
+    def __post_init__(self) -> None:
+        require_number(self, "threshold", "a probability in [0, 1]", low=0, high=1)
+        require_number(self, "divergence", "a number above 0", low=0, open_low=True)
+
+    def __call__(self, view: StepView, budget: PerRow) -> TokenMask:
+        settled = view.require("kl_of_two", self) < self.divergence
+        ready = view.masked & settled & (view.confidence > self.threshold)
+        # what is ready comes first, so that no other goes before it where the grant asks for more
+        return select_top(view.confidence + ready, view.masked, budget.maximum(ready.sum(-1)))
+
+
 @UNMASKING.register("redraft")
 @dataclass(frozen=True)
 class RedraftUnmasking:

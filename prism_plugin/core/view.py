@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 
 from prism_plugin.errors import MissingQualityError, SamplingError
-from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
+from prism_plugin.types import Figure, PerRow, PerToken, TokenIds, TokenMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,10 @@ class StepView:
     num_steps: PerRow  # steps of the block in all
     total: PerRow  # editable positions to reveal in all
     times_remasked: TokenIds  # how often each position has been taken back
-    features: Mapping[str, PerToken] = field(default_factory=dict)  # what was asked for by `needs`, by its name
+    features: Mapping[str, Figure] = field(default_factory=dict)  # what was asked for by `needs`, by its name
+    active: TokenMask | None = None  # the active block, where blocks begun before it are editable too; None: all is active
 
-    def require(self, name: str, rule: object) -> PerToken:
+    def require(self, name: str, rule: object) -> Figure:
         """Give a feature that `rule` reads.
 
         Raises:
@@ -46,6 +47,15 @@ class StepView:
                 "`attach_quality_head(...)`, or use CommitConfidenceRemasking."
             )
         raise SamplingError(f"{type(rule).__name__} reads `{name}`, which this view lacks; name it in the rule's `needs`.")
+
+    def score(self, name: str, rule: object) -> PerToken:
+        """Give a score of the visible tokens: "commit_confidence", or a feature.
+
+        Raises:
+            MissingQualityError: As `require`.
+            SamplingError: As `require`.
+        """
+        return self.commit_confidence if name == "commit_confidence" else self.require(name, rule)
 
     # The features that rules read most, by attribute: None where nobody asked for them.
 
@@ -79,11 +89,17 @@ class StepView:
 class Budget:
     """What a schedule grants at one step, per row.
 
-    `remask` is how many revealed positions may be taken back at most, `target` how many shall be revealed after the step.
+    Attributes:
+        remask: How many revealed positions may be taken back at most.
+        target: How many shall be revealed after the step.
+        refills: What is taken back is revealed again on top; otherwise it waits for looks of its own.
+        edit: How many revealed positions may be overwritten at most; None: all.
     """
 
     remask: PerRow
     target: PerRow
+    refills: bool = True
+    edit: PerRow | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,8 @@ class Decider(Protocol):
         repeats: It would decide the same at a second look that saw the same, so a look at a full block that changed nothing
             ends the block.
         takes_back: It may mask tokens again, so a step that grants nothing else is worth a look.
+
+    It may also say `revises`: that it may overwrite tokens, so every step is worth a look while something stands there.
     """
 
     @property
@@ -138,9 +156,10 @@ def unmask_grant(budget: Budget, revealed_count: PerRow, remasked_count: PerRow,
         masked_count: Masked positions before the step; what is taken back now is not refilled now.
 
     Returns:
-        clamp(target - revealed + remasked, 0, masked).
+        clamp(target - revealed + remasked, 0, masked); without what is remasked where the budget does not refill.
     """
-    return (budget.target - revealed_count + remasked_count).clamp(min=0).minimum(masked_count)
+    back = remasked_count if budget.refills else torch.zeros_like(remasked_count)
+    return (budget.target - revealed_count + back).clamp(min=0).minimum(masked_count)
 
 
 def apply_step(tokens: TokenIds, candidates: TokenIds, decision: Decision, mask_token_id: int) -> TokenIds:

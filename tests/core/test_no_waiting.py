@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from views import step_view
+from views import FEATURES, step_view
 
 from prism_plugin import core
 
@@ -11,7 +11,7 @@ from prism_plugin import core
 def view():
     with torch.device("meta"):
         mask, scores, count = torch.ones(2, 5, dtype=torch.bool), torch.rand(2, 5), torch.ones(2, dtype=torch.long)
-        names = ("confidence", "commit_confidence", "noise", "entropy", "margin", "quality", "visible_confidence")
+        names = {"confidence", "commit_confidence", *FEATURES} - {"best_visible"}
         return step_view(
             masked=mask,
             revealed=mask,
@@ -21,6 +21,7 @@ def view():
             num_steps=count,
             total=count,
             times_remasked=mask.long(),
+            best_visible=mask.long(),
             **dict.fromkeys(names, scores),
         )
 
@@ -32,8 +33,11 @@ def test_reading_a_meta_tensor_raises(view):
 
 @pytest.mark.parametrize("registry", [core.UNMASKING, core.REMASKING], ids=lambda registry: registry.kind)
 def test_rules_and_writing(view, registry):
-    above = {"threshold": 0.5}
-    settings = {"threshold": above, "quality_threshold": above, "redraft": above}
+    names = ("threshold", "quality_threshold", "redraft", "below", "replaced", "fallen", "backtrack", "klass")
+    settings = {name: {"threshold": 0.5} for name in names}
+    settings["below"] |= {"score": "quality"}
+    settings["klass"] |= {"divergence": 0.1}
+    settings |= {"lowest": {"score": "quality"}, "factor": {"factor": 1.0}}
     for name in registry.names():
         chosen = registry.from_dict({"name": name, **settings.get(name, {})})(view, view.total)
         assert chosen.device.type == "meta", name
@@ -46,6 +50,10 @@ def test_schedules(view):
         core.LoopSchedule(1, 0.5),
         core.RedraftSchedule(2),
         core.RefineSchedule(2, 3),
+        core.PlateauSchedule(2),
+        core.CapsSchedule(),
+        core.RollbackSchedule(),
+        core.OwnPaceSchedule(1),
     ):
         budget = schedule(view.step, view.num_steps, view.total, view.total)
         assert core.unmask_grant(budget, view.total, view.total, view.total).device.type == "meta"

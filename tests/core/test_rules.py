@@ -4,9 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import remasking as reference
 from views import FEATURES, changed, step_view, tensors_of
 
+from prism_plugin.core.detectors import (
+    BacktrackRemasking,
+    BelowRemasking,
+    FallenRemasking,
+    LowestRemasking,
+    ReplacedRemasking,
+)
 from prism_plugin.core.remasking import (
     REMASKING,
     CommitConfidenceRemasking,
@@ -17,10 +23,13 @@ from prism_plugin.core.remasking import (
     RedraftRemasking,
     RemdmConfRemasking,
 )
+from prism_plugin.core.remdm import RemdmCapRemasking, RemdmRescaleRemasking
 from prism_plugin.core.unmasking import (
     UNMASKING,
     ConfidenceUnmasking,
     EntropyUnmasking,
+    FactorUnmasking,
+    KlassUnmasking,
     MarginUnmasking,
     RandomUnmasking,
     RedraftUnmasking,
@@ -32,13 +41,28 @@ SETTINGS = {
     "threshold": {"threshold": 0.7},
     "quality_threshold": {"threshold": 0.4},
     "remdm_conf": {"scale": 3.0},
+    "remdm_cap": {"eta": 0.5},
+    "remdm_rescale": {"eta": 0.5},
     "redraft": {"threshold": 0.7},
+    "lowest": {"score": "mean_confidence"},
+    "below": {"threshold": 0.4, "score": "visible_confidence"},
+    "replaced": {"threshold": 0.2},
+    "fallen": {"threshold": 0.1},
+    "backtrack": {"threshold": 0.4},
+    "klass": {"threshold": 0.4, "divergence": 0.5},
+    "factor": {"factor": 1.0},
 }
 
 
 def rules(registry):
-    more = [RedraftRemasking(0.4, score="visible_confidence")] if registry is REMASKING else []
-    return more + [registry.from_dict({"name": name, **SETTINGS.get(name, {})}) for name in registry.names()]
+    more = [
+        RedraftRemasking(0.4, score="visible_confidence"), LowestRemasking("commit_confidence"), BelowRemasking(0.5, "quality"),
+        BelowRemasking(0.5, "shadow_confidence"), BelowRemasking(0.5, "visible_confidence", 0.5),
+        BacktrackRemasking(0.3, "commit_confidence"),
+    ]  # fmt: skip
+    return (more if registry is REMASKING else []) + [
+        registry.from_dict({"name": name, **SETTINGS.get(name, {})}) for name in registry.names()
+    ]
 
 
 def random_view(seed, batch=6, length=23):
@@ -69,7 +93,16 @@ def random_view(seed, batch=6, length=23):
         margin=per_token(),
         quality=per_token(),
         visible_confidence=per_token(),
+        best_visible=torch.randint(50, (batch, length), generator=generator),
+        best_visible_confidence=per_token(),
+        looks_since=torch.randint(-1, 5, (batch, length), generator=generator).float(),
+        **{name: per_token() for name in sorted(FEATURES - OF_THE_VIEW)},
     )
+
+
+OF_THE_VIEW = {
+    "noise", "entropy", "margin", "quality", "visible_confidence", "best_visible", "best_visible_confidence", "looks_since",
+}  # fmt: skip
 
 
 def cases():
@@ -125,7 +158,7 @@ def test_revealed_positions_were_masked_and_fill_the_grant(rule):
         reveal = rule(view, budget)
         assert not (reveal & ~view.masked).any()
         granted = budget.minimum(view.masked.sum(-1))
-        if isinstance(rule, ThresholdUnmasking | RedraftUnmasking):
+        if isinstance(rule, ThresholdUnmasking | RedraftUnmasking | FactorUnmasking | KlassUnmasking):
             assert (reveal.sum(-1) >= granted).all()
         else:
             assert torch.equal(reveal.sum(-1), granted)
@@ -137,7 +170,7 @@ def test_positions_taken_back_were_revealed_and_stay_within_the_budget(rule):
         remask = rule(view, budget)
         assert not (remask & ~view.revealed).any()
         assert (remask.sum(-1) <= budget).all()
-        if isinstance(rule, QualityRemasking | CommitConfidenceRemasking | RandomRemasking):
+        if isinstance(rule, QualityRemasking | CommitConfidenceRemasking | RandomRemasking | LowestRemasking):
             assert torch.equal(remask.sum(-1), budget.minimum(view.revealed.sum(-1)))
 
 
@@ -163,35 +196,14 @@ def test_ties_go_to_the_leftmost(rule):
         margin=flat,
         quality=flat,
         visible_confidence=flat,
+        previous_confidence=flat * 3,
+        best_visible=torch.ones(1, 40, dtype=torch.long),
+        best_visible_confidence=flat,
+        looks_since=flat * 0,
+        **dict.fromkeys(sorted(FEATURES - OF_THE_VIEW - {"previous_confidence"}), flat),
     )
     chosen = positions(rule(view, torch.tensor([7])))
     assert chosen == ([] if isinstance(rule, NeverRemasking) else list(range(7)))
-
-
-@pytest.fixture
-def small_view():
-    """Four masked positions, then four revealed ones; every figure orders them differently."""
-    masked = torch.tensor([[True] * 4 + [False] * 4])
-    scores = {
-        "confidence": [0.9, 0.1, 0.5, 0.4, 0.0, 0.0, 0.0, 0.0],
-        "margin": [0.1, 0.2, 0.8, 0.3, 0.9, 0.9, 0.9, 0.9],
-        "entropy": [3.0, 0.1, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0],
-        "noise": [0.3, 0.2, 0.1, 0.9, 0.2, 0.9, 0.1, 0.3],
-        "quality": [0.0, 0.0, 0.0, 0.0, 0.9, 0.4, 0.2, 0.5],
-        "commit_confidence": [1.0, 1.0, 1.0, 1.0, 0.1, 0.9, 0.8, 0.3],
-        "visible_confidence": [0.0] * 8,
-    }
-    return step_view(
-        masked=masked,
-        revealed=~masked,
-        editable=masked | ~masked,
-        candidates=torch.zeros(1, 8, dtype=torch.long),
-        step=torch.tensor([2]),
-        num_steps=torch.tensor([4]),
-        total=torch.tensor([8]),
-        times_remasked=torch.zeros(1, 8, dtype=torch.long),
-        **{name: torch.tensor([values]) for name, values in scores.items()},
-    )
 
 
 @pytest.mark.parametrize(
@@ -216,6 +228,24 @@ def small_view():
         (RedraftUnmasking(0.95), [0, 2]),
         (RedraftUnmasking(0.4), [0, 2, 3]),
         (CommitConfidenceRemasking(), [4, 7]),
+        (LowestRemasking("mean_confidence"), [5, 7]),
+        (LowestRemasking("commit_confidence"), [4, 7]),
+        (BelowRemasking(0.25, "mean_confidence"), [5, 7]),
+        (BelowRemasking(0.15, "mean_confidence"), [7]),
+        (BelowRemasking(0.25, "shadow_confidence"), [4]),
+        (ReplacedRemasking(0.85), [4, 7]),  # 6 has the token that the model would write
+        (ReplacedRemasking(0.92), [7]),
+        (FallenRemasking(0.2), [5, 7]),
+        (FallenRemasking(0.55), [5]),
+        (BacktrackRemasking(0.15), []),
+        (BacktrackRemasking(0.3), [5, 6]),  # 6 is doubted, so what was written with it or since: 5, 6 and 7, the last first
+        (FactorUnmasking(0.1), [0, 2]),
+        (FactorUnmasking(1.0), [0, 2]),
+        (FactorUnmasking(1.9), [0, 2]),  # 0.4 is below 1 - 1.9 / 4
+        (FactorUnmasking(2.5), [0, 2, 3]),  # and above 1 - 2.5 / 4
+        (KlassUnmasking(0.05, 0.01), [1, 2]),
+        (KlassUnmasking(0.3, 0.01), [0, 2]),
+        (KlassUnmasking(0.3, 1e-4), [0, 2]),
     ],
     ids=str,
 )
@@ -246,39 +276,11 @@ def test_one_doubted_token_costs_the_whole_draft(small_view):
     assert positions(RedraftRemasking(0.3)(doubt_outside, torch.tensor([8]))) == []
 
 
-def test_remdm_conf_probabilities_match_the_paper():
-    for view, _ in cases():
-        for scale in (0.5, 1.0, 20.0):
-            found = RemdmConfRemasking(scale).probabilities(view)
-            for row in range(6):
-                expected = reference.remdm_conf_probabilities(
-                    view.commit_confidence[row].tolist(),
-                    view.revealed[row].tolist(),
-                    *(int(value[row]) for value in (view.step, view.num_steps, view.total)),
-                    scale,
-                )
-                assert found[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-9)
-
-
-def test_remdm_conf_takes_back_as_often_as_it_says(small_view):
-    rule, count = RemdmConfRemasking(scale=2.0), 1000
-    grid = (torch.arange(count) + 0.5) / count
-    noise = grid.unsqueeze(-1).expand(-1, 8)
-    many = changed(small_view, lambda tensor: tensor.repeat_interleave(count, 0), noise=noise)
-    frequency = rule(many, torch.full((count,), 8)).float().mean(0)
-    assert frequency.tolist() == pytest.approx(rule.probabilities(small_view)[0].tolist(), abs=1e-3)
-
-
-def test_remdm_conf_over_budget_keeps_the_least_sure(small_view):
-    certain = changed(small_view, noise=torch.zeros(1, 8))
-    assert positions(RemdmConfRemasking()(certain, torch.tensor([8]))) == [4, 5, 6, 7]
-    assert positions(RemdmConfRemasking()(certain, torch.tensor([2]))) == [4, 7]
-
-
-def test_remdm_conf_is_still_at_the_first_and_last_step(small_view):
-    for step in (0, 3):
-        still = changed(small_view, step=torch.tensor([step]), noise=torch.zeros(1, 8))
-        assert not RemdmConfRemasking(scale=9.0)(still, torch.tensor([8])).any()
+def test_a_second_failure_goes_back_further(small_view):
+    budget = torch.tensor([4])
+    assert positions(BacktrackRemasking(0.3)(small_view, budget)) == [5, 6, 7]
+    again = replace(small_view, times_remasked=torch.tensor([[0] * 7 + [1]]))
+    assert positions(BacktrackRemasking(0.3)(again, budget)) == [4, 5, 6, 7]
 
 
 @pytest.mark.other_types
@@ -304,6 +306,16 @@ def test_remdm_conf_is_still_at_the_first_and_last_step(small_view):
             )
             for paces in ((), (0,), (2, 1.0), (True,), 3)
         ),
+        (lambda: RemdmCapRemasking(0), "`eta` of RemdmCapRemasking must be a probability in \\(0, 1\\], found 0"),
+        (lambda: RemdmRescaleRemasking(1.5), "`eta` of RemdmRescaleRemasking must be a probability in \\(0, 1\\], found 1.5"),
+        (lambda: LowestRemasking("age"), "`score` of LowestRemasking must be one of quality, mean_quality, .*, found 'age'"),
+        (lambda: BelowRemasking(2, "quality"), "`threshold` of BelowRemasking must be a probability"),
+        (lambda: ReplacedRemasking(-1), "`threshold` of ReplacedRemasking must be a probability"),
+        (lambda: FallenRemasking(2), "`threshold` of FallenRemasking must be a fall of a probability"),
+        (lambda: BacktrackRemasking(0.5, "nothing"), "`score` of BacktrackRemasking must be one of"),
+        (lambda: FactorUnmasking(0), "`factor` of FactorUnmasking must be a number above 0, found 0"),
+        (lambda: KlassUnmasking(2, 0.1), "`threshold` of KlassUnmasking must be a probability"),
+        (lambda: KlassUnmasking(0.5, 0), "`divergence` of KlassUnmasking must be a number above 0"),
         (lambda: RemdmConfRemasking(0), "`scale` of RemdmConfRemasking must be a number above 0, found 0"),
         (lambda: RemdmConfRemasking(float("inf")), "`scale` of RemdmConfRemasking must be a number above 0, found inf"),
     ],

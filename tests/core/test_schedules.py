@@ -5,7 +5,18 @@ import pytest
 import torch
 from reference import schedules as reference
 
-from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, first_step_at
+from prism_plugin.core.schedules import (
+    SCHEDULES,
+    CapsSchedule,
+    EvenSchedule,
+    LoopSchedule,
+    OwnPaceSchedule,
+    PlateauSchedule,
+    RedraftSchedule,
+    RefineSchedule,
+    RollbackSchedule,
+    first_step_at,
+)
 from prism_plugin.core.view import unmask_grant
 from prism_plugin.errors import ConfigurationError
 
@@ -20,6 +31,10 @@ SOME = {
     "loop": [LoopSchedule(1, 0.5), LoopSchedule(3, 1 / 3), LoopSchedule(99, 0.01), LoopSchedule(2, 1.0)],
     "redraft": [RedraftSchedule(), RedraftSchedule(1), RedraftSchedule(3)],
     "refine": [RefineSchedule(1, 2), RefineSchedule(3, 3), RefineSchedule(99, 5)],
+    "plateau": [PlateauSchedule(1), PlateauSchedule(99, 0.25, 0.75, 0.5)],
+    "caps": [CapsSchedule(), CapsSchedule((2, 0, 1), 0.0), CapsSchedule((1,), 0.75)],
+    "own_pace": [OwnPaceSchedule(), OwnPaceSchedule(2), OwnPaceSchedule(99)],
+    "rollback": [RollbackSchedule(), RollbackSchedule(1, 0.5), RollbackSchedule(99, 0.1)],
 }
 ALL = [schedule for schedules in SOME.values() for schedule in schedules]
 
@@ -35,6 +50,16 @@ def expected_budget(schedule, step, num_steps, total, revealed):
         return reference.even_budget(step, num_steps, total, revealed, schedule.num_remask, *window)
     if isinstance(schedule, RefineSchedule):
         return reference.refine_budget(step, num_steps, total, revealed, schedule.num_remask, schedule.num_rounds)
+    if isinstance(schedule, PlateauSchedule):
+        shares = (Fraction(str(share)) for share in (schedule.begin, schedule.end, schedule.level))
+        return reference.plateau_budget(step, num_steps, total, revealed, schedule.num_remask, *shares)
+    if isinstance(schedule, CapsSchedule):
+        return reference.caps_budget(step, num_steps, total, revealed, schedule.caps, Fraction(str(schedule.begin)))
+    if isinstance(schedule, OwnPaceSchedule):
+        return reference.own_pace_budget(step, num_steps, total, revealed, schedule.num_remask)
+    if isinstance(schedule, RollbackSchedule):
+        share = Fraction(str(schedule.draft_share))
+        return reference.rollback_budget(step, num_steps, total, revealed, schedule.num_remask, share)
     if isinstance(schedule, RedraftSchedule):
         return reference.redraft_budget(step, num_steps, total, revealed, schedule.min_steps)
     share = Fraction(schedule.draft_share).limit_denominator(100)
@@ -109,7 +134,13 @@ def test_shares_of_steps_are_exact():
         ),
         (lambda: EvenSchedule(1, 0.6, 0.5), "`remask_from` of EvenSchedule must be before `remask_until`.* found 0.6 and 0.5"),
         (lambda: EvenSchedule(1, 0.5, 0.5), "`remask_from` of EvenSchedule must be before `remask_until`.* found 0.5 and 0.5"),
-        (lambda: LoopSchedule(0, 0.5), "`num_remask` of LoopSchedule must be an integer of at least 1, found 0"),
+        (lambda: LoopSchedule(-1, 0.5), "`num_remask` of LoopSchedule must be an integer of at least 0, found -1"),
+        (lambda: PlateauSchedule(0), "`num_remask` of PlateauSchedule must be an integer of at least 1, found 0"),
+        (lambda: PlateauSchedule(1, 0.6, 0.5), "PlateauSchedule needs `begin` < `end` < 1 .*, found 0.6, 0.5 and 0.9"),
+        (lambda: PlateauSchedule(1, level=0), "`level` of PlateauSchedule must be a share in \\(0, 1\\), found 0"),
+        (lambda: CapsSchedule((0, 0)), "CapsSchedule takes nothing back with `begin` 0.4 and `caps` \\(0, 0\\)"),
+        (lambda: CapsSchedule((1.5,)), "`caps` of CapsSchedule must list integers of at least 0"),
+        (lambda: RollbackSchedule(1, 1), "`draft_share` of RollbackSchedule must be below 1"),
         (lambda: RefineSchedule(0, 2), "`num_remask` of RefineSchedule must be an integer of at least 1, found 0"),
         (lambda: RefineSchedule(1, 1), "`num_rounds` of RefineSchedule must be an integer of at least 2, found 1"),
         (lambda: RedraftSchedule(0), "`min_steps` of RedraftSchedule must be an integer of at least 1, found 0"),

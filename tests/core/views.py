@@ -4,7 +4,11 @@ from dataclasses import fields
 
 from prism_plugin.core.view import StepView
 
-FEATURES = frozenset({"noise", "entropy", "margin", "quality", "visible_confidence", "best_visible", "best_visible_confidence"})
+FEATURES = frozenset({
+    "noise", "entropy", "margin", "quality", "visible_confidence", "best_visible", "best_visible_confidence", "mean_quality",
+    "mean_confidence", "previous_confidence", "shadow_confidence", "looks_since", "kl_of_two", "corrected", "mask_quality",
+    "running_confidence", "context_confidence",
+})  # fmt: skip
 
 
 def step_view(**given):
@@ -16,7 +20,7 @@ def step_view(**given):
 
 def tensors_of(view):
     """Every tensor of a view, by its name."""
-    plain = {field.name: getattr(view, field.name) for field in fields(view) if field.name != "features"}
+    plain = {field.name: getattr(view, field.name) for field in fields(view) if field.name not in ("features", "active")}
     return plain | dict(view.features)
 
 

@@ -40,3 +40,38 @@ def redraft_budget(step, num_steps, total, revealed, min_steps):
 def round_length(num_steps, num_rounds, number):
     """Steps of a round when they are dealt out one by one."""
     return len(range(number, num_steps, num_rounds))
+
+
+def plateau_budget(step, num_steps, total, revealed, num_remask, begin, end, level):
+    first = math.ceil(begin * num_steps)
+    last = min(math.ceil(end * num_steps), num_steps - 1)
+    high = math.floor(level * total)
+    if step >= num_steps - 1:
+        return 0, total
+    if step < first:
+        return 0, even_target(step, first, high)
+    if step < last:
+        return min(num_remask, revealed, total - high), high
+    return 0, high + even_target(step - last, num_steps - last, total - high)
+
+
+def caps_budget(step, num_steps, total, revealed, caps, begin):
+    target, cap = even_target(step, num_steps, total), 0
+    for number, most in enumerate(caps):
+        if Fraction(step, num_steps) >= begin + number * (1 - begin) / len(caps):
+            cap = most
+    return min(cap, revealed, total - target), target
+
+
+def rollback_budget(step, num_steps, total, revealed, num_remask, draft_share):
+    pace = math.ceil(Fraction(total, max(1, math.ceil(draft_share * num_steps))))
+    left = num_steps - step
+    target = min(total, revealed + max(pace, math.ceil(Fraction(total - revealed, left))))
+    room = max(0, (left - 1) * pace - (total - target))  # what later looks can fill beyond what is left to them
+    return min(num_remask, revealed, room), target
+
+
+def own_pace_budget(step, num_steps, total, revealed, num_remask):
+    left = num_steps - step
+    target = min(total, revealed + max(1, math.ceil(Fraction(total - revealed, left))))
+    return (min(num_remask, revealed) if left > 1 else 0), target
