@@ -1,13 +1,15 @@
 """Rules that are asked one after another, as one decider; and what a rule that declares nothing is given."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prism_plugin.core.editing import EditingRule
 from prism_plugin.core.remasking import NeverRemasking, RemaskingRule
+from prism_plugin.core.selection import at_most
 from prism_plugin.core.unmasking import ConfidenceUnmasking, UnmaskingRule
 from prism_plugin.core.view import Budget, Decision, StepView, unmask_grant
 from prism_plugin.errors import SamplingError
@@ -26,12 +28,18 @@ class Separate:
         unmasking: Which masked positions to reveal.
         remasking: Which revealed positions to mask again.
         editing: Which revealed tokens to overwrite; None: none.
+        neighbours: Positions on either side that a token takes along when it is taken back, as far as the grant reaches.
     """
 
     unmasking: UnmaskingRule = field(default_factory=ConfidenceUnmasking)
     remasking: RemaskingRule = field(default_factory=NeverRemasking)
     editing: EditingRule | None = None
-    reach: ClassVar[Literal["active", "begun"]] = "active"
+    neighbours: int = 0
+
+    @property
+    def reach(self) -> Literal["active", "begun"]:
+        """Where the editing rule may overwrite; what is filled and taken back is in the active block."""
+        return getattr(self.editing, "blocks", "active")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -55,6 +63,11 @@ class Separate:
         return not isinstance(self.remasking, NeverRemasking)
 
     @property
+    def revises(self) -> bool:
+        """Some token may be overwritten."""
+        return self.editing is not None
+
+    @property
     def _rules(self) -> tuple[object, ...]:
         rules = (self.unmasking, self.remasking, self.editing)
         return tuple(rule for rule in rules if rule is not None)
@@ -62,14 +75,33 @@ class Separate:
     def __call__(self, view: StepView, budget: Budget) -> Decision:
         masked_count = view.masked.sum(-1)
         revealed_count = view.editable.sum(-1) - masked_count
-        remask = _ask(self.remasking, view, budget.remask)
+        remask = self._taken_back(_active(view), budget.remask)
         grant = unmask_grant(budget, revealed_count, remask.sum(-1), masked_count)
         reveal = _ask(self.unmasking, view, grant)
         if self.editing is None:
             return Decision(write=reveal, remask=remask)
         edit = _ask(self.editing, view) & view.revealed & ~remask
+        if budget.edit is not None:
+            edit = at_most(edit, view.require("best_visible_confidence", self.editing), budget.edit)
         tokens = torch.where(edit, view.require("best_visible", self.editing), view.candidates)
         return Decision(write=reveal | edit, remask=remask, tokens=tokens)
+
+    def _taken_back(self, view: StepView, budget: Tensor) -> TokenMask:
+        """What the remasking rule takes back, and its neighbours, the nearest first."""
+        remask = _ask(self.remasking, view, budget)
+        for _ in range(self.neighbours):
+            beside = F.max_pool1d(remask.float(), 3, stride=1, padding=1).bool() & view.revealed & ~remask
+            room = (budget - remask.sum(-1)).clamp(min=0)
+            remask = remask | at_most(beside, -view.commit_confidence, room)
+        return remask
+
+
+def _active(view: StepView) -> StepView:
+    """What belongs to the active block alone."""
+    if view.active is None:
+        return view
+    parts = ("masked", "revealed", "editable")
+    return replace(view, **{name: getattr(view, name) & view.active for name in parts})
 
 
 def _ask(rule: UnmaskingRule | RemaskingRule | EditingRule, view: StepView, *budget: Tensor) -> TokenMask:
@@ -86,6 +118,11 @@ def _ask(rule: UnmaskingRule | RemaskingRule | EditingRule, view: StepView, *bud
 def needs_of(rule: object) -> frozenset[str]:
     """What a rule or decider reads of a look beyond the candidates and their confidence."""
     return frozenset(getattr(rule, "needs", UNDECLARED_NEEDS))
+
+
+def revises(decider: object) -> bool:
+    """Whether it says that it may overwrite tokens."""
+    return bool(getattr(decider, "revises", False))
 
 
 def name_of(plug_in: object) -> str:

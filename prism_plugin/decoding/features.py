@@ -212,8 +212,89 @@ class Age(_Memoryless):
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
-        looks = at.state.num_forward_passes.clamp(min=1).unsqueeze(-1)
+        looks = at.state.num_looks.clamp(min=1).unsqueeze(-1)
         return (at.state.age + 1).masked_fill(~at.visible, 0) / looks, memory
+
+
+@FEATURES.register("looks_since")
+@dataclass(frozen=True)
+class LooksSince(_Memoryless):
+    """Looks between that which wrote the token and this one, 0 for what the last one wrote; -1 where the model wrote none."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        return at.state.age.float(), memory
+
+
+@FEATURES.register("mask_quality")
+@dataclass(frozen=True)
+class MaskQuality(_Memoryless):
+    """What a head that was trained at masks says of them; the candidate's confidence, where it was not."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"quality", "masked"})
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        if at.seen.judges_masks:
+            return at.seen.quality, memory
+        return at.lay(at.seen.masked.index, at.drawn.confidence), memory
+
+
+@FEATURES.register("shadow_confidence")
+@dataclass(frozen=True)
+class ShadowConfidence(_Memoryless):
+    """Probability of the visible token at a mask of its own that sees all but it (WINO, arXiv 2507.18578)."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"shadow"})
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        logits = at.seen.shadow
+        tokens = at.state.tokens.flatten()[logits.index]
+        found = token_confidence(logits.rows, tokens, at=logits.at, **at.not_to_draw(logits.index))
+        return at.lay(logits.index, found), memory
+
+
+@FEATURES.register("context_confidence")
+@dataclass(frozen=True)
+class ContextConfidence(_Memoryless):
+    """Probability of the visible token where it was masked with some others (`LeftOutLook`); 1 where it was not."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"left_out"})
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        everywhere = torch.ones(at.state.tokens.shape, device=at.state.tokens.device)
+        logits = at.seen.left_out
+        if logits is None:
+            return everywhere, memory
+        tokens = at.state.tokens.flatten()[logits.index]
+        found = token_confidence(logits.rows, tokens, at=logits.at, **at.not_to_draw(logits.index))
+        return everywhere.view(-1).index_copy_(0, logits.index, found).view_as(everywhere), memory
+
+
+@FEATURES.register("corrected")
+@dataclass(frozen=True)
+class Corrected(_Memoryless):
+    """1 where the look was corrected, so that what it says of visible tokens is more than a first answer (`CorrectedLook`)."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"corrected"})
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        return at.seen.corrected.float().unsqueeze(-1).expand(at.state.tokens.shape), memory
+
+
+@FEATURES.register("running_confidence")
+@dataclass(frozen=True)
+class RunningConfidence:
+    """Largest probability that the model had at any look for what it would write at the position (RCR, arXiv 2508.13148)."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"masked"})
+
+    def begin(self, canvas: Canvas, vocab_size: int) -> Memory:
+        return {"largest": torch.zeros(canvas.tokens.shape, device=canvas.tokens.device)}
+
+    def __call__(self, at: Glance, memory: Memory) -> tuple[PerToken, Memory]:
+        largest = memory["largest"].maximum(at.lay(at.seen.masked.index, at.drawn.confidence))
+        return largest, {"largest": largest}
 
 
 @FEATURES.register("mean_quality")

@@ -1,15 +1,17 @@
 """One call of the network, and what came of it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from prism_plugin.core.history import History
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
-from prism_plugin.types import FlatIndex, PerToken, Rows, TokenMask
+from prism_plugin.registry import Registry
+from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenMask
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Want:
         num_visible: Their number.
         quality: The quality of every position is wanted.
         padded: Some row has padding, so the network has to be told.
+        visible_tokens: Revealed positions that may be decided about, whether their logits are wanted or not.
+        widest: The most positions of a row that may be decided about.
+        forbidden_ids: Tokens that are never written.
     """
 
     masked: TokenMask
@@ -31,6 +36,9 @@ class Want:
     num_visible: int
     quality: bool
     padded: bool
+    visible_tokens: TokenMask
+    widest: int
+    forbidden_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,21 +68,50 @@ class Seen:
         masked: Logits at the masked positions that were wanted.
         visible: The same at visible positions; None where they were not wanted.
         quality: Quality of every position, in [0, 1]; None where it was not wanted.
-        num_forwards: Calls of the network.
+        num_forwards: Calls of the network; of each row, where they differ.
+        shadow: Logits of visible positions, each at a mask of its own; None where no such look was made.
+        left_out: Logits of visible positions, each from a forward in which it was masked; None where no such look was made.
+        corrected: Which rows' logits are about a draft of the model's own; None where no such look was made.
+        judges_masks: The quality means something at masks, too.
+        num_shadows: Positions that each row had beside its own; None: none.
     """
 
     masked: Logits
     visible: Logits | None
     quality: PerToken | None
-    num_forwards: int = 1
+    num_forwards: int | PerRow = 1
+    shadow: Logits | None = None
+    left_out: Logits | None = None
+    corrected: Tensor | None = None
+    judges_masks: bool = False
+    num_shadows: PerRow | None = None
 
 
 class Look(Protocol):
-    """One call of the network over the rows of a state. What it remembers lies under "look" in `State.memory`."""
+    """A look at the rows of a state. What it remembers lies under "look" in `State.memory`, each part beginning with the batch.
+
+    A frozen dataclass, registered in `LOOKS` if a sampler that has it is to be saved. What it may say of itself:
+
+    - `gives`, names among "shadow", "corrected", "left_out" and "quality": what features may read of it that a plain look has
+      not, or that it has from elsewhere.
+    - `greedy`, True: it judges the most probable tokens, so others can't be drawn.
+    - `may_look_at(model)`, which raises a ConfigurationError where a model cannot make this look.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]: ...
 
 
+LOOKS: Registry[Look] = Registry("look")
+
+
+def history_of(model: HeadedBackbone, state: State, want: Want) -> History | None:
+    """What the head is shown of the tokens' history."""
+    return state.history if want.quality and model.quality_head.reads_history else None
+
+
+@LOOKS.register("plain")
 @dataclass(frozen=True)
 class PlainLook:
     """One forward over the whole canvas, with a row of the LM head at each position that is wanted and nowhere else."""
@@ -87,12 +124,13 @@ class PlainLook:
             state.canvas.attention_mask if want.padded else None,
             logits_at=masked if visible is None else torch.cat((masked, visible)),
             with_quality=want.quality,
-            history=state.history if want.quality and model.quality_head.reads_history else None,
+            history=history_of(model, state, want),
         )
         seen = Seen(
             masked=Logits(output.logits[: want.num_masked], masked),
             visible=None if visible is None else Logits(output.logits[want.num_masked :], visible),
             quality=output.quality_logits.float().sigmoid() if want.quality else None,
+            judges_masks=model.judges_masks,
         )
         return seen, memory
 

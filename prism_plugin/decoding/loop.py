@@ -16,11 +16,12 @@ from prism_plugin.core.categorical import RowStats, draw_rows
 from prism_plugin.core.schedules import Schedule
 from prism_plugin.core.view import Budget, Decider, Decision, StepView, apply_step
 from prism_plugin.decoding.chance import Chance
-from prism_plugin.decoding.decide import Separate, name_of, needs_of
+from prism_plugin.decoding.decide import Separate, name_of, needs_of, revises
 from prism_plugin.decoding.faults import IN_WORDS, Fault, fault_of
 from prism_plugin.decoding.features import Feature, Glance, get_features
 from prism_plugin.decoding.looks import Look, PlainLook, Seen, Want
 from prism_plugin.decoding.pace import Pace
+from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.state import Canvas, State, begin_state
 from prism_plugin.errors import SamplingError
 from prism_plugin.modeling.headed import HeadedBackbone
@@ -63,7 +64,7 @@ class Loop:
         top_p: Nucleus to sample from.
         eos_token_id: Ends a row when a closed block holds it.
         fill_id: Written after an EOS.
-        max_remasks_per_position: Times that a position may be taken back; None: no cap.
+        safety: What is spared of remasking and editing.
         look: The call of the network.
         padded: Some row has padding, so the network is told.
         vocab_size: Columns of the logits; only features that remember whole distributions ask.
@@ -82,7 +83,7 @@ class Loop:
     top_p: float = 1.0
     eos_token_id: int | None = None
     fill_id: int = 0
-    max_remasks_per_position: int | None = None
+    safety: Safety = field(default_factory=Safety)
     look: Look = field(default_factory=PlainLook)
     padded: bool = True
     end_ids: tuple[int, ...] = ()
@@ -103,7 +104,9 @@ class Loop:
     @cached_property
     def pace(self) -> Pace:
         """What the schedule grants, block by block."""
-        return Pace(self.schedule, self.num_steps, self.decider.reach == "begun", self.decider.takes_back)
+        return Pace(
+            self.schedule, self.num_steps, self.decider.reach == "begun", self.decider.takes_back, revises(self.decider)
+        )
 
     @property
     def is_blind(self) -> bool:
@@ -155,7 +158,10 @@ class Loop:
         moving = None  # all that look
         if len(movers) < len(lookers):
             moving = torch.zeros(len(lookers), dtype=torch.bool, device=device).index_fill(0, moved, True)
-        looked = self._look(before, counts[movers].sum(0).tolist(), moving, noise, uniforms, look or self.look)
+        of_movers = counts[movers].tolist()
+        numbers = [sum(part) for part in zip(*of_movers, strict=True)] if of_movers else [0, 0, 0]
+        widest = max((masked + visible for masked, visible, _ in of_movers), default=0)
+        looked = self._look(before, [*numbers, widest], moving, noise, uniforms, look or self.look)
         given = given if given is None or everyone else given[index]
         after = self._close(self._write(before, looked, given), looked)
         if moving is not None:  # who rides along stays as it was
@@ -283,6 +289,9 @@ class Loop:
             num_visible=counts[1],
             quality="quality" in self.reads,
             padded=self.padded,
+            visible_tokens=visible,
+            widest=counts[3],
+            forbidden_ids=self.forbidden_ids,
         )
         seen, of_look = look(self.model, at, want, at.memory.get("look", {}))  # type: ignore[arg-type]  # None: it needs none
         drawn = self._draw(seen, at.canvas, uniforms)
@@ -300,9 +309,12 @@ class Loop:
     def _blind_view(self, at: State, masked: TokenMask, visible: TokenMask, noise: PerToken | None) -> tuple[StepView, Budget]:
         """What is known before the look, and what the schedule grants."""
         budget, num_steps, total = self.pace.grant(at, visible.sum(-1))
+        active = at.canvas.block_of == at.block.unsqueeze(-1) if self.decider.reach == "begun" else None
+        budget = self.safety.granted(budget, (masked | visible).sum(-1))
         view = StepView(
+            active=active,
             masked=masked,
-            revealed=self._may_be_taken_back(at, visible),
+            revealed=self.safety.not_spared(at, visible),
             editable=masked | visible,
             tokens=at.tokens,
             candidates=at.tokens,
@@ -315,10 +327,6 @@ class Loop:
             features={} if noise is None else {"noise": noise},
         )
         return view, budget
-
-    def _may_be_taken_back(self, at: State, visible: TokenMask) -> TokenMask:
-        cap = self.max_remasks_per_position
-        return visible if cap is None else visible & (at.times_remasked < cap)
 
     def _draw(self, seen: Seen, canvas: Canvas, uniforms: PerToken | None) -> RowStats:
         logits = seen.masked
@@ -335,28 +343,32 @@ class Loop:
         )
 
     def _write(self, at: State, looked: "_Looked", given: TokenIds | None) -> State:
-        view, decision = looked.view, looked.decision
+        view, decision, seen = looked.view, looked.decision, looked.seen
         if given is not None:
             wanted = view.candidates if decision.tokens is None else decision.tokens
             decision = replace(decision, tokens=torch.where(given >= 0, given, wanted))
         changed, quality = decision.write | decision.remask, at.quality
-        if looked.seen.quality is not None:
+        if seen.quality is not None:
             judged = at.canvas.editable & (at.tokens != self.mask_token_id)
-            quality = torch.where(judged, looked.seen.quality, quality)
+            quality = torch.where(judged, seen.quality, quality)
         confidence = view.confidence
         if decision.tokens is not None and "best_visible_confidence" in view.features:
             confidence = torch.where(view.masked, confidence, view.features["best_visible_confidence"])
         tokens = apply_step(at.tokens, view.candidates, decision, self.mask_token_id)
+        edited = None if decision.tokens is None else decision.write & ~view.masked & (tokens != at.tokens)
         return replace(
             at,
+            **self.safety.noted(at, decision.remask, edited),  # type: ignore[arg-type]  # parts of the state
             tokens=tokens,
             commit_confidence=torch.where(decision.write, confidence, at.commit_confidence).masked_fill(decision.remask, 1.0),
             quality=quality.masked_fill(changed, float("nan")),
             times_remasked=at.times_remasked + decision.remask,
             age=torch.where(at.age < 0, at.age, at.age + 1).masked_fill(decision.write, 0).masked_fill(decision.remask, -1),
-            num_forward_passes=at.num_forward_passes + looked.seen.num_forwards,
+            num_looks=at.num_looks + 1,
+            num_forward_passes=at.num_forward_passes + seen.num_forwards,
+            num_shadows=at.num_shadows if seen.num_shadows is None else at.num_shadows + seen.num_shadows,
             num_remasked=at.num_remasked + decision.remask.sum(-1),
-            fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, looked.seen.quality),
+            fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, seen.quality),
             memory=looked.memory,
         )
 

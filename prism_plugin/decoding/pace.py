@@ -28,12 +28,14 @@ class Pace:
         num_steps: Steps over all blocks.
         reaches_back: Blocks that were begun before the active one may be decided about too.
         takes_back: Tokens may be masked again, so a step that grants nothing else is worth a look.
+        revises: Tokens may be overwritten, so a step is worth a look wherever one stands.
     """
 
     schedule: Schedule
     num_steps: int
     reaches_back: bool
     takes_back: bool
+    revises: bool = False
 
     def block_steps(self, state: State, block: PerRow | None = None) -> PerRow:
         """Steps of a block of each row; None: of the active one."""
@@ -53,7 +55,9 @@ class Pace:
     def is_worth_a_look(self, budget: Budget, masked: PerRow, visible: PerRow) -> Tensor:
         """Whether something could be revealed or taken back."""
         worth = (budget.target > visible) & (masked > 0)
-        return worth | (budget.remask > 0) if self.takes_back else worth
+        if self.takes_back:
+            worth = worth | (budget.remask > 0)
+        return worth | (visible > 0) if self.revises else worth
 
     def seek(self, state: State, block: PerRow, step: PerRow, masked: PerRow, visible: PerRow) -> PerRow:
         """The first of the next steps that is worth a look; the one after those that were asked about if none is.

@@ -49,11 +49,16 @@ class State:
         commit_confidence: Probability of the token when it was written, 1 elsewhere.
         quality: Last quality seen of the token that stands there, NaN where it was not judged.
         times_remasked: How often each position has been taken back.
+        times_edited: How often its token has been overwritten by another.
+        last_changed: How many positions of the row had been taken back or overwritten when this one last was, itself counted;
+            0 where it never was. It is noted only where a queue is kept of them.
         age: Looks at the row since the token was written, 0 for one written at the last; -1 where the model wrote none.
         goal: Positions that each block shall have revealed in the end, [batch, blocks].
         block: Number of the active block.
         step: Within the block; equal to its number of steps when nothing is left to do.
-        num_forward_passes: Looks that each row took part in.
+        num_looks: Looks that each row took part in.
+        num_forward_passes: Calls of the network for each row, in these looks.
+        num_shadows: Positions beside the row's own that were computed in them.
         num_remasked: Positions taken back, over all looks.
         fault: 0, or the number of what a decider or the model did wrong.
         memory: What features and looks remember, by their names.
@@ -64,14 +69,23 @@ class State:
     commit_confidence: PerToken
     quality: PerToken
     times_remasked: TokenIds
+    times_edited: TokenIds
+    last_changed: TokenIds
     age: TokenIds
     goal: TokenIds
     block: PerRow
     step: PerRow
+    num_looks: PerRow
     num_forward_passes: PerRow
+    num_shadows: PerRow
     num_remasked: PerRow
     fault: PerRow
     memory: Mapping[str, Memory] = field(default_factory=dict)
+
+    @property
+    def num_positions(self) -> PerRow:
+        """Positions computed over all calls of the network: each row's own, and its shadows."""
+        return self.num_forward_passes * self.canvas.attention_mask.sum(-1) + self.num_shadows
 
     @property
     def history(self) -> History:
@@ -112,11 +126,15 @@ def begin_state(canvas: Canvas, goal: TokenIds, memory: Mapping[str, Memory]) ->
         commit_confidence=torch.ones(canvas.tokens.shape, device=none.device),
         quality=torch.full(canvas.tokens.shape, float("nan"), device=none.device),
         times_remasked=torch.zeros_like(canvas.tokens),
+        times_edited=torch.zeros_like(canvas.tokens),
+        last_changed=torch.zeros_like(canvas.tokens),
         age=torch.full_like(canvas.tokens, -1),
         goal=goal,
         block=none,
         step=none,
+        num_looks=none,
         num_forward_passes=none,
+        num_shadows=none,
         num_remasked=none,
         fault=none,
         memory=memory,

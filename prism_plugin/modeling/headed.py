@@ -22,6 +22,7 @@ from prism_plugin.modeling.head import QualityHead
 from prism_plugin.modeling.lm_head import gathered_rows, install_row_gathering, to_row_index
 from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
+from prism_plugin.modeling.shadowed import as_attended, shadowed
 from prism_plugin.modeling.taps import in_order, install_taps, kept_taps
 from prism_plugin.modeling.unknown_ids import unknown_ids
 from prism_plugin.types import FlatIndex, TokenIds, TokenMask
@@ -95,6 +96,13 @@ class HeadedBackbone(BackbonePassthrough):
         return tuple(one for one in self._unknown[1] if one != self.mask_token_id)
 
     @property
+    def judges_masks(self) -> bool:
+        """The head was trained to say of a mask how likely the model is to be right there (`where: all` of a quality term)."""
+        objective = self.prism_config.objective or {}
+        terms = objective.get("terms") or [{"name": "quality", "where": objective.get("quality_where")}]
+        return any(term.get("name") == "quality" and term.get("where") == "all" for term in terms)
+
+    @property
     def holds_own_backbone(self) -> bool:
         """The backbone's weights are not those that it was loaded with, so they are saved with the head."""
         return self.prism_config.train_backbone or self.has_merged_weights
@@ -125,6 +133,7 @@ class HeadedBackbone(BackbonePassthrough):
         output_hidden_states: bool = False,
         history: History | None = None,
         soft: SoftTokens | None = None,
+        shadows: Tensor | None = None,
     ) -> PrismModelOutput:
         """Look at a canvas once. No vocabulary row is computed that was not asked for.
 
@@ -139,6 +148,10 @@ class HeadedBackbone(BackbonePassthrough):
             history: What each token has been through, for a head that reads it (`head_history`); None: unknown.
             soft: Mixtures of embeddings that the backbone sees at some positions instead of theirs, in a family that takes
                 `inputs_embeds` (`modeling.soft_inputs.require_soft_inputs` tells); None: none.
+            shadows: Columns of each row that get a mask of their own behind it, [batch, shadows], -1 for none; each stands at
+                its column's position and sees all but its token, and no token sees it. `logits_at` is then an index into the
+                rows with their shadows; quality and hidden states are the tokens' alone. Rows begin in column 0, in a family
+                that takes positions and a mask of pairs (`modeling.shadows.require_shadows` tells). None: none.
 
         Raises:
             ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, a
@@ -150,7 +163,7 @@ class HeadedBackbone(BackbonePassthrough):
         if history is not None and not self.quality_head.reads_history:
             raise ConfigurationError("This head reads no history (`head_history` is empty), but one is given; leave it out.")
         device, turning = input_ids.device, None
-        if attention_mask is not None and self.spec.attention_mask != "none":
+        if attention_mask is not None and self.spec.attention_mask != "none" and shadows is None:
             turning = RowTurning.of(attention_mask)
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment, turning=turning)
         if turning is not None:
@@ -162,6 +175,9 @@ class HeadedBackbone(BackbonePassthrough):
         num_taps = len(self.prism_config.head_taps or ()) if with_quality else 0
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
             arguments = call_arguments(self.spec, input_ids, attention_mask)
+            if shadows is not None:
+                arguments |= shadowed(self.spec, input_ids, attention_mask, shadows, self.mask_token_id)
+                arguments["attention_mask"] = as_attended(arguments["attention_mask"], self.plain_backbone)
             if soft is not None:
                 arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), soft)
             with one_sentence(self.plain_backbone), kept_taps(num_taps) as kept:
@@ -174,13 +190,15 @@ class HeadedBackbone(BackbonePassthrough):
         quality = None
         if with_quality:
             # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+            of_tokens = slice(None) if shadows is None else slice(input_ids.shape[1])
+            kept = kept if shadows is None else {number: state[:, of_tokens] for number, state in kept.items()}
             quality = self.quality_head(
-                request.hidden_states,
+                request.hidden_states[:, of_tokens],
                 may_see=self._may_see(input_ids, attention_mask) if self.quality_head.reads_neighbours else None,
                 taps=in_order(kept, num_taps, self.plain_backbone),
                 history=history,
             ).to(device)
-        hidden_states = request.hidden_states if output_hidden_states else None
+        hidden_states = request.hidden_states[:, : input_ids.shape[1]] if output_hidden_states else None
         if turning is not None:
             quality, hidden_states = (one if one is None else turning.back(one) for one in (quality, hidden_states))
         return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, hidden_states)

@@ -4,7 +4,7 @@ import inspect
 
 import torch
 
-from prism_plugin.backbones import evaluation_mode, kept_random_state
+from prism_plugin.backbones.modes import evaluation_mode, kept_random_state
 from prism_plugin.backbones.probe import plain_tokens, why_not_run
 from prism_plugin.core.soft import SoftTokens
 from prism_plugin.errors import BackboneError, ConfigurationError

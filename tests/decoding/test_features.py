@@ -10,7 +10,9 @@ from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
 from prism_plugin.decoding import FEATURES, Separate
 from prism_plugin.sampling import RemaskingSampler
 
-REMEMBERED = frozenset(FEATURES.names()) - {"noise", "entropy", "margin"}
+# The last three are of other looks.
+OTHERS = {"noise", "entropy", "margin", "shadow_confidence", "corrected", "context_confidence"}
+REMEMBERED = frozenset(FEATURES.names()) - OTHERS
 
 
 @dataclass

@@ -8,81 +8,43 @@ import torch
 from sampling.small_samplers import MASK, build_model, generators, prompts
 
 from prism_plugin.core import (
-    REMASKING,
-    UNMASKING,
+    BacktrackRemasking,
     EvenSchedule,
+    FallenRemasking,
+    KlassUnmasking,
+    LoopSchedule,
+    LowestRemasking,
     P2Decider,
     QualityRemasking,
     RandomUnmasking,
+    RemediDecider,
+    RollbackSchedule,
+    SwapEditing,
     ThresholdEditing,
-    at_most,
-    select_top,
 )
 from prism_plugin.errors import UnknownNameError
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.canvas import lay_canvas
-
-
-@dataclass(frozen=True)
-class HistoryMean:
-    """Take back the lowest mean quality since the token was written (FreeCorrection's idea, arXiv 2602.02927)."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"mean_quality"})
-    by_chance: ClassVar[bool] = False
-
-    def __call__(self, view, budget):
-        return select_top(-view.require("mean_quality", self), view.revealed, budget)
-
-
-@dataclass(frozen=True)
-class LogitDiff:
-    """Take back tokens whose probability fell by more than a threshold since the look before (T2M, arXiv 2604.18738)."""
-
-    threshold: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset({"previous_confidence", "visible_confidence"})
-    by_chance: ClassVar[bool] = False
-
-    def __call__(self, view, budget):
-        fall = view.require("previous_confidence", self) - view.require("visible_confidence", self)
-        return at_most(view.revealed & (fall > self.threshold), fall, budget)
-
-
-@dataclass(frozen=True)
-class Klass:
-    """Reveal what is confident and has settled over two looks, and at least the grant (KLASS, arXiv 2511.05664)."""
-
-    threshold: float = 0.3
-    divergence: float = 0.5
-    needs: ClassVar[frozenset[str]] = frozenset({"kl_of_two"})
-
-    def __call__(self, view, budget):
-        settled = view.require("kl_of_two", self) < self.divergence
-        sure = view.masked & settled & (view.confidence > self.threshold)
-        return sure | select_top(view.confidence, view.masked, budget)
-
 
 RANDOM = {"unmasking": RandomUnmasking(), "temperature": 1.0}
 METHODS = {
     "t2t": {**RANDOM, "editing": ThresholdEditing(0.2)},
     "p2": {"decider": P2Decider(planner="quality"), "schedule": EvenSchedule(3), "temperature": 1.0},
     "p2, self-planned": {"decider": P2Decider(0.5, "visible_confidence"), "schedule": EvenSchedule(3), "temperature": 1.0},
-    "history mean": {**RANDOM, "remasking": HistoryMean(), "schedule": EvenSchedule(2)},
-    "logit diff": {**RANDOM, "remasking": LogitDiff(), "schedule": EvenSchedule(2)},
-    "klass": {"unmasking": Klass()},
+    "p2, running": {"decider": P2Decider(planner="running_confidence"), "schedule": EvenSchedule(3)},
+    "remedi": {"decider": RemediDecider(), "schedule": EvenSchedule(3)},
+    "history mean": {**RANDOM, "remasking": LowestRemasking("mean_quality"), "schedule": EvenSchedule(2)},
+    "logit diff": {**RANDOM, "remasking": FallenRemasking(0.0), "schedule": EvenSchedule(2)},
+    "klass": {"unmasking": KlassUnmasking(0.3, 0.5)},
+    "swap": {**RANDOM, "editing": SwapEditing(2), "schedule": LoopSchedule(0, 0.5)},
+    "backtrack": {**RANDOM, "remasking": BacktrackRemasking(0.5), "schedule": EvenSchedule(9)},
+    "rolled back": {"remasking": QualityRemasking(), "schedule": RollbackSchedule(2, 0.5)},
 }
 
 
 @pytest.fixture(scope="module")
 def model():
     return build_model()
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    """Names in files for this file's rules, and for no other test: what `register` does."""
-    monkeypatch.setattr(UNMASKING, "_by_name", {**UNMASKING._by_name, "klass": Klass})
-    mine = {"history_mean": HistoryMean, "logit_diff": LogitDiff}
-    monkeypatch.setattr(REMASKING, "_by_name", {**REMASKING._by_name, **mine})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -93,6 +55,7 @@ def test_a_method_samples_traces_saves_and_loads(model, tmp_path, name, block_le
     output = sampler.sample(ids, max_new_tokens=12, generator=generators(0, 1, 2), return_trace=True)
     assert torch.equal(output.sequences[:, :4], ids)
     assert not (output.sequences == MASK).any()
+    assert not output.trace[-1].remasked.any(), "the last look takes nothing back"
     assert output.num_forward_passes.max() <= 10
     assert len(output.trace) == output.num_forward_passes.max()
     for record in output.trace:
@@ -104,7 +67,7 @@ def test_a_method_samples_traces_saves_and_loads(model, tmp_path, name, block_le
     assert again.to_dict() == sampler.to_dict()
     other = again.sample(ids, max_new_tokens=12, generator=generators(0, 1, 2))
     assert torch.equal(other.sequences, output.sequences)
-    if name not in ("t2t", "klass"):
+    if name not in ("t2t", "klass", "swap"):
         assert output.num_remasked.sum() > 0
 
 

@@ -1,0 +1,55 @@
+"""A look at two conditions: with the prompt, and without it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from prism_plugin.core.selection import true_places
+from prism_plugin.core.validation import require_number
+from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.state import Memory, State
+from prism_plugin.modeling.headed import HeadedBackbone
+
+
+@LOOKS.register("guided")
+@dataclass(frozen=True)
+class GuidedLook:
+    """Classifier-free guidance, as LLaDA has it: both conditions in one call of twice the rows (arXiv 2502.09992, A.2).
+
+    The logits are u + (scale + 1) (c - u), where c sees the prompt, and u sees masks in its place. A look counts as two
+    forwards. The quality is that of the tokens with their prompt.
+
+    Args:
+        scale: > 0.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        require_number(self, "scale", "a number above 0", low=0, open_low=True)
+
+    def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
+        canvas, tokens = state.canvas, state.tokens
+        given = canvas.attention_mask.bool() & ~canvas.editable
+        both = torch.cat((tokens, tokens.masked_fill(given, model.mask_token_id)))
+        masked = true_places(want.masked, want.num_masked)
+        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
+        asked = torch.cat((masked, visible))
+        history = history_of(model, state, want)
+        output = model(
+            both,
+            canvas.attention_mask.repeat(2, 1) if want.padded else None,
+            logits_at=torch.cat((asked, asked + tokens.numel())),
+            with_quality=want.quality,
+            history=None if history is None else history.moved(lambda part: part.repeat(2, 1)),
+        )
+        with_prompt, without = output.logits.float().chunk(2)
+        rows = without + (self.scale + 1) * (with_prompt - without)
+        seen = Seen(
+            masked=Logits(rows[: want.num_masked], masked),
+            visible=None if want.visible is None else Logits(rows[want.num_masked :], visible),
+            quality=output.quality_logits[: len(tokens)].float().sigmoid() if want.quality else None,
+            num_forwards=2,
+            judges_masks=model.judges_masks,
+        )
+        return seen, memory

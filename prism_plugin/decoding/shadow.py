@@ -1,0 +1,61 @@
+"""A look with shadows: beside the tokens, a mask for each of them that sees all but it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from prism_plugin.core.selection import true_places
+from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.state import Memory, State
+from prism_plugin.modeling.headed import HeadedBackbone
+from prism_plugin.modeling.shadows import require_shadows
+
+
+@LOOKS.register("shadow")
+@dataclass(frozen=True)
+class ShadowLook:
+    """Each position in reach gets a mask of its own behind the row, at its own place, that sees all but its token (WINO).
+
+    arXiv 2507.18578. So one forward says what the model would write and how probable it finds each token without having seen
+    it; nearly so, since the token still reaches its shadow through its neighbours. Shadows see each other, and no token sees
+    them. A look computes as many positions more as the longest row has in reach. The backbone has to take positions and a mask
+    of pairs.
+    """
+
+    gives: ClassVar[frozenset[str]] = frozenset({"shadow"})
+
+    def may_look_at(self, model: HeadedBackbone) -> None:
+        """Refuse a model that takes no shadows."""
+        require_shadows(model)
+
+    def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
+        length = state.tokens.shape[1]
+        reach = want.masked | want.visible_tokens
+        places = reach.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, : want.widest]
+        of_tokens = want.visible_tokens.gather(1, places)
+        masked = true_places(want.masked, want.num_masked)
+        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
+        shadows = true_places(of_tokens, want.num_visible)
+        row, column = shadows // places.shape[1], shadows % places.shape[1]
+        wide = length + places.shape[1]
+        at = torch.cat(((masked // length) * wide + masked % length, (visible // length) * wide + visible % length,
+                        row * wide + length + column))  # fmt: skip
+        output = model(
+            state.tokens,
+            state.canvas.attention_mask if want.padded else None,
+            logits_at=at,
+            with_quality=want.quality,
+            history=history_of(model, state, want),
+            shadows=torch.where(reach.gather(1, places), places, -1),
+        )
+        parts = output.logits.split([len(masked), len(visible), len(shadows)])
+        seen = Seen(
+            masked=Logits(parts[0], masked),
+            visible=None if want.visible is None else Logits(parts[1], visible),
+            quality=output.quality_logits.float().sigmoid() if want.quality else None,
+            shadow=Logits(parts[2], row * length + places.flatten()[shadows]),
+            judges_masks=model.judges_masks,
+            num_shadows=reach.sum(-1),
+        )
+        return seen, memory
