@@ -30,6 +30,7 @@ MARKS = {
     "given": Mark("given", "dim"),
     "masked": Mark("masked", "dim"),
     "filled": Mark("just filled", "bold reverse green", "[", "]"),
+    "overwritten": Mark("just overwritten", "bold underline magenta", "{", "}"),
     "kept": Mark("filled earlier", ""),
     "doubted": Mark("doubted", "underline yellow", "?", "?"),
     "taken": Mark("just taken back", "strike red", "~", "~"),
@@ -101,6 +102,7 @@ class TerminalCanvas:
             row.cells = self._cells(torch.where(remasked, before, after), states)
             count = {name: states.count(name) for name in MARKS}
             said = f"{count['filled']} filled, {count['taken']} taken back, {count['masked'] + count['taken']} masked"
+            said += f", {count['overwritten']} overwritten" if count["overwritten"] else ""
             said += "" if record.quality is None else f", {count['doubted']} doubted"
             row.headline = f"look {record.step + 1} of at most {self._num_steps}: {said}"
         return looked
@@ -148,6 +150,7 @@ class TerminalCanvas:
             ("masked", row.editable & (after == self._mask_token_id)),
             ("padding", row.editable & (before != after) & ~unmasked & ~remasked),
             ("filled", unmasked),
+            ("overwritten", unmasked & (before != self._mask_token_id) & (before != after)),
             ("taken", remasked),
         ):
             for position in where.nonzero().squeeze(-1).tolist():

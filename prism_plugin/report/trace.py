@@ -1,5 +1,6 @@
 """One row's generation as data: what was filled, taken back and judged at each look, for a page that replays it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -19,17 +20,23 @@ class Look:
     """What one look did to a row. Positions count the row's own tokens from 0; pieces are indices into `pieces`.
 
     Attributes:
-        filled: [position, piece, confidence per mille] of each token written.
+        filled: [position, piece, confidence per mille] of each mask that was filled.
+        overwritten: [position, piece, piece that stood there, confidence per mille] of each token that took another's place.
         taken_back: Positions masked again.
+        why: [position, scores in words] of what was overwritten or taken back, where a rule reads more than the quality.
+        num_forwards: Calls of the network.
         padded: [position, piece] of what was written after an EOS when its block was closed.
         quality: Per mille, for each position of `Generation.editable`, of the tokens that this look saw; -1 where it saw a
             mask or did not judge. None where no rule reads quality.
     """
 
     filled: list[list[int]]
+    overwritten: list[list[int]]
     taken_back: list[int]
     padded: list[list[int]]
     quality: list[int] | None
+    why: list[list[int | str]]
+    num_forwards: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Generation:
         pieces: Texts of the distinct tokens.
         start: Piece of each position before the first look.
         editable: Positions that were generated.
-        looks: In order; as many as the row's forward passes.
+        looks: In order.
         columns: Positions in a line of a grid; None for text.
         doubt_below: Quality per mille below which a token counts as doubted.
         settings: Of the sampler, by name.
@@ -60,21 +67,23 @@ class Generation:
         """Sum the generation up.
 
         Returns:
-            Forward passes, tokens generated, times that a token was taken back, positions at which that happened, and
-            positions whose last token is another one than the first that was written there.
+            Looks and forward passes, tokens generated, times that a token was taken back, positions at which that happened,
+            times that one was overwritten, and positions whose last token is another one than the first written there.
         """
         taken_back = [position for look in self.looks for position in look.taken_back]
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for look in self.looks:
-            for position, piece, *_ in look.filled + look.padded:
+            for position, piece, *_ in look.filled + look.overwritten + look.padded:
                 first.setdefault(position, piece)
                 last[position] = piece
         return {
-            "num_forward_passes": len(self.looks),
+            "num_looks": len(self.looks),
+            "num_forward_passes": sum(look.num_forwards for look in self.looks),
             "num_generated": len(self.editable),
             "num_remasked": len(taken_back),
             "num_positions_remasked": len(set(taken_back)),
+            "num_overwritten": sum(len(look.overwritten) for look in self.looks),
             "num_changed": sum(first[position] != last[position] for position in last),
         }
 
@@ -82,7 +91,7 @@ class Generation:
         """The row's last state, as one text."""
         pieces = list(self.start)
         for look in self.looks:
-            for position, piece, *_ in look.filled + look.padded:
+            for position, piece, *_ in look.filled + look.overwritten + look.padded:
                 pieces[position] = piece
         return "".join(self.pieces[piece] for piece in pieces)
 
@@ -131,7 +140,7 @@ def trace_generation(
         pieces=list(texts.values()),
         start=[number[token] for token in start.tolist()],
         editable=editable.tolist(),
-        looks=[_look(record, row, own, editable, number) for record in records],
+        looks=[_look(record, row, own, editable, number, model.mask_token_id) for record in records],
         columns=columns,
         doubt_below=round(doubt_below(sampler) * 1000),
         # as Python writes them: a rule without a name, such as a lambda, can be shown though it cannot be saved
@@ -158,13 +167,25 @@ def require_lines(length: int, columns: int | None) -> None:
         )
 
 
-def _look(record: StepRecord, row: int, own: Any, editable: Tensor, number: dict[int, int]) -> Look:
+def _in_words(scores: Mapping[str, Tensor], at: int) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {float(score[at]):.3f}" for name, score in scores.items())
+
+
+def _look(record: StepRecord, row: int, own: Any, editable: Tensor, number: dict[int, int], mask_token_id: int) -> Look:
     before, after = record.tokens_before[row][own], record.tokens_after[row][own]
     unmasked, remasked = record.unmasked[row][own], record.remasked[row][own]
     confidence = record.confidence[row][own]
     padded = (before != after) & ~unmasked & ~remasked
+    was_mask = torch.isin(torch.arange(len(before)), editable) & (before == mask_token_id)
+    overwritten = unmasked & ~was_mask & (before != after)
+    scores = {name: score[row][own] for name, score in record.scores.items()}
     return Look(
-        filled=[[at, number[int(after[at])], _per_mille(confidence[at])] for at in _where(unmasked)],
+        filled=[[at, number[int(after[at])], _per_mille(confidence[at])] for at in _where(unmasked & was_mask)],
+        overwritten=[
+            [at, number[int(after[at])], number[int(before[at])], _per_mille(confidence[at])] for at in _where(overwritten)
+        ],
+        why=[[at, _in_words(scores, at)] for at in _where(remasked | overwritten)] if scores else [],
+        num_forwards=int(record.num_forwards[row]),
         taken_back=_where(remasked),
         padded=[[at, number[int(after[at])]] for at in _where(padded)],
         quality=None if record.quality is None else [_per_mille(value) for value in record.quality[row][own][editable]],

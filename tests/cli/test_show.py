@@ -74,7 +74,7 @@ def test_where_nothing_can_be_drawn_there_are_plain_lines(writer, monkeypatch, c
     rows = json.loads(printed.out)["rows"]
     assert "\x1b" not in printed.err
     lines = printed.err[printed.err.index("marks: ") :].splitlines()  # after transformers' bar of loading
-    assert lines[0] == "marks: _ masked, [abc] just filled, ?abc? doubted, ~abc~ just taken back"
+    assert lines[0] == "marks: _ masked, [abc] just filled, {abc} just overwritten, ?abc? doubted, ~abc~ just taken back"
     assert len(lines) == 1 + sum(row["num_forward_passes"] for row in rows)
     assert re.fullmatch(
         r"text 1, look 1 of at most 2: 1 filled, 0 taken back, 1 masked, 0 doubted \| the (\[.\]_|_\[.\])t", lines[1]

@@ -15,7 +15,7 @@ NASTY = ["</script><script>alert(1)</script>", "<!--", "]]>", "&amp;", "\u2028",
 
 
 def generation_of(pieces):
-    looks = [Look(filled=[[0, 1, 500]], taken_back=[], padded=[], quality=[-1])]
+    looks = [Look(filled=[[0, 1, 500]], overwritten=[], taken_back=[], padded=[], quality=[-1], why=[], num_forwards=1)]
     shown = {"name": pieces[-1], "columns": None, "doubt_below": 500, "settings": {"unmasking": pieces[-1]}}
     return Generation(pieces=pieces, start=[0] * 2, editable=[0], looks=looks, **shown)
 

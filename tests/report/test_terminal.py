@@ -72,16 +72,16 @@ def test_each_look_is_drawn_as_the_record_says(model, share):
             place = next(number for number, line in enumerate(lines) if f"text {row + 1}" in line)
             assert headline in lines[place]
             assert lines[place + 1].strip() == "".join(STYLED[state].format(letter) for state, letter in cells)
-    assert seen == MARKS.keys() - {"padding"}
+    assert seen == MARKS.keys() - {"padding", "overwritten"}
 
 
 def test_no_two_states_look_alike():
     without_color = {name: str(Style.parse(mark.style).without_color) for name, mark in MARKS.items()}
     assert without_color.pop("masked") == without_color["given"]  # these two differ in their sign
-    assert len(set(without_color.values())) == len(without_color) == 6
+    assert len(set(without_color.values())) == len(without_color) == 7
     marked = [mark for mark in MARKS.values() if mark.before]
-    assert {mark.name for mark in marked} == {"just filled", "doubted", "just taken back"}
-    assert len({(mark.before, mark.after) for mark in marked}) == 3
+    assert {mark.name for mark in marked} == {"just filled", "just overwritten", "doubted", "just taken back"}
+    assert len({(mark.before, mark.after) for mark in marked}) == 4
 
 
 def test_a_grid_has_lines_and_boxes(model):
@@ -100,5 +100,5 @@ def test_words_are_marked_without_the_space_before_them_and_line_breaks_are_show
     ids, after = torch.tensor([[0, 4, 4, 4]]), torch.tensor([[0, 1, 2, 3]])
     options = {"tokenizer": tokenizer, "mask_token_id": 4, "num_steps": 1, "doubt_below": 0.5}
     canvas = TerminalCanvas(ids, torch.ones_like(ids), columns=[None], titles=[""], **options)
-    canvas.update(StepRecord(0, torch.tensor([True]), ids, after, ids == 4, ids == 5, torch.ones(1, 4), None))
+    canvas.update(StepRecord(0, torch.tensor([True]), ids, after, ids == 4, ids == 5, torch.ones(1, 4), None, torch.ones(1)))
     assert canvas.plain(0) == "look 1 of at most 1: 3 filled, 0 taken back, 0 masked | a [cat][\u21b5][ ]"

@@ -7,7 +7,8 @@ import torch
 from small_traces import ATTENTION_MASK, IDS, MASK, sample_two, sampler_of, tokenizer_of
 from tokenizers import decoders
 
-from prism_plugin.core import QualityThresholdRemasking
+from prism_plugin.core import BelowRemasking, QualityThresholdRemasking, ThresholdEditing
+from prism_plugin.decoding import GuidedLook
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.report import trace_generation
 from prism_plugin.report.pieces import printable, token_pieces
@@ -59,6 +60,41 @@ def test_figures_count_positions_and_changes(model):
     figures = trace_generation(output, 0, sampler_of(model)).figures()
     assert figures["num_positions_remasked"] == int((remasked > 0).sum())
     assert figures["num_changed"] == sum(int(output.sequences[0, at]) != token for at, token in first.items())
+
+
+def test_an_overwritten_token_is_shown_with_what_stood_there_and_why_it_went(model):
+    settings = {"editing": ThresholdEditing(0.05), "remasking": BelowRemasking(0.4, "visible_confidence")}
+    output = sample_two(model, **settings)
+    generation = trace_generation(output, 0, sampler_of(model, **settings))
+    records = [record for record in output.trace if record.looked[0]]
+    texts, edits = {token: model.tokenizer.decode([token]) for token in range(32)}, 0
+    for look, record in zip(generation.looks, records, strict=True):
+        expected, changed = [], []
+        for place in range(9):
+            before, after = int(record.tokens_before[0, place]), int(record.tokens_after[0, place])
+            if record.unmasked[0, place] and before != MASK and before != after:
+                confidence = float(record.scores["best_visible_confidence"][0, place])
+                expected.append([place, texts[after], texts[before], round(1000 * confidence)])
+            if record.remasked[0, place] or (record.unmasked[0, place] and before not in (MASK, after)):
+                changed.append(place)
+        pieces = generation.pieces
+        assert [[at, pieces[new], pieces[old], sure] for at, new, old, sure in look.overwritten] == expected
+        assert [place for place, _ in look.why] == changed
+        for place, words in look.why:
+            own, best = (float(record.scores[name][0, place]) for name in ("visible_confidence", "best_visible_confidence"))
+            assert words == f"visible confidence {own:.3f}, best visible confidence {best:.3f}"
+        assert not {at for at, *_ in look.filled} & {at for at, *_ in look.overwritten}
+        edits += len(expected)
+    assert edits > 0
+    assert generation.figures()["num_overwritten"] == edits
+    assert generation.final_text() == model.tokenizer.decode(output.sequences[0])
+
+
+def test_forwards_are_counted_where_a_look_takes_several(model):
+    sampler = RemaskingSampler(model, num_steps=6, look=GuidedLook(1.0))
+    output = sampler.infill(IDS, ATTENTION_MASK, return_trace=True)
+    figures = trace_generation(output, 0, sampler).figures()
+    assert figures["num_forward_passes"] == 2 * figures["num_looks"] == int(output.num_forward_passes[0])
 
 
 def test_padding_after_the_end_is_told_apart(model):

@@ -1,12 +1,16 @@
 // What the data say about a position after some looks.
 
-/** Events of each position, in order: {look, kind: "filled" | "taken" | "padded", piece, confidence}. Looks count from 1. */
+/** Events of each position, in order: {look, kind: "filled" | "overwritten" | "taken" | "padded", piece, old, confidence, why}. Looks count from 1. */
 function eventsOf(generation) {
   const events = generation.start.map(() => []);
   generation.looks.forEach((look, index) => {
     const number = index + 1;
     for (const [position, piece, confidence] of look.filled) events[position].push({ look: number, kind: "filled", piece, confidence });
-    for (const position of look.taken_back) events[position].push({ look: number, kind: "taken" });
+    const why = new Map(look.why);
+    for (const [position, piece, old, confidence] of look.overwritten) {
+      events[position].push({ look: number, kind: "overwritten", piece, old, confidence, why: why.get(position) });
+    }
+    for (const position of look.taken_back) events[position].push({ look: number, kind: "taken", why: why.get(position) });
     for (const [position, piece] of look.padded) events[position].push({ look: number, kind: "padded", piece });
   });
   return events;
@@ -30,7 +34,7 @@ function stateOf(view, position, look) {
   if (last === undefined) return { ...state, kind: "masked" };
   if (last.kind === "taken") {
     if (last.look !== look) return { ...state, kind: "masked" };
-    const fill = past.filter((event) => event.kind === "filled").pop();
+    const fill = past.filter((event) => event.kind === "filled" || event.kind === "overwritten").pop();
     return { ...state, kind: "taken", piece: fill.piece, fill, latest: { look, value: qualityAt(view, position, look) } };
   }
   state.piece = last.piece;
@@ -41,5 +45,5 @@ function stateOf(view, position, look) {
     if (state.first.value < 0) state.first = { look: number, value };
     state.latest = { look: number, value };
   }
-  return { ...state, fill: last, kind: last.look === look ? "filled" : "kept" };
+  return { ...state, fill: last, kind: last.look === look ? last.kind : "kept" };
 }

@@ -80,6 +80,7 @@ function drawFigures(generation) {
     ["tokens generated", figures.num_generated],
     ["tokens per forward", (figures.num_generated / Math.max(1, figures.num_forward_passes)).toFixed(2)],
     ["times taken back", figures.num_remasked],
+    ["times overwritten", figures.num_overwritten],
     ["tokens taken back", figures.num_positions_remasked],
     ["became another token", figures.num_changed],
   ];
@@ -92,7 +93,7 @@ function drawFigures(generation) {
 function draw() {
   const generation = view.generation;
   const doubt = Math.round(Number(byId("doubt").value) * 1000);
-  const counts = { masked: 0, filled: 0, taken: 0, doubted: 0 };
+  const counts = { masked: 0, filled: 0, overwritten: 0, taken: 0, doubted: 0 };
   view.tokens.forEach((cell, position) => {
     const state = stateOf(view, position, at.look);
     const doubted = state.kind === "kept" && state.latest.value >= 0 && state.latest.value < doubt;
@@ -104,7 +105,8 @@ function draw() {
   const last = generation.looks.length;
   const said = at.look === 0
     ? `Before the first look: ${counts.masked} masked`
-    : `Look ${at.look} of ${last}: ${counts.filled} filled, ${counts.taken} taken back, ${counts.masked} masked` +
+    : `Look ${at.look} of ${last}: ${counts.filled} filled, ` + (counts.overwritten ? `${counts.overwritten} overwritten, ` : "") +
+      `${counts.taken} taken back, ${counts.masked} masked` +
       (document.body.classList.contains("unjudged") ? "" : `, ${counts.doubted} doubted`);
   byId("look").value = at.look;
   byId("look").setAttribute("aria-valuetext", said);
@@ -177,9 +179,9 @@ function facts(state) {
   if (state.kind === "padding") return [["padding:", shown]];
   const known = state.kind === "masked" ? [["masked", "now"]] : [["token", shown]];
   if (state.kind === "taken") known.push(["taken back", "at this look"]);
-  if (state.fill) known.push(["filled", `at look ${state.fill.look}, confidence ${perMille(state.fill.confidence)}`]);
+  if (state.fill) known.push([state.fill.kind, `at look ${state.fill.look}, confidence ${perMille(state.fill.confidence)}`]);
   if (state.first.value >= 0) known.push(["quality then", `${perMille(state.first.value)} (look ${state.first.look})`]);
-  if (state.kind === "filled") known.push(["quality", "not judged before the next look"]);
+  if (state.kind === "filled" || state.kind === "overwritten") known.push(["quality", "not judged before the next look"]);
   else if (state.latest.value >= 0) known.push(["quality now", `${perMille(state.latest.value)} (look ${state.latest.look})`]);
   if (state.backs) known.push(["taken back", `${times(state.backs)} so far`]);
   return known;
@@ -208,9 +210,14 @@ function drawDetail() {
 function told(event, position) {
   const piece = event.piece === undefined ? "" : `\u201c${visible(view.generation.pieces[event.piece])}\u201d`;
   if (event.kind === "filled") return `Look ${event.look}: ${piece} filled, confidence ${perMille(event.confidence)}`;
+  const why = event.why ? `, ${event.why}` : "";
+  if (event.kind === "overwritten") {
+    const old = visible(view.generation.pieces[event.old]);
+    return `Look ${event.look}: ${piece} in the place of \u201c${old}\u201d, confidence ${perMille(event.confidence)}${why}`;
+  }
   if (event.kind === "padded") return `Look ${event.look}: ${piece} put after the end`;
   const quality = qualityAt(view, position, event.look);
-  return `Look ${event.look}: taken back${quality < 0 ? "" : `, quality ${perMille(quality)}`}`;
+  return `Look ${event.look}: taken back${quality < 0 ? "" : `, quality ${perMille(quality)}`}${why}`;
 }
 
 /** Quality over the looks, up to now; a cross where the token was taken back. */
