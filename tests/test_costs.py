@@ -11,9 +11,21 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from prism_plugin.core import ConfidenceUnmasking, DraftRule, EvenSchedule, QualityRemasking, mask_tokens, terms, uniforms
+from prism_plugin.core import (
+    ConfidenceUnmasking,
+    CorrectedEditing,
+    DraftRule,
+    EvenSchedule,
+    OwnPaceSchedule,
+    QualityRemasking,
+    WinoDecider,
+    mask_tokens,
+    terms,
+    uniforms,
+)
+from prism_plugin.decoding import CorrectedLook, GuidedLook, ShadowLook
 from prism_plugin.modeling import PrismConfig, QualityHead, attach_quality_head
-from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling import PRESETS, RemaskingSampler
 from prism_plugin.training import get_objective
 
 VOCAB, WIDTH, LAYERS, MASK = 4096, 32, 2, 4095
@@ -148,6 +160,37 @@ def test_a_step_waits_once(temperature):
     with longer.apart_from(model):
         again.infill(canvas())
     assert len(longer.waits) - (2 * STEPS + 1) == before_and_after, "the rest is once a request"
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"proseco"}))
+def test_no_preset_waits_more_than_once_a_look(name):
+    """Those that rewrite a draft until it stands wait for that, once a rewriting."""
+    model, watch = build(), Watch()
+    sampler = RemaskingSampler.from_preset(name, model, num_steps=12)
+    with watch.apart_from(model):
+        output = sampler.infill(canvas(), generator=[torch.Generator().manual_seed(row) for row in range(BATCH)])
+    assert watch.waits.count("nonzero") <= output.num_forward_passes.max() + 1, "which rows are live"
+
+
+def test_a_look_computes_the_positions_that_it_counts():
+    """Guided, two canvases; with shadows, a position more for each in reach; corrected, a canvas more at each rewriting."""
+    model, lengths = build(), []
+    handle = model.plain_backbone.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: lengths.append(out.shape[:2])
+    )
+    cases = {
+        "plain": {},
+        "guided": {"look": GuidedLook(1.0)},
+        "shadow": {"look": ShadowLook(), "decider": WinoDecider(), "schedule": OwnPaceSchedule(9)},
+        "corrected": {"look": CorrectedLook(1, 2), "editing": CorrectedEditing()},
+    }
+    for name, settings in cases.items():
+        sampler = RemaskingSampler(model, num_steps=STEPS, block_length=BLOCK, **settings)
+        lengths.clear()
+        output = sampler.infill(canvas())
+        assert int(output.num_positions.sum()) == sum(rows * length for rows, length in lengths), name
+        assert int(output.num_forward_passes.sum()) == sum(rows for rows, _ in lengths), name
+    handle.remove()
 
 
 def objective(**settings):

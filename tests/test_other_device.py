@@ -10,7 +10,9 @@ from peft import LoraConfig
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
+from prism_plugin.core import BelowRemasking, EvenSchedule, QualityRemasking
 from prism_plugin.data import PrismCollator
+from prism_plugin.decoding import GuidedLook, LeftOutLook, SoftLook
 from prism_plugin.evaluation.tasks.enumerable import draft_states, proposal_of, three_letter_table
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
@@ -84,8 +86,13 @@ def test_backbone_lora_and_head_are_loaded_onto_the_device(folder, elsewhere):
 SETTINGS = {"temperature": 1.0, "top_p": 0.8, "block_length": 5}
 
 
-# They read noise, quality and visible tokens; that each single rule stays on its device is in core/test_no_waiting.py.
-SAMPLERS = ("prism", "remdm-conf", "redraft", "prism-threshold")
+# They read noise, quality and visible tokens, remember, overwrite, and make every kind of look; that each single rule stays on
+# its device is in core/test_no_waiting.py.
+SAMPLERS = (
+    "prism", "remdm-conf", "redraft", "prism-threshold", "remdm-loop", "t2m", "t2t", "history-mean", "rcr", "wino", "klass",
+    "remedi", "proseco", "backplay", "gidd", "backtrack",
+)  # fmt: skip
+LOOKS = {"guided": GuidedLook(1.0), "soft": SoftLook(), "left out": LeftOutLook(2)}
 
 
 def test_samplers_give_the_tokens_of_the_cpu(folder, monkeypatch):
@@ -100,6 +107,11 @@ def test_samplers_give_the_tokens_of_the_cpu(folder, monkeypatch):
             sampler = RemaskingSampler(model, num_steps=3, **settings)
             output = sampler.infill(ids, ids > 0, generator=generator, return_trace=name == "prism")
             assert output.sequences.device == model.device
+            given[name] = output.sequences.tolist(), output.num_remasked.tolist()
+        for name, look in LOOKS.items():
+            rule = BelowRemasking(0.3, "context_confidence") if name == "left out" else QualityRemasking()
+            sampler = RemaskingSampler(model, num_steps=4, look=look, remasking=rule, schedule=EvenSchedule(1))
+            output = sampler.infill(ids, ids > 0)
             given[name] = output.sequences.tolist(), output.num_remasked.tolist()
         return given
 

@@ -105,9 +105,7 @@ def answer_rows(
         output = sampler.infill(input_ids.to(sampler.model.device), attention_mask, generator=chance, **request)
         judged.append(task.judge(batch, output.sequences.cpu(), sampler.model))
         passes.append(output.num_forward_passes.cpu())
-        # a look computes the row's own positions, all of them, whatever the longest row of the batch needs
-        lengths = input_ids.shape[1] if attention_mask is None else attention_mask.cpu().sum(-1)
-        positions.append(passes[-1] * lengths)
+        positions.append(output.num_positions.cpu())
     place = torch.tensor([number for numbers in batches for number in numbers]).argsort()  # of each row, in what was made
     figures = {name: Figure.joined([one[name] for one in judged]).of_rows_in(place.tolist()) for name in task.figures}
     return Answers(figures, torch.cat(passes)[place], torch.cat(positions)[place])

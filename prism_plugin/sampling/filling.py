@@ -14,6 +14,7 @@ from prism_plugin.backbones.spec import vocab_size_of
 from prism_plugin.decoding.chance import GeneratorChance, Generators, require_generators
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
+from prism_plugin.decoding.looks import PlainLook
 from prism_plugin.decoding.loop import Loop
 from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
@@ -32,7 +33,8 @@ class SamplerOutput:
     Attributes:
         sequences: The prompt as it was passed, padding included, then `max_new_tokens` tokens; for `infill`, the input with
             its masks filled.
-        num_forward_passes: Looks that each returned sequence took part in, [batch].
+        num_forward_passes: Calls of the network for each returned sequence, [batch]; a look may take several.
+        num_positions: Positions computed in them, [batch]: the row's own at each call, and more where a look has shadows.
         num_remasked: Times that a position of the row was masked again, [batch].
         quality: The last quality, in [0, 1], that the model gave to each generated token while it stood there. NaN where
             none was seen: the prompt, padding, and tokens filled at the row's last look. None when no rule needs quality.
@@ -41,6 +43,7 @@ class SamplerOutput:
 
     sequences: TokenIds
     num_forward_passes: PerRow
+    num_positions: PerRow
     num_remasked: PerRow
     quality: PerToken | None
     trace: tuple[StepRecord, ...] | None
@@ -70,7 +73,8 @@ class MaskFiller(SamplerSettings):
         vocab_size = self._vocab_size
         for rule in self.plug_ins:
             reads = [feature.reads for feature in get_features(needs_of(rule), name_of(rule)).values()]
-            if any("quality" in one for one in reads) and self.model.quality_head is None:
+            elsewhere = "quality" in getattr(self.look, "gives", ())
+            if any("quality" in one for one in reads) and self.model.quality_head is None and not elsewhere:
                 raise MissingQualityError(
                     f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
                     "`attach_quality_head(...)`, or choose rules without it."
@@ -87,6 +91,9 @@ class MaskFiller(SamplerSettings):
                 f"{max(self.suppress_tokens)}."
             )
         self._check_blocks()
+        may_look_at = getattr(self.look, "may_look_at", None)
+        if may_look_at is not None:
+            may_look_at(self.model)
         if len(self._forbidden_ids) >= self._vocab_size:
             raise ConfigurationError("`suppress_tokens` must leave a token to draw, but holds all of them; leave some out.")
 
@@ -103,9 +110,10 @@ class MaskFiller(SamplerSettings):
                 "divisor, or leave it out."
             )
         if self.decide.reach == "begun":
+            reaching = self.editing if self.decider is None else self.decider
             raise ConfigurationError(
-                f"{name_of(self.decide)} may take back tokens of blocks that later ones have read, but {spec.model_type} "
-                "attends by blocks and has not learnt to write behind masks; choose a decider that keeps to the active block."
+                f"{name_of(reaching)} may change tokens of blocks that later ones have read, but {spec.model_type} "
+                "attends by blocks and has not learnt to write behind masks; choose what keeps to the active block."
             )
 
     def sample(
@@ -229,7 +237,8 @@ class MaskFiller(SamplerSettings):
             top_p=self.top_p,
             eos_token_id=self.eos_token_id,
             fill_id=self.fill_id,
-            max_remasks_per_position=self.max_remasks_per_position,
+            safety=self.safety,
+            look=self.look or PlainLook(),
             padded=min(lengths) < canvas.tokens.shape[1],
             draws_all=watched,
         )
@@ -317,6 +326,7 @@ class MaskFiller(SamplerSettings):
         return SamplerOutput(
             sequences=sequences,
             num_forward_passes=done.num_forward_passes,
+            num_positions=done.num_positions,
             num_remasked=done.num_remasked,
             quality=canvas.restore(done.quality, float("nan")) if "quality" in loop.reads else None,
             trace=tuple(trace) if return_trace else None,

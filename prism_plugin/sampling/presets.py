@@ -1,99 +1,50 @@
 """Samplers by name, each a value: rules with their numbers, what people may change in them, and where the numbers come from."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
+from prism_plugin.core.detectors import (
+    BacktrackRemasking,
+    BelowRemasking,
+    FallenRemasking,
+    LowestRemasking,
+    ReplacedRemasking,
+)
+from prism_plugin.core.editing import CorrectedEditing, SwapEditing, ThresholdEditing
+from prism_plugin.core.joint import P2Decider, RemediDecider, WinoDecider
 from prism_plugin.core.remasking import (
-    NeverRemasking,
     QualityRemasking,
     QualityThresholdRemasking,
     RedraftRemasking,
-    RemaskingRule,
     RemdmConfRemasking,
 )
-from prism_plugin.core.schedules import EvenSchedule, LoopSchedule, RedraftSchedule, RefineSchedule, Schedule
+from prism_plugin.core.remdm import RemdmCapRemasking, RemdmRescaleRemasking
+from prism_plugin.core.schedules import (
+    CapsSchedule,
+    EvenSchedule,
+    LoopSchedule,
+    OwnPaceSchedule,
+    PlateauSchedule,
+    RedraftSchedule,
+    RefineSchedule,
+    RollbackSchedule,
+)
 from prism_plugin.core.unmasking import (
-    ConfidenceUnmasking,
+    FactorUnmasking,
+    KlassUnmasking,
     RandomUnmasking,
     RedraftUnmasking,
     ThresholdUnmasking,
-    UnmaskingRule,
 )
+from prism_plugin.decoding.corrected import CorrectedLook
+from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
+from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, takes
 
-# Settings that every preset takes and the sampler's constructor reads; see `SamplerSettings`.
-_COMMON = ("temperature", "top_p", "block_length", "eos_token_id", "suppress_tokens")
 # More than any canvas holds: the schedule's own limit, what the rest of the steps can refill, is then the only one.
 _UNLIMITED = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a setting of a preset changes.
-
-    Attributes:
-        part: "unmasking", "remasking" or "schedule".
-        field: Field of that rule.
-        instead: Class that takes the rule's place, with the fields that both have; None: the rule stays.
-    """
-
-    part: str
-    field: str
-    instead: Any = None
-
-    def made(self, rule: Any, value: Any) -> Any:
-        """The rule with the setting."""
-        if self.instead is None:
-            return replace(rule, **{self.field: value})
-        shared = {one.name for one in fields(rule)} & {one.name for one in fields(self.instead)} - {self.field}
-        return self.instead(**{self.field: value}, **{name: getattr(rule, name) for name in shared})
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named sampler.
-
-    Attributes:
-        source: Where the numbers come from.
-        unmasking: Which masks to fill.
-        remasking: Which tokens to take back.
-        schedule: How many of either.
-        temperature: Of the draw.
-        takes: Settings that it takes beyond those of all presets, and what each changes.
-    """
-
-    source: str
-    unmasking: UnmaskingRule = field(default_factory=ConfidenceUnmasking)
-    remasking: RemaskingRule = field(default_factory=NeverRemasking)
-    schedule: Schedule = field(default_factory=EvenSchedule)
-    temperature: float = 0.0
-    takes: Mapping[str, Change] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Names of all settings that it takes."""
-        cap = () if isinstance(self.remasking, NeverRemasking) else ("max_remasks_per_position",)
-        return (*_COMMON, *self.takes, *cap)
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """The numbers that are not the rules' or the sampler's own default, by setting."""
-        found = {"temperature": self.temperature} if self.temperature else {}
-        for name, change in self.takes.items():
-            rule = getattr(self, change.part)
-            own = next((one for one in fields(rule) if one.name == change.field), None)
-            if own is not None and change.instead in (None, type(rule)):
-                value, standard = getattr(rule, change.field), own.default
-                if standard is MISSING or value != standard:
-                    found[name] = value
-        return MappingProxyType(found)
-
-
-def _takes(**changes: Change) -> Mapping[str, Change]:
-    return MappingProxyType(changes)
-
 
 # Settings of an even schedule that remasks; `draft_share` makes it a LoopSchedule.
 _REMASKING = {
@@ -119,7 +70,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             RemdmConfRemasking(),
             EvenSchedule(_UNLIMITED),
             temperature=1.0,
-            takes=_takes(**_REMASKING, scale=Change("remasking", "scale")),
+            takes=takes(**_REMASKING, scale=Change("remasking", "scale")),
         ),
         "prism": Preset(
             "PRISM, arXiv 2510.01384; 4 remasks a step, the number of the authors' Sudoku sampling. Theirs takes back all 4 or "
@@ -129,30 +80,30 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             QualityRemasking(),
             EvenSchedule(4),
             temperature=1.0,
-            takes=_takes(**_REMASKING, quality_threshold=_DOUBT),
+            takes=takes(**_REMASKING, quality_threshold=_DOUBT),
         ),
         "confidence": Preset('LLaDA\'s "low_confidence" order with argmax tokens, arXiv 2502.09992.'),
         "threshold": Preset(
-            "Fast-dLLM, arXiv 2505.22618; its threshold.", ThresholdUnmasking(0.9), takes=_takes(threshold=_THRESHOLD)
+            "Fast-dLLM, arXiv 2505.22618; its threshold.", ThresholdUnmasking(0.9), takes=takes(threshold=_THRESHOLD)
         ),
         "prism-confidence": Preset(
             "PRISM's rule on top of `confidence`; the number of remasks is ours.",
             remasking=QualityRemasking(),
             schedule=EvenSchedule(1),
-            takes=_takes(**_REMASKING, quality_threshold=_DOUBT),
+            takes=takes(**_REMASKING, quality_threshold=_DOUBT),
         ),
         "prism-threshold": Preset(
             "PRISM's rule on top of `threshold`: looks that confident filling saves go to correction.",
             ThresholdUnmasking(0.9),
             QualityRemasking(),
             EvenSchedule(1),
-            takes=_takes(**_REMASKING, quality_threshold=_DOUBT, threshold=_THRESHOLD),
+            takes=takes(**_REMASKING, quality_threshold=_DOUBT, threshold=_THRESHOLD),
         ),
         "prism-refine": Preset(
             "`confidence`, then iterative partial refinement (arXiv 2605.19317) of what the head doubts; numbers ours.",
             remasking=QualityThresholdRemasking(0.9),
             schedule=RefineSchedule(num_remask=32, num_rounds=2),
-            takes=_takes(
+            takes=takes(
                 num_rounds=Change("schedule", "num_rounds"),
                 num_remask=Change("schedule", "num_remask"),
                 quality_threshold=Change("remasking", "threshold"),
@@ -163,14 +114,175 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             RedraftUnmasking(0.9),
             RedraftRemasking(0.5, score="visible_confidence"),
             RedraftSchedule(),
-            takes=_takes(**_REDRAFT, visible_threshold=Change("remasking", "threshold")),
+            takes=takes(**_REDRAFT, visible_threshold=Change("remasking", "threshold")),
         ),
         "prism-redraft": Preset(
             "Ours: `redraft`, where the quality head doubts in place of the language model.",
             RedraftUnmasking(0.9),
             RedraftRemasking(0.9),
             RedraftSchedule(),
-            takes=_takes(**_REDRAFT, quality_threshold=Change("remasking", "threshold")),
+            takes=takes(**_REDRAFT, quality_threshold=Change("remasking", "threshold")),
+        ),
+        "remdm-cap": Preset(
+            "ReMDM-cap, arXiv 2503.00307 section 4.1; eta of its script for 1,024 steps. With fewer steps it wants more, such "
+            "as 0.04. What is filled follows the even line, where theirs draws the number, too.",
+            RandomUnmasking(),
+            RemdmCapRemasking(0.008),
+            EvenSchedule(_UNLIMITED),
+            temperature=1.0,
+            takes=takes(**_REMASKING, eta=Change("remasking", "eta")),
+        ),
+        "remdm-rescale": Preset(
+            "ReMDM-rescale, arXiv 2503.00307 section 4.1; eta of its script for 1,024 steps. Otherwise as `remdm-cap`.",
+            RandomUnmasking(),
+            RemdmRescaleRemasking(0.015),
+            EvenSchedule(_UNLIMITED),
+            temperature=1.0,
+            takes=takes(**_REMASKING, eta=Change("remasking", "eta")),
+        ),
+        "remdm-loop": Preset(
+            "ReMDM-loop, arXiv 2503.00307 section 4.2; its script's t_on 0.55, t_off 0.05, alpha_on 0.9 and eta.",
+            RandomUnmasking(),
+            RemdmCapRemasking(0.02),
+            PlateauSchedule(_UNLIMITED),
+            temperature=1.0,
+            takes=takes(
+                eta=Change("remasking", "eta"),
+                **{name: Change("schedule", name) for name in ("num_remask", "begin", "end", "level")},
+            ),
+        ),
+        "t2m": Preset(
+            "Targeted remasking (T2M, arXiv 2604.18738): LowProb with its main result's threshold, once per position and a "
+            "quarter of the block at most; `replaced_threshold` and `fall` make it T2T-Remask or LogitDiff.",
+            ThresholdUnmasking(0.7),
+            BelowRemasking(0.3, "visible_confidence"),
+            OwnPaceSchedule(_UNLIMITED),
+            takes=takes(
+                threshold=_THRESHOLD,
+                visible_threshold=Change("remasking", "threshold"),
+                quality_threshold=Change("remasking", "quality_below"),
+                replaced_threshold=Change("remasking", "threshold", ReplacedRemasking),
+                fall=Change("remasking", "threshold", FallenRemasking),
+                num_remask=Change("schedule", "num_remask"),
+            ),
+            safety=MappingProxyType({"max_remasks_per_position": 1, "max_change_share": 0.25}),
+        ),
+        "t2t": Preset(
+            "Token-to-token editing of LLaDA2.1 (technical report; thresholds of its quality mode, from arXiv 2604.18738); its "
+            "speed mode is 0.5 and 0.0. `blocks: begun` is its multi-block editing.",
+            ThresholdUnmasking(0.7),
+            schedule=OwnPaceSchedule(),
+            takes=takes(
+                threshold=_THRESHOLD,
+                edit_threshold=Change("editing", "threshold"),
+                blocks=Change("editing", "blocks"),
+                quality_threshold=Change("editing", "quality_below"),
+            ),
+            editing=ThresholdEditing(0.5),
+        ),
+        "history-mean": Preset(
+            "FreeCorrection, arXiv 2602.02927; its caps of 16, 8 and 4 are for 4,096 positions. `score: mean_quality` averages "
+            "what the head says instead.",
+            remasking=LowestRemasking("mean_confidence"),
+            schedule=CapsSchedule(),
+            takes=takes(score=Change("remasking", "score"), caps=Change("schedule", "caps"), begin=Change("schedule", "begin")),
+        ),
+        "rcr": Preset(
+            "Running confidence remasking (MDPO, arXiv 2508.13148): everything is ranked at every look by the largest "
+            "confidence so far. Its code ranks by that of the last filling: `planner: commit_confidence`.",
+            schedule=EvenSchedule(_UNLIMITED),
+            takes=takes(planner=Change("decider", "planner"), num_remask=Change("schedule", "num_remask")),
+            decider=P2Decider(planner="running_confidence"),
+        ),
+        "wino": Preset(
+            "WINO, arXiv 2507.18578; thresholds of its LLaDA code.",
+            schedule=OwnPaceSchedule(_UNLIMITED),
+            takes=takes(threshold=Change("decider", "threshold"), verify=Change("decider", "verify")),
+            decider=WinoDecider(),
+            look=ShadowLook(),
+        ),
+        "klass": Preset(
+            "KLASS, arXiv 2511.05664; its numbers for MATH on LLaDA (GSM8K .6, .015; HumanEval .9, .01; MBPP .7, .01).",
+            KlassUnmasking(0.6, 0.01),
+            takes=takes(threshold=_THRESHOLD, divergence=Change("unmasking", "divergence")),
+        ),
+        "factor": Preset(
+            "Fast-dLLM's factor, arXiv 2505.22618 theorem 1; its code's factor.",
+            FactorUnmasking(1.0),
+            takes=takes(factor=Change("unmasking", "factor")),
+        ),
+        "p2": Preset(
+            "Path planning (P2, arXiv 2502.03540), self-planned: the language model judges its own tokens. `planner: quality` "
+            "takes the head's word.",
+            schedule=EvenSchedule(_UNLIMITED),
+            takes=takes(
+                eta=Change("decider", "eta"),
+                planner=Change("decider", "planner"),
+                num_remask=Change("schedule", "num_remask"),
+            ),
+            decider=P2Decider(planner="visible_confidence"),
+        ),
+        "remedi": Preset(
+            "RemeDi, arXiv 2509.23653: the head ranks tokens and, if it was trained at masks, masks.",
+            schedule=EvenSchedule(_UNLIMITED),
+            takes=takes(num_remask=Change("schedule", "num_remask")),
+            decider=RemediDecider(),
+        ),
+        "proseco": Preset(
+            "ProSeCo, arXiv 2602.11590; every 2 looks at most 4 corrections, as its LLaDA script. `quality_threshold` "
+            "overwrites only what the head doubts.",
+            takes=takes(
+                every=Change("look", "every"),
+                most=Change("look", "most"),
+                threshold=Change("unmasking", "threshold", ThresholdUnmasking),
+                quality_threshold=Change("editing", "quality_below"),
+            ),
+            editing=CorrectedEditing(),
+            look=CorrectedLook(),
+        ),
+        "backplay": Preset(
+            "BackPlay, arXiv 2601.06428; threshold, number and queue of an independent re-implementation, since the paper's "
+            "were not found. The share of the looks that draft is ours.",
+            remasking=QualityThresholdRemasking(0.5),
+            schedule=RollbackSchedule(2),
+            takes=takes(
+                quality_threshold=Change("remasking", "threshold"),
+                num_remask=Change("schedule", "num_remask"),
+                draft_share=Change("schedule", "draft_share"),
+            ),
+            safety=MappingProxyType({"tabu_length": 10}),
+        ),
+        "cdlm": Preset(
+            "CDLM's refinement, arXiv 2512.15596: fill, take back what is below 0.9, and again; four rounds, as in its figure.",
+            remasking=BelowRemasking(0.9, "visible_confidence"),
+            schedule=RefineSchedule(_UNLIMITED, 4),
+            takes=takes(
+                visible_threshold=Change("remasking", "threshold"),
+                quality_threshold=Change("remasking", "quality_below"),
+                num_rounds=Change("schedule", "num_rounds"),
+                num_remask=Change("schedule", "num_remask"),
+            ),
+        ),
+        "gidd": Preset(
+            "GIDD's self-correction, arXiv 2503.04482: once all is filled, a look overwrites the token that another beats by "
+            "most. Theirs draws the other at temperature 0.1. The share of the looks that draft is ours.",
+            schedule=LoopSchedule(0, 0.5),
+            takes=takes(
+                num_swaps=Change("editing", "num_swaps"),
+                draft_share=Change("schedule", "draft_share"),
+                quality_threshold=Change("editing", "quality_below"),
+            ),
+            editing=SwapEditing(),
+        ),
+        "backtrack": Preset(
+            "Ours: where the head doubts, what was written since the doubt began goes back, and more at each failure.",
+            remasking=BacktrackRemasking(0.5),
+            schedule=EvenSchedule(_UNLIMITED),
+            takes=takes(
+                **_REMASKING,
+                quality_threshold=Change("remasking", "threshold"),
+                score=Change("remasking", "score"),
+            ),
         ),
     }
 )
@@ -205,14 +317,15 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UnknownKeyError(
             f"The preset {name!r} has no {', '.join(map(repr, unknown))}; it takes {', '.join(preset.settings)}."
         )
-    parts = {part: getattr(preset, part) for part in ("unmasking", "remasking", "schedule")}
+    parts = {part: getattr(preset, part) for part in PARTS if getattr(preset, part) is not None}
     given = {key: value for key, value in settings.items() if key in preset.takes and value is not None}
     for key in sorted(given, key=lambda key: preset.takes[key].instead is not None):  # other classes take over what was set
         change = preset.takes[key]
         if change.instead is not None:
             _refuse_ignored(key, change, {one for one in given if preset.takes[one].part == change.part})
         parts[change.part] = change.made(parts[change.part], given[key])
-    arguments = {key: settings[key] for key in (*_COMMON, "max_remasks_per_position") if key in settings}
+    arguments = dict(preset.safety)
+    arguments |= {key: settings[key] for key in (*COMMON, *SAFETY, "remask_neighbours") if key in settings}
     arguments.setdefault("temperature", preset.temperature)
     if isinstance(parts["unmasking"], RedraftUnmasking) and not arguments["temperature"]:
         # without chance, a draft at a pace that was tried already would be the same draft

@@ -25,7 +25,7 @@ from prism_plugin.sampling.settings import read_settings, write_settings
 class RemaskingSampler(MaskFiller):
     """Fills masks with a masked diffusion model, and takes back what looks wrong.
 
-    A request uses at most `num_steps` forwards for each row, and rows that are done cost no more. `dataclasses.replace`
+    A request makes at most `num_steps` looks at each row, and rows that are done cost no more. `dataclasses.replace`
     gives the same sampler with other settings. The mask token is never drawn, nor `suppress_tokens`, nor a token that the
     tokenizer does not have, nor its padding token unless it is an EOS token too, as where padding ends an answer (LLaDA). A
     rule without `needs`, such as a lambda, is given noise, quality, entropy and margin; the probability of visible tokens costs

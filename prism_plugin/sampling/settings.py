@@ -6,20 +6,32 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.core.detectors import BelowRemasking
 from prism_plugin.core.editing import EDITING, EditingRule
 from prism_plugin.core.joint import DECIDERS
 from prism_plugin.core.remasking import REMASKING, NeverRemasking, RemaskingRule
+from prism_plugin.core.remdm import RemdmCapRemasking
 from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule, Schedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_ints, require_number
 from prism_plugin.core.view import Decider
-from prism_plugin.decoding.decide import Separate, name_of, needs_of
+from prism_plugin.decoding.corrected import CorrectedLook
+from prism_plugin.decoding.decide import Separate, name_of, needs_of, revises
 from prism_plugin.decoding.features import get_features
+from prism_plugin.decoding.guided import GuidedLook
+from prism_plugin.decoding.left_out import LeftOutLook
+from prism_plugin.decoding.looks import LOOKS, Look, PlainLook
+from prism_plugin.decoding.safety import Safety
+from prism_plugin.decoding.shadow import ShadowLook
+from prism_plugin.decoding.soft_look import SoftLook
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
 from prism_plugin.registry import Registry
 from prism_plugin.writing import write_text
+
+# These modules register what they define; each is named here, so that an export takes it along.
+_OF_OTHER_MODULES = (BelowRemasking, RemdmCapRemasking, CorrectedLook, GuidedLook, LeftOutLook, ShadowLook, SoftLook)
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
@@ -27,9 +39,19 @@ SAMPLER_FORMAT_VERSION = 1
 # Settings that are rules, each by the registry that names them in files.
 PLUG_INS: dict[str, Registry[Any]] = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
+    "look": LOOKS,
 }  # fmt: skip
-_OPTIONAL = ("editing", "decider", "suppress_tokens")  # written only where they are set
+# Written only where they are set.
+_OPTIONAL = (
+    "editing", "decider", "look", "suppress_tokens", "max_change_share", "tabu_length", "remask_neighbours",
+)  # fmt: skip
 
+_READERS = {
+    "shadow": "such as `WinoDecider()`",
+    "corrected": "`editing=CorrectedEditing()`",
+    "left_out": 'such as `BelowRemasking(0.5, "context_confidence")`',
+}
+_LOOK_OF = {"shadow": "ShadowLook()", "corrected": "CorrectedLook()", "left_out": "LeftOutLook()"}
 _OF_A_DECIDER = ("needs", "reach", "blind", "repeats", "takes_back")
 _DEFAULTS = (ConfidenceUnmasking(), NeverRemasking(), None)
 
@@ -48,10 +70,16 @@ class SamplerSettings:
         block_length: Positions per semi-autoregressive block, >= 1; None generates everything at once, or block by block where
             the family attends by blocks, whose length it must divide.
         eos_token_id: When a closed block holds it, what follows is filled with padding; None never stops early.
-        max_remasks_per_position: Times that one position may be masked again, >= 1; None for no cap.
+        max_remasks_per_position: Times that one position may be masked again or overwritten, >= 1; None for no cap.
+        max_change_share: Most of a block that may be masked again at a look, and as much that may be overwritten, in (0, 1],
+            rounded down, but one position at least; None for no cap.
+        tabu_length: Positions of a row, those last masked again or overwritten, that are left alone, >= 1; None for none.
+        remask_neighbours: Positions on either side that go with one that is masked again, >= 1, as far as the schedule's
+            grant reaches; None for none.
         suppress_tokens: Ids that are never drawn, beside the mask token; None: no others.
         editing: Which revealed tokens to overwrite by another; None: none.
         decider: Ranks masks and tokens together, in place of the three rules; None: the rules decide, one after another.
+        look: How the network is asked, such as `GuidedLook(2.0)`; None: by one plain forward.
     """
 
     num_steps: int
@@ -66,9 +94,13 @@ class SamplerSettings:
     suppress_tokens: tuple[int, ...] | None = None
     editing: EditingRule | None = None
     decider: Decider | None = None
+    look: Look | None = None
+    max_change_share: float | None = None
+    tabu_length: int | None = None
+    remask_neighbours: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "block_length", "max_remasks_per_position"):
+        for name in ("num_steps", "block_length", "max_remasks_per_position", "tabu_length", "remask_neighbours"):
             _require_count(name, getattr(self, name), least=1, optional=name != "num_steps")
         _require_count("eos_token_id", self.eos_token_id, least=0, optional=True)
         require_number(self, "temperature", "a finite number of at least 0 (which takes the most probable token)", low=0)
@@ -78,6 +110,8 @@ class SamplerSettings:
                 f"`top_p` {self.top_p} would be ignored at temperature 0, which takes the most probable token; "
                 "set `temperature` above 0 or `top_p` to 1."
             )
+        if self.max_change_share is not None:
+            require_number(self, "max_change_share", "a share in (0, 1]", low=0, high=1, open_low=True)
         if self.suppress_tokens is not None:
             object.__setattr__(self, "suppress_tokens", require_ints(self, "suppress_tokens", minimum=0))
             if self.eos_token_id in self.suppress_tokens:
@@ -90,7 +124,14 @@ class SamplerSettings:
     @property
     def decide(self) -> Decider:
         """What decides at each look."""
-        return Separate(self.unmasking, self.remasking, self.editing) if self.decider is None else self.decider
+        if self.decider is not None:
+            return self.decider
+        return Separate(self.unmasking, self.remasking, self.editing, self.remask_neighbours or 0)
+
+    @property
+    def safety(self) -> Safety:
+        """What is spared of remasking and editing."""
+        return Safety(self.max_remasks_per_position, self.max_change_share, self.tabu_length)
 
     @property
     def plug_ins(self) -> tuple[Any, ...]:
@@ -105,8 +146,7 @@ class SamplerSettings:
         Raises:
             UnknownNameError: If a rule needs a feature that is not registered.
         """
-        features = get_features(needs_of(self.decide), name_of(self.decide))
-        return frozenset().union(*(feature.reads for feature in features.values()))
+        return _reads(self.decide)
 
     @property
     def draws(self) -> bool:
@@ -136,13 +176,48 @@ class SamplerSettings:
                     "`prism_plugin.core.Decider` describes."
                 )
         self._check_remasks()
+        self._check_look()
+
+    def _check_look(self) -> None:
+        """Refuse what decides by what the look does not give, and a look that gives what nobody reads."""
+        look = self.look or PlainLook()
+        gives: frozenset[str] = getattr(look, "gives", frozenset())
+        if getattr(look, "greedy", False) and self.temperature:
+            raise ConfigurationError(
+                f"{name_of(look)} judges the most probable tokens, so `temperature` must be 0, found {self.temperature}; leave "
+                "it out, or choose another look."
+            )
+        for name in _LOOK_OF:
+            readers = [rule for rule in self.plug_ins if name in _reads(rule)]
+            if readers and name not in gives:
+                raise ConfigurationError(
+                    f"{name_of(readers[0])} reads what another look gives, but `look` is {name_of(look)}; give "
+                    f"`look={_LOOK_OF[name]}`."
+                )
+            if name in gives and not readers:
+                raise ConfigurationError(
+                    f"`look` is {name_of(look)}, but nothing reads what it gives besides, so it would cost for nothing; "
+                    f"choose what reads it, {_READERS[name]}, or leave it out."
+                )
 
     def _check_remasks(self) -> None:
         """Refuse remasks that are granted to nobody, and whoever takes tokens back where none may be."""
         never = not self.decide.takes_back
+        changes = not never or revises(self.decide)
+        for setting in ("max_remasks_per_position", "max_change_share", "tabu_length"):
+            if getattr(self, setting) is not None and not changes:
+                raise ConfigurationError(
+                    f"`{setting}` {getattr(self, setting)} would be ignored with {type(self.remasking).__name__}, which takes "
+                    "nothing back, and no editing rule; leave it out."
+                )
+        if self.remask_neighbours is not None and (never or self.decider is not None):
+            raise ConfigurationError(
+                f"`remask_neighbours` {self.remask_neighbours} would be ignored, since no remasking rule takes tokens back; "
+                "choose one, or leave it out."
+            )
         name = "remasking" if self.decider is None else "decider"
         title = type(getattr(self, name)).__name__
-        granted = getattr(self.schedule, "num_remask", None)
+        granted = getattr(self.schedule, "num_remask", max(getattr(self.schedule, "caps", ()), default=None))
         if not never and granted == 0:
             otherwise = "use `NeverRemasking()`" if self.decider is None else "leave the decider out"
             raise ConfigurationError(
@@ -159,11 +234,6 @@ class SamplerSettings:
             raise ConfigurationError(
                 f"{type(redrafts[0]).__name__} is for drafts that are taken back, but `{name}` is {title}; choose a "
                 "remasking rule, such as RedraftRemasking, or another schedule and unmasking rule."
-            )
-        if never and self.max_remasks_per_position is not None:
-            raise ConfigurationError(
-                f"`max_remasks_per_position` {self.max_remasks_per_position} would be ignored with {title}, which "
-                "takes nothing back; leave it out."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,6 +291,11 @@ def read_settings(directory: str | Path) -> SamplerSettings:
     """
     path = Path(directory) / SAMPLER_CONFIG_NAME
     return settings_from_dict(read_json(path, "`RemaskingSampler.save_pretrained`"), source=str(path))
+
+
+def _reads(rule: Any) -> frozenset[str]:
+    features = get_features(needs_of(rule), name_of(rule))
+    return frozenset().union(*(feature.reads for feature in features.values()))
 
 
 def _require_count(name: str, value: Any, *, least: int, optional: bool) -> None:

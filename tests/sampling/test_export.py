@@ -17,9 +17,12 @@ from small_samplers import MASK, generators, prompts
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.core import (
+    DECIDERS,
+    EDITING,
     REMASKING,
     SCHEDULES,
     UNMASKING,
+    BelowRemasking,
     EvenSchedule,
     LoopSchedule,
     NeverRemasking,
@@ -29,6 +32,7 @@ from prism_plugin.core import (
     RefineSchedule,
     ThresholdUnmasking,
 )
+from prism_plugin.decoding import LOOKS, GuidedLook, LeftOutLook, SoftLook
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler, export_sampler
@@ -59,7 +63,12 @@ def with_rule(model, kind, name):
     """A sampler in which the rule of that name decides something."""
     arguments = {"threshold": {"threshold": 0.5}, "quality_threshold": {"threshold": 0.6}, "remdm_conf": {"scale": 3.0},
                  "loop": {"num_remask": 2, "draft_share": 0.5}, "refine": {"num_remask": 3, "num_rounds": 2},
-                 "even": {"num_remask": 1}, "redraft": {"threshold": 0.6}}  # fmt: skip
+                 "even": {"num_remask": 1}, "redraft": {"threshold": 0.6}, "remdm_cap": {"eta": 0.5},
+                 "remdm_rescale": {"eta": 0.9}, "lowest": {"score": "mean_quality"},
+                 "below": {"threshold": 0.6, "score": "mean_confidence"}, "replaced": {"threshold": 0.1},
+                 "fallen": {"threshold": 0.0}, "backtrack": {"threshold": 0.6}, "factor": {"factor": 2.0},
+                 "klass": {"threshold": 0.1, "divergence": 1.0}, "plateau": {"num_remask": 2}, "own_pace": {"num_remask": 2},
+                 "caps": {"caps": (2, 1), "begin": 0.2}, "rollback": {"num_remask": 2, "draft_share": 0.5}}  # fmt: skip
     registry = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES}[kind]
     settings = {"min_steps": 1} if (kind, name) == ("schedule", "redraft") else arguments.get(name, {})
     rules = {"remasking": QualityRemasking(), "schedule": EvenSchedule(2), kind: registry.get(name)(**settings)}
@@ -85,6 +94,12 @@ def samplers_of(model):
         schedule=LoopSchedule(2, 0.5), temperature=0.7, top_p=0.9, block_length=3, eos_token_id=1, max_remasks_per_position=1,
     )  # fmt: skip
     yield RemaskingSampler(model, num_steps=6, remasking=QualityRemasking(), schedule=RefineSchedule(3, 2))
+    safe = {"max_change_share": 0.3, "tabu_length": 2, "remask_neighbours": 1, "max_remasks_per_position": 2}
+    yield RemaskingSampler(model, num_steps=8, remasking=QualityRemasking(), schedule=EvenSchedule(3), **safe)
+    doubting = BelowRemasking(0.5, "context_confidence")
+    yield RemaskingSampler(model, num_steps=6, remasking=doubting, schedule=EvenSchedule(2), look=LeftOutLook(2, 2))
+    for look in (GuidedLook(1.5), SoftLook()):
+        yield RemaskingSampler(model, num_steps=6, remasking=QualityRemasking(), schedule=EvenSchedule(1), look=look)
 
 
 class Cases:
@@ -222,9 +237,10 @@ def test_the_same_tokens_without_us(cases, place):
 def test_all_presets_and_all_rules_were_among_them(cases):
     settings = [json.loads((Path(request["sampler"]) / "sampler_config.json").read_text())
                 for request in cases[0].asked[0]["requests"]]  # fmt: skip
-    for kind, registry in (("unmasking", UNMASKING), ("remasking", REMASKING), ("schedule", SCHEDULES)):
+    kinds = {"unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "decider": DECIDERS, "editing": EDITING}
+    for kind, registry in (*kinds.items(), ("look", LOOKS)):
         ours = {name for name in registry.names() if registry.get(name).__module__.startswith("prism_plugin.")}
-        assert {one[kind]["name"] for one in settings} == ours
+        assert {one[kind]["name"] for one in settings if kind in one} == ours - {"plain"}
     assert len(settings) >= 2 * (2 * len(PRESETS) + 14)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_samplers import MASK, generators, prompts
 
-from prism_plugin.core import EvenSchedule, NeverRemasking, QualityRemasking, RedraftSchedule, RedraftUnmasking
+from prism_plugin.core import CapsSchedule, EvenSchedule, NeverRemasking, QualityRemasking, RedraftSchedule, RedraftUnmasking
 from prism_plugin.core.view import Budget
 from prism_plugin.errors import ConfigurationError, MissingQualityError, NonFiniteError, SamplingError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
@@ -41,6 +41,7 @@ GOOD = {"num_steps": 4}
         ({"remasking": QualityRemasking()}, "the schedule grants no remasks"),
         ({"schedule": EvenSchedule(2)}, "grants 2 remasks a step, but `remasking` is NeverRemasking"),
         ({"max_remasks_per_position": 1}, "would be ignored with NeverRemasking"),
+        ({"schedule": CapsSchedule((3, 1))}, "the schedule grants 3 remasks a step, but `remasking` is NeverRemasking"),
         (
             {"schedule": RedraftSchedule()},
             "RedraftSchedule is for drafts that are taken back, but `remasking` is NeverRemasking",

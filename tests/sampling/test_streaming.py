@@ -6,6 +6,7 @@ from small_samplers import MASK, prompts, sampled
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from prism_plugin.core import RandomUnmasking, ThresholdEditing
 from prism_plugin.errors import SamplingError
 from prism_plugin.sampling import RemaskingSampler
 
@@ -56,6 +57,24 @@ def test_a_block_is_put_when_the_next_one_is_looked_at(model):
     expected += [("put", output.sequences[:, confirmed:].tolist()), ("end", None)]
     assert log.calls == expected
     assert [len(value[0]) for name, value in log.calls if name == "put"] == [4, 3, 3, 2]
+
+
+@pytest.mark.parametrize("blocks", ["active", "begun"])
+def test_overwritten_tokens_are_drafts_until_nothing_more_changes(model, blocks):
+    log, ids = Log(), prompts(1, 4)
+    rules = {"unmasking": RandomUnmasking(), "editing": ThresholdEditing(0.1, blocks), "temperature": 1.0}
+    sampler = RemaskingSampler(model, num_steps=16, block_length=3, **rules)
+    output = sampler.sample(ids, max_new_tokens=8, generator=seeded(), return_trace=True, streamer=log)
+    assert any((record.unmasked & (record.tokens_before != MASK)).any() for record in output.trace)
+    assert log.calls[-1] == ("end", None)
+    puts = [value[0] for name, value in log.calls if name == "put"]
+    assert [token for part in puts for token in part] == output.sequences[0].tolist()
+    assert [len(part) for part in puts] == ([4, 3, 3, 2] if blocks == "active" else [4, 8])
+    told = 0
+    for name, value in log.calls:  # a draft ends with the canvas, and no put token changes afterwards
+        told += len(value[0]) if name == "put" else 0
+        if name == "draft":
+            assert told + len(value[0]) == 12
 
 
 def test_padding_is_not_told_and_what_stands_between_masks_is(model):

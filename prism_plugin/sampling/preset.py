@@ -1,0 +1,98 @@
+"""What a preset is: a sampler as a value, and what people may change in it."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from prism_plugin.core.editing import EditingRule
+from prism_plugin.core.remasking import NeverRemasking, RemaskingRule
+from prism_plugin.core.schedules import EvenSchedule, Schedule
+from prism_plugin.core.unmasking import ConfidenceUnmasking, UnmaskingRule
+from prism_plugin.core.view import Decider
+from prism_plugin.decoding.looks import Look
+
+# What a preset is made of.
+PARTS = ("unmasking", "remasking", "schedule", "editing", "decider", "look")
+# Settings that go with remasking and editing, and those that every preset takes; see `SamplerSettings`.
+SAFETY = ("max_remasks_per_position", "max_change_share", "tabu_length")
+COMMON = ("temperature", "top_p", "block_length", "eos_token_id", "suppress_tokens")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a setting of a preset changes.
+
+    Attributes:
+        part: One of `PARTS`.
+        field: Field of that rule.
+        instead: Class that takes the rule's place, with the fields that both have; None: the rule stays.
+    """
+
+    part: str
+    field: str
+    instead: Any = None
+
+    def made(self, rule: Any, value: Any) -> Any:
+        """The rule with the setting."""
+        if self.instead is None:
+            return replace(rule, **{self.field: value})
+        shared = {one.name for one in fields(rule)} & {one.name for one in fields(self.instead)} - {self.field}
+        return self.instead(**{self.field: value}, **{name: getattr(rule, name) for name in shared})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named sampler.
+
+    Attributes:
+        source: Where the numbers come from.
+        unmasking: Which masks to fill.
+        remasking: Which tokens to take back.
+        schedule: How many of either.
+        temperature: Of the draw.
+        takes: Settings that it takes beyond those of all presets, and what each changes.
+        editing: Which tokens to overwrite; None: none.
+        decider: Ranks masks and tokens together, in place of the rules; None: the rules decide.
+        look: How the network is asked; None: by one plain forward.
+        safety: Settings of `SamplerSettings` about what is spared, and their numbers.
+    """
+
+    source: str
+    unmasking: UnmaskingRule = field(default_factory=ConfidenceUnmasking)
+    remasking: RemaskingRule = field(default_factory=NeverRemasking)
+    schedule: Schedule = field(default_factory=EvenSchedule)
+    temperature: float = 0.0
+    takes: Mapping[str, Change] = field(default_factory=lambda: MappingProxyType({}))
+    editing: EditingRule | None = None
+    decider: Decider | None = None
+    look: Look | None = None
+    safety: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of all settings that it takes."""
+        changes = not isinstance(self.remasking, NeverRemasking) or self.editing is not None or self.decider is not None
+        rules = () if isinstance(self.remasking, NeverRemasking) else ("remask_neighbours",)
+        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The numbers that are not the rules' or the sampler's own default, by setting."""
+        found: dict[str, Any] = {"temperature": self.temperature} if self.temperature else {}
+        found |= self.safety
+        for name, change in self.takes.items():
+            rule = getattr(self, change.part)
+            if rule is None:
+                continue
+            own = next((one for one in fields(rule) if one.name == change.field), None)
+            if own is not None and change.instead in (None, type(rule)):
+                value, standard = getattr(rule, change.field), own.default
+                if standard is MISSING or value != standard:
+                    found[name] = value
+        return MappingProxyType(found)
+
+
+def takes(**changes: Change) -> Mapping[str, Change]:
+    """What a preset takes, by the names of its settings."""
+    return MappingProxyType(changes)
