@@ -9,7 +9,7 @@ from torch import Tensor
 from prism_plugin.core.categorical import most_probable
 from prism_plugin.core.selection import true_places
 from prism_plugin.core.validation import require_int
-from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of, looks_of_block
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import FlatIndex, Rows, TokenIds
@@ -41,7 +41,7 @@ class CorrectedLook:
         require_int(self, "most", minimum=1)
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
-        looks = 1 + (memory["looks"] * (memory["block"] == state.block) if memory else torch.zeros_like(state.block))
+        looks = looks_of_block(state, memory)
         due = looks % self.every == 0
         masked = true_places(want.masked, want.num_masked)
         # the corrector never sees a mask: those of later blocks are filled, too

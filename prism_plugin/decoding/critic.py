@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from prism_plugin.backbones.spec import vocab_size_of
 from prism_plugin.core.categorical import most_probable
-from prism_plugin.core.selection import true_places
-from prism_plugin.decoding.looks import Logits, Seen, Want
+from prism_plugin.decoding.looks import Asked, Seen, Want
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
@@ -45,19 +42,11 @@ class CriticLook:
         return vocab_size_of(model.get_output_embeddings())
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
-        masked = true_places(want.masked, want.num_masked)
-        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
+        asked = Asked.of(want)
         mask = state.canvas.attention_mask if want.padded else None
-        output = model(state.tokens, mask, logits_at=torch.cat((masked, visible)), with_quality=False)
-        rows = output.logits[: want.num_masked]
-        filled = most_probable(rows, forbidden_ids=want.forbidden_ids)
-        draft = state.tokens.flatten().index_copy(0, masked, filled).view(state.tokens.shape)
+        output = model(state.tokens, mask, logits_at=asked.index, with_quality=False)
+        filled = most_probable(output.logits[: want.num_masked], forbidden_ids=want.forbidden_ids)
+        draft = state.tokens.flatten().index_copy(0, asked.masked, filled).view(state.tokens.shape)
         judged = self.critic(draft.to(self.critic.device), None if mask is None else mask.to(self.critic.device))
-        seen = Seen(
-            masked=Logits(rows, masked),
-            visible=None if want.visible is None else Logits(output.logits[want.num_masked :], visible),
-            quality=judged.quality_logits.float().sigmoid().to(state.tokens.device),
-            num_forwards=2,
-            judges_masks=True,
-        )
-        return seen, memory
+        quality_logits = judged.quality_logits.to(state.tokens.device)
+        return asked.seen(model, output.logits, quality_logits, num_forwards=2, judges_masks=True), memory

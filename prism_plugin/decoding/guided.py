@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from prism_plugin.core.selection import true_places
 from prism_plugin.core.validation import require_number
-from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 
@@ -32,24 +31,16 @@ class GuidedLook:
         canvas, tokens = state.canvas, state.tokens
         given = canvas.attention_mask.bool() & ~canvas.editable
         both = torch.cat((tokens, tokens.masked_fill(given, model.mask_token_id)))
-        masked = true_places(want.masked, want.num_masked)
-        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
-        asked = torch.cat((masked, visible))
+        asked = Asked.of(want)
         history = history_of(model, state, want)
         output = model(
             both,
             canvas.attention_mask.repeat(2, 1) if want.padded else None,
-            logits_at=torch.cat((asked, asked + tokens.numel())),
+            logits_at=torch.cat((asked.index, asked.index + tokens.numel())),
             with_quality=want.quality,
             history=None if history is None else history.moved(lambda part: part.repeat(2, 1)),
         )
         with_prompt, without = output.logits.float().chunk(2)
         rows = without + (self.scale + 1) * (with_prompt - without)
-        seen = Seen(
-            masked=Logits(rows[: want.num_masked], masked),
-            visible=None if want.visible is None else Logits(rows[want.num_masked :], visible),
-            quality=output.quality_logits[: len(tokens)].float().sigmoid() if want.quality else None,
-            num_forwards=2,
-            judges_masks=model.judges_masks,
-        )
-        return seen, memory
+        quality_logits = output.quality_logits[: len(tokens)] if want.quality else None
+        return asked.seen(model, rows, quality_logits, num_forwards=2), memory

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.selection import true_places
 from prism_plugin.core.validation import require_int
-from prism_plugin.decoding.looks import LOOKS, Logits, PlainLook, Seen, Want
+from prism_plugin.decoding.looks import LOOKS, Logits, PlainLook, Seen, Want, looks_of_block
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 
@@ -38,7 +38,7 @@ class LeftOutLook:
         require_int(self, "every", minimum=1)
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
-        looks = 1 + (memory["looks"] * (memory["block"] == state.block) if memory else torch.zeros_like(state.block))
+        looks = looks_of_block(state, memory)
         due = looks % self.every == 0
         seen, _ = PlainLook()(model, state, want, {})
         left_out, forwards = self._left_out(model, state, want, due)

@@ -106,6 +106,60 @@ class Look(Protocol):
 LOOKS: Registry[Look] = Registry("look")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The positions whose logits are wanted, as a model takes them.
+
+    Attributes:
+        masked: Flat positions of masks.
+        visible: Flat positions of tokens; empty where none are wanted.
+        want: What they were made of.
+    """
+
+    masked: FlatIndex
+    visible: FlatIndex
+    want: Want
+
+    @classmethod
+    def of(cls, want: Want) -> "Asked":
+        """Both kinds, without waiting for the device."""
+        masked = true_places(want.masked, want.num_masked)
+        return cls(masked, masked[:0] if want.visible is None else true_places(want.visible, want.num_visible), want)
+
+    @property
+    def index(self) -> FlatIndex:
+        """Masks first, then tokens."""
+        return torch.cat((self.masked, self.visible)) if len(self.visible) else self.masked
+
+    def seen(self, model: HeadedBackbone, rows: Rows, quality_logits: Tensor | None, **more: Any) -> Seen:
+        """What was seen, from a row of logits for each position of `index`.
+
+        Args:
+            model: What was asked.
+            rows: Logits; what follows those of `index` is left out.
+            quality_logits: Of every position; read where the quality is wanted.
+            more: Other attributes of `Seen`.
+        """
+        number, want = len(self.masked), self.want
+        visible = rows[number : number + len(self.visible)]
+        found: dict[str, Any] = {
+            "quality": quality_logits.float().sigmoid() if want.quality and quality_logits is not None else None,
+            "judges_masks": model.judges_masks,
+        }
+        return Seen(
+            masked=Logits(rows[:number], self.masked),
+            visible=None if want.visible is None else Logits(visible, self.visible),
+            **found | more,
+        )
+
+
+def looks_of_block(state: State, memory: Memory) -> PerRow:
+    """Looks at each row's block, this one counted, from the memory that `{"looks": ..., "block": state.block}` makes."""
+    if not memory:
+        return torch.ones_like(state.block)
+    return 1 + memory["looks"] * (memory["block"] == state.block)
+
+
 def history_of(model: HeadedBackbone, state: State, want: Want) -> History | None:
     """What the head is shown of the tokens' history."""
     return state.history if want.quality and model.quality_head.reads_history else None
@@ -117,22 +171,15 @@ class PlainLook:
     """One forward over the whole canvas, with a row of the LM head at each position that is wanted and nowhere else."""
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
-        masked = true_places(want.masked, want.num_masked)
-        visible = None if want.visible is None else true_places(want.visible, want.num_visible)
+        asked = Asked.of(want)
         output = model(
             state.tokens,
             state.canvas.attention_mask if want.padded else None,
-            logits_at=masked if visible is None else torch.cat((masked, visible)),
+            logits_at=asked.index,
             with_quality=want.quality,
             history=history_of(model, state, want),
         )
-        seen = Seen(
-            masked=Logits(output.logits[: want.num_masked], masked),
-            visible=None if visible is None else Logits(output.logits[want.num_masked :], visible),
-            quality=output.quality_logits.float().sigmoid() if want.quality else None,
-            judges_masks=model.judges_masks,
-        )
-        return seen, memory
+        return asked.seen(model, output.logits, output.quality_logits), memory
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from prism_plugin.core.selection import true_places
-from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Logits, Seen, Want, history_of
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.shadows import require_shadows
@@ -34,28 +34,19 @@ class ShadowLook:
         reach = want.masked | want.visible_tokens
         places = reach.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, : want.widest]
         of_tokens = want.visible_tokens.gather(1, places)
-        masked = true_places(want.masked, want.num_masked)
-        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
+        asked = Asked.of(want)
         shadows = true_places(of_tokens, want.num_visible)
         row, column = shadows // places.shape[1], shadows % places.shape[1]
         wide = length + places.shape[1]
-        at = torch.cat(((masked // length) * wide + masked % length, (visible // length) * wide + visible % length,
-                        row * wide + length + column))  # fmt: skip
+        of_tokens_and_masks = (asked.index // length) * wide + asked.index % length
         output = model(
             state.tokens,
             state.canvas.attention_mask if want.padded else None,
-            logits_at=at,
+            logits_at=torch.cat((of_tokens_and_masks, row * wide + length + column)),
             with_quality=want.quality,
             history=history_of(model, state, want),
             shadows=torch.where(reach.gather(1, places), places, -1),
         )
-        parts = output.logits.split([len(masked), len(visible), len(shadows)])
-        seen = Seen(
-            masked=Logits(parts[0], masked),
-            visible=None if want.visible is None else Logits(parts[1], visible),
-            quality=output.quality_logits.float().sigmoid() if want.quality else None,
-            shadow=Logits(parts[2], row * length + places.flatten()[shadows]),
-            judges_masks=model.judges_masks,
-            num_shadows=reach.sum(-1),
-        )
+        shadow = Logits(output.logits[len(asked.index) :], row * length + places.flatten()[shadows])
+        seen = asked.seen(model, output.logits, output.quality_logits, shadow=shadow, num_shadows=reach.sum(-1))
         return seen, memory

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prism_plugin.core.selection import true_places
 from prism_plugin.core.soft import SoftTokens, soft_tokens
 from prism_plugin.core.validation import require_int, require_number
-from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.soft_inputs import require_soft_inputs
@@ -40,26 +39,19 @@ class SoftLook:
         require_soft_inputs(model)
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
-        masked = true_places(want.masked, want.num_masked)
-        visible = masked[:0] if want.visible is None else true_places(want.visible, want.num_visible)
+        asked = Asked.of(want)
         output = model(
             state.tokens,
             state.canvas.attention_mask if want.padded else None,
-            logits_at=torch.cat((masked, visible)),
+            logits_at=asked.index,
             with_quality=want.quality,
             history=history_of(model, state, want),
-            soft=self._recalled(masked, memory, model.mask_token_id),
+            soft=self._recalled(asked.masked, memory, model.mask_token_id),
         )
         rows = output.logits[: want.num_masked]
-        seen = Seen(
-            masked=Logits(rows, masked),
-            visible=None if want.visible is None else Logits(output.logits[want.num_masked :], visible),
-            quality=output.quality_logits.float().sigmoid() if want.quality else None,
-            judges_masks=model.judges_masks,
-        )
         mix = torch.full((want.num_masked,), self.mix, device=rows.device)
-        soft = soft_tokens(rows, masked, mask_token_id=model.mask_token_id, top_k=self.top_k, mix=mix)
-        return seen, _laid(soft, state.tokens)
+        soft = soft_tokens(rows, asked.masked, mask_token_id=model.mask_token_id, top_k=self.top_k, mix=mix)
+        return asked.seen(model, output.logits, output.quality_logits), _laid(soft, state.tokens)
 
     def _recalled(self, masked: Tensor, memory: Memory, mask_token_id: int) -> SoftTokens | None:
         if not memory:
