@@ -56,7 +56,8 @@ page from the registries, and a test says when it is stale. How to use presets a
 objectives teach: [objectives](objectives.md).
 
 A preset works on any attached model that can make its look. "Head" says whether it reads the quality head. A look costs one
-forward over the whole canvas and an LM-head row at each mask of the active block, unless its row says more.
+forward over the whole canvas and an LM-head row at each mask of the active block, unless its row says more. What each does on
+one model and task: [all of them on Sudoku](../adapters/sudoku-9x9/README.md#every-sampler-of-the-field).
 """
 
 
