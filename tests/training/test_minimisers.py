@@ -265,14 +265,15 @@ def test_a_head_that_sees_what_was_drafted_learns_the_posterior_that_leaves_it_o
 
 
 def test_the_soft_target_at_masks_is_how_often_the_model_will_be_right():
-    found = minimise(get_objective("remedi", mid_rate=0.2, **SHARED), steps=180)
+    found = minimise(get_objective("remedi", mid_rate=0.2, quality_weight=1.0, **SHARED), steps=240)
     outcomes = list(reference.random_tokens(COUNTS, LOW, HIGH, mid_rate=0.2))
     letters = reference.repair(outcomes, where="masked", by_time=True)
     check(letter_errors(found, letters))
     check(quality_errors(found, reference.quality(outcomes)))
     weights = reference.repair(outcomes, where="masked")
     at_masks = {key: (weights[key][0], float((p**2).sum())) for key, (_, p) in letters.items()}
-    error, _ = quality_errors(found, at_masks)
+    error, of_constant = quality_errors(found, at_masks)
+    print(f"at masks it is {error:.4f} from the minimiser, the best constant {of_constant:.3f}")
     assert error <= 0.01
 
 

@@ -92,11 +92,10 @@ def test_repair(name):
 
 
 def test_a_soft_target():
-    found = trained(get_objective("remedi", mid_rate=0.2, quality_weight=1.0, **SHARED), steps=600)
+    found = trained(get_objective("remedi", mid_rate=0.2, quality_weight=1.0, **SHARED), steps=800)
     outcomes = list(reference.random_tokens(COUNTS, LOW, HIGH, mid_rate=0.2))
     letters = reference.repair(outcomes, where="masked", by_time=True)
     check(letter_errors(found, letters))
-    check(quality_errors(found, reference.quality(outcomes)))
     weights = reference.repair(outcomes, where="masked")
-    error, _ = quality_errors(found, {key: (weights[key][0], float((p**2).sum())) for key, (_, p) in letters.items()})
-    assert error <= 0.01
+    at_masks = {key: (weights[key][0], float((p**2).sum())) for key, (_, p) in letters.items()}
+    check(quality_errors(found, reference.quality(outcomes) | at_masks))
