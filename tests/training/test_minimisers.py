@@ -1,8 +1,8 @@
 """What each objective teaches, found by training all functions there are: a table with a number for every state.
 
 The objectives are the real ones, and the table holds every function of what a look sees, so what it comes to is what the
-corruptor and the term say. What that should be is walked over, outcome by outcome, in tests/reference/minimisers.py. That a
-network comes to the same is shown in tests/test_exact_posterior.py, which takes longer.
+corruptor and the term say. What that should be is walked over, outcome by outcome, in tests/reference/minimisers.py. Networks
+come to the same (test_networks_minimise.py), which takes longer.
 """
 
 import itertools
@@ -204,13 +204,20 @@ REPAIR = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUALITY)
+SLOW = {"prism, two drafted", "token_critic", "smart", "scope", "t2t, masks"}  # others say the same sooner
+
+
+def kinds(table):
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in table]
+
+
+@pytest.mark.parametrize("name", kinds(QUALITY))
 def test_quality_comes_to_the_probability_over_all_that_can_have_happened(name):
     objective, outcomes, how = QUALITY[name]
     check(quality_errors(minimise(objective), reference.quality(outcomes(), **how)))
 
 
-@pytest.mark.parametrize("name", REPAIR)
+@pytest.mark.parametrize("name", kinds(REPAIR))
 def test_repair_comes_to_what_should_stand_there(name):
     objective, outcomes, how = REPAIR[name]
     check(letter_errors(minimise(objective), reference.repair(outcomes(), **how)))
@@ -247,6 +254,7 @@ def test_visible_tokens_of_recorded_drafts_teach_the_exact_posterior():
     check(quality_errors(found, {key: (weight, exact(*key)) for key, (weight, _) in expected.items()}))
 
 
+@pytest.mark.slow
 def test_a_head_that_sees_what_was_drafted_learns_the_posterior_that_leaves_it_out():
     """Exact for any number of drafted tokens, and where it sees nothing it knows as much as a head without history."""
     two = get_objective("prism", num_drafted=2, diffusion_weight=0.0, **SHARED)
@@ -272,11 +280,11 @@ def test_the_soft_target_at_masks_is_how_often_the_model_will_be_right():
     check(quality_errors(found, reference.quality(outcomes)))
     weights = reference.repair(outcomes, where="masked")
     at_masks = {key: (weights[key][0], float((p**2).sum())) for key, (_, p) in letters.items()}
-    error, of_constant = quality_errors(found, at_masks)
-    print(f"at masks it is {error:.4f} from the minimiser, the best constant {of_constant:.3f}")
-    assert error <= 0.01
+    print("at masks", errors := quality_errors(found, at_masks))
+    assert errors[0] <= 0.01
 
 
+@pytest.mark.slow
 def test_the_diffusion_term_teaches_the_posterior_of_masks_independent_or_not():
     for masks in ("independent", "permuted_prefix"):
         found = minimise(Objective(Fill(**SHARED, masks=masks), (DiffusionTerm(weight=1.0),)))
@@ -307,6 +315,7 @@ def test_errors_that_weigh_more_do_not_teach_the_posterior():
     assert letter_errors(found, posterior)[0] >= 0.1
 
 
+@pytest.mark.slow
 def test_cap_makes_a_model_surer_than_the_data_allow():
     objective = Objective(Fill(**SHARED), (DiffusionTerm(weight=1.0), CapTerm(weight=0.5)))
     logits = minimise(objective)["logits"].view(len(CANVASES), LENGTH, -1)[..., :MASK]
