@@ -56,17 +56,18 @@ class GeneratorChance:
 
     def _numbers(self, rows: Tensor, width: int, dtype: torch.dtype, device: torch.device) -> PerToken:
         if not isinstance(self.generator, Sequence):
-            return _uniform(self.generator, (len(rows), width), dtype, device)
+            return uniform(self.generator, (len(rows), width), dtype, device)
         # Where the generators are, so that one copy goes to the device, and not one for each row.
         home = float64_device(self.generator[0].device)
         drawn = torch.zeros(len(rows), width, dtype=dtype, device=home)
         for number, row in enumerate(rows.tolist()):
             length = self.lengths[row]
-            drawn[number, :length] = _uniform(self.generator[row], (length,), dtype, home)
+            drawn[number, :length] = uniform(self.generator[row], (length,), dtype, home)
         return drawn.to(device)
 
 
-def _uniform(generator: torch.Generator | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def uniform(generator: torch.Generator | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniforms of a generator, or of the device's default, brought to a device."""
     source = device if generator is None else generator.device
     drawable = dtype if float64_device(source) == source else torch.float32  # a generator of a device without float64
     return torch.rand(shape, generator=generator, dtype=drawable, device=source).to(device).to(dtype)

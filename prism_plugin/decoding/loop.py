@@ -70,6 +70,7 @@ class Loop:
         vocab_size: Columns of the logits; only features that remember whole distributions ask.
         draws_all: Draw a token at every masked position, for whoever wants to see it, also where the decider is blind.
         whole_batch: Look at every row at every step, finished ones too: so each process makes as many looks as the others.
+        needs: Features that whoever steps the loop reads of the states, beside those of the decider.
     """
 
     model: HeadedBackbone | None
@@ -90,11 +91,12 @@ class Loop:
     vocab_size: int = 0
     draws_all: bool = False
     whole_batch: bool = False
+    needs: frozenset[str] = frozenset()
 
     @cached_property
     def features(self) -> Mapping[str, Feature]:
         """What the decider needs, by name."""
-        return get_features(needs_of(self.decider), name_of(self.decider))
+        return get_features(needs_of(self.decider) | self.needs, name_of(self.decider))
 
     @cached_property
     def reads(self) -> frozenset[str]:

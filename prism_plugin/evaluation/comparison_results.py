@@ -113,7 +113,7 @@ class Entry(Tuned):
     @property
     def reads_head(self) -> bool:
         """Whether the sampler reads the quality head, by what its rules need."""
-        return "quality" in self.sampler.reads
+        return self.sampler.reads_head
 
 
 def best_trial(trials: Sequence[Tuned], task: Task) -> Tuned:

@@ -63,7 +63,13 @@ class Source:
         Raises:
             UnknownNameError, UnknownKeyError, ConfigurationError: If the preset or a setting of it is wrong.
         """
-        return SamplerSettings(num_steps=self.num_steps, **preset_settings(self.preset, self.settings))
+        settings = SamplerSettings(num_steps=self.num_steps, **preset_settings(self.preset, self.settings))
+        if settings.trajectory is not None:
+            raise ConfigurationError(
+                f"states are recorded of one run of each row, but `trajectory` of {self.preset!r} is "
+                f"{type(settings.trajectory).__name__}, which makes several; leave it out, or choose another preset."
+            )
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

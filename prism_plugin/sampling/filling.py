@@ -1,5 +1,6 @@
 """`MaskFiller`: settings and a model, and the two ways to ask it for tokens by their ids."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,12 @@ from prism_plugin.decoding.chance import GeneratorChance, Generators, require_ge
 from prism_plugin.decoding.decide import name_of, needs_of
 from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.looks import PlainLook
-from prism_plugin.decoding.loop import Loop
+from prism_plugin.decoding.loop import Loop, Step
 from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError, MissingQualityError, SamplingError
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.sampling.canvas import LaidCanvas, lay_canvas, read_request, require_min_new_tokens, require_new_tokens
+from prism_plugin.sampling.particles import ParticleOutput, Watch
 from prism_plugin.sampling.records import StepRecord, record_of
 from prism_plugin.sampling.settings import SamplerSettings
 from prism_plugin.sampling.streaming import TokenStream
@@ -33,12 +35,15 @@ class SamplerOutput:
     Attributes:
         sequences: The prompt as it was passed, padding included, then `max_new_tokens` tokens; for `infill`, the input with
             its masks filled.
-        num_forward_passes: Calls of the network for each returned sequence, [batch]; a look may take several.
+        num_forward_passes: Calls of the network for each returned sequence, [batch]; a look may take several. Those of all runs
+            of a trajectory count.
         num_positions: Positions computed in them, [batch]: the row's own at each call, and more where a look has shadows.
         num_remasked: Times that a position of the row was masked again, [batch].
         quality: The last quality, in [0, 1], that the model gave to each generated token while it stood there. NaN where
             none was seen: the prompt, padding, and tokens filled at the row's last look. None when no rule needs quality.
-        trace: One `StepRecord` per forward of the batch; None unless asked for.
+        trace: One `StepRecord` per look of the batch; None unless asked for. With a trajectory, row `i * n + k` of a record is
+            particle `k` of the `n` of row `i`.
+        particles: What the runs of a trajectory came to; None without one.
     """
 
     sequences: TokenIds
@@ -47,6 +52,7 @@ class SamplerOutput:
     num_remasked: PerRow
     quality: PerToken | None
     trace: tuple[StepRecord, ...] | None
+    particles: ParticleOutput | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,8 @@ class MaskFiller(SamplerSettings):
         may_look_at = getattr(self.look, "may_look_at", None)
         if may_look_at is not None:
             may_look_at(self.model)
+        if self.trajectory is not None:
+            self.trajectory.may_fill(self)
         if len(self._forbidden_ids) >= self._vocab_size:
             raise ConfigurationError("`suppress_tokens` must leave a token to draw, but holds all of them; leave some out.")
 
@@ -214,7 +222,7 @@ class MaskFiller(SamplerSettings):
         return self._lay(input_ids, present, editable, min_new_tokens)
 
     def loop(self, canvas: LaidCanvas, generator: Generators = None, *, watched: bool = True) -> Loop:
-        """The loop that fills a canvas, for whoever steps it: `begin`, `advance`, `finish`.
+        """The loop of one run, whatever the trajectory, for whoever steps it: `begin`, `advance`, `finish`.
 
         Args:
             canvas: What is to be filled.
@@ -241,6 +249,7 @@ class MaskFiller(SamplerSettings):
             look=self.look or PlainLook(),
             padded=min(lengths) < canvas.tokens.shape[1],
             draws_all=watched,
+            needs=frozenset() if self.trajectory is None else self.trajectory.needs,
         )
 
     @property
@@ -308,18 +317,24 @@ class MaskFiller(SamplerSettings):
         streamer: Any,
     ) -> SamplerOutput:
         require_generators(generator, canvas.request.shape[0])
+        if streamer is not None and self.trajectory is not None:
+            raise SamplingError(
+                f"a streamer follows one run as it is filled, but {type(self.trajectory).__name__} chooses among several when "
+                "they are over; leave out the streamer, or `trajectory`."
+            )
         stream = None if streamer is None else TokenStream(streamer, canvas, reaches_back=self.decide.reach == "begun")
         trace: list[StepRecord] = []
         listeners = [trace.append] * return_trace + ([] if on_step is None else [on_step])
         listeners += [] if stream is None else [stream.on_record]
 
-        def on_record(record: StepRecord) -> None:
+        def watch(canvas: LaidCanvas, before: State, step: Step) -> None:
+            record = record_of(next(number), canvas, before, step)
             for listener in listeners:
                 listener(record)
 
-        loop = self.loop(canvas, generator, watched=bool(listeners))
+        number = itertools.count()
         with evaluation_mode(self.model):
-            done = _run(loop, canvas, on_record if listeners else None)
+            done, particles = (self.trajectory or _one_run)(self, canvas, generator, watch if listeners else None)
         sequences = canvas.restore(done.tokens, canvas.request)
         if stream is not None:
             stream.close(sequences[0])
@@ -328,18 +343,21 @@ class MaskFiller(SamplerSettings):
             num_forward_passes=done.num_forward_passes,
             num_positions=done.num_positions,
             num_remasked=done.num_remasked,
-            quality=canvas.restore(done.quality, float("nan")) if "quality" in loop.reads else None,
+            quality=canvas.restore(done.quality, float("nan")) if self.reads_head else None,
             trace=tuple(trace) if return_trace else None,
+            particles=particles,
         )
 
 
-def _run(loop: Loop, canvas: LaidCanvas, on_record: Callable[[StepRecord], None] | None) -> State:
-    state, number = loop.begin(canvas), 0
+def _one_run(sampler: MaskFiller, canvas: LaidCanvas, generator: Generators, watch: Watch | None) -> tuple[State, None]:
+    """Fill a canvas once."""
+    loop = sampler.loop(canvas, generator, watched=watch is not None)
+    state = loop.begin(canvas)
     while (step := loop.advance(state)) is not None:
-        if on_record is not None:
-            on_record(record_of(number, canvas, state, step))
-        state, number = step.state, number + 1
-    return loop.finish(state)
+        if watch is not None:
+            watch(canvas, state, step)
+        state = step.state
+    return loop.finish(state), None
 
 
 def _check_length(model: HeadedBackbone, length: int) -> None:

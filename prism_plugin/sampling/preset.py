@@ -11,9 +11,10 @@ from prism_plugin.core.schedules import EvenSchedule, Schedule
 from prism_plugin.core.unmasking import ConfidenceUnmasking, UnmaskingRule
 from prism_plugin.core.view import Decider
 from prism_plugin.decoding.looks import Look
+from prism_plugin.sampling.particles import Trajectory
 
 # What a preset is made of.
-PARTS = ("unmasking", "remasking", "schedule", "editing", "decider", "look")
+PARTS = ("unmasking", "remasking", "schedule", "editing", "decider", "look", "trajectory")
 # Settings that go with remasking and editing, and those that every preset takes; see `SamplerSettings`.
 SAFETY = ("max_remasks_per_position", "max_change_share", "tabu_length")
 COMMON = ("temperature", "top_p", "block_length", "eos_token_id", "suppress_tokens")
@@ -55,6 +56,7 @@ class Preset:
         editing: Which tokens to overwrite; None: none.
         decider: Ranks masks and tokens together, in place of the rules; None: the rules decide.
         look: How the network is asked; None: by one plain forward.
+        trajectory: Several runs, of which one is kept; None: one run, or what the setting `trajectory` says.
         safety: Settings of `SamplerSettings` about what is spared, and their numbers.
     """
 
@@ -67,6 +69,7 @@ class Preset:
     editing: EditingRule | None = None
     decider: Decider | None = None
     look: Look | None = None
+    trajectory: Trajectory | None = None
     safety: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -74,7 +77,8 @@ class Preset:
         """Names of all settings that it takes."""
         changes = not isinstance(self.remasking, NeverRemasking) or self.editing is not None or self.decider is not None
         rules = () if isinstance(self.remasking, NeverRemasking) else ("remask_neighbours",)
-        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules)
+        runs = ("trajectory",) if self.trajectory is None else ()
+        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules, *runs)
 
     @property
     def defaults(self) -> Mapping[str, Any]:

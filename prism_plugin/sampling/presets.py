@@ -41,7 +41,9 @@ from prism_plugin.core.unmasking import (
 from prism_plugin.decoding.corrected import CorrectedLook
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
+from prism_plugin.sampling.particles import TRAJECTORIES
 from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, takes
+from prism_plugin.sampling.trajectories import BestOfN, PartialRefinement, ParticleGibbs, SelfRewardingSMC
 
 # More than any canvas holds: the schedule's own limit, what the rest of the steps can refill, is then the only one.
 _UNLIMITED = 2**31 - 1
@@ -274,6 +276,46 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
             editing=SwapEditing(),
         ),
+        "best_of": Preset(
+            "Best of n: the surest of four samples at temperature 1, by the log of the probability of what was written.",
+            temperature=1.0,
+            takes=takes(num_particles=Change("trajectory", "num_particles"), by=Change("trajectory", "by")),
+            trajectory=BestOfN(),
+        ),
+        "self_rewarding_smc": Preset(
+            "SR-SMC, arXiv 2602.01849: four particles at temperature 1 and threshold 0.9, weighed by their own probability. "
+            "Theirs are resampled at the ends of blocks of 32; without blocks, after every four looks, as in its MDLM config.",
+            unmasking=ThresholdUnmasking(0.9),
+            temperature=1.0,
+            takes=takes(
+                threshold=Change("unmasking", "threshold"),
+                **{
+                    name: Change("trajectory", name)
+                    for name in ("num_particles", "by", "every", "resample_below", "resampling", "tempered", "keep")
+                },
+            ),
+            trajectory=SelfRewardingSMC(every=4, resampling="multinomial"),
+        ),
+        "particle_gibbs": Preset(
+            "PG-DLM, arXiv 2507.08390, with the mean log quality for a reward. Its own numbers were not found: these are ours.",
+            unmasking=RandomUnmasking(),
+            temperature=1.0,
+            takes=takes(
+                **{
+                    name: Change("trajectory", name)
+                    for name in ("num_particles", "num_sweeps", "beta", "every", "resample_below")
+                },
+            ),
+            trajectory=ParticleGibbs(every=4),
+        ),
+        "partial_refinement": Preset(
+            "IPR, arXiv 2605.19317, for tokens: a quarter is masked and filled again, and kept where it is better; theirs is "
+            "chosen by chance (`choose` random), and all rounds are kept (`by` always).",
+            takes=takes(
+                **{name: Change("trajectory", name) for name in ("num_rounds", "share", "choose", "by")},
+            ),
+            trajectory=PartialRefinement(),
+        ),
         "backtrack": Preset(
             "Ours: where the head doubts, what was written since the doubt began goes back, and more at each failure.",
             remasking=BacktrackRemasking(0.5),
@@ -327,10 +369,19 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(preset.safety)
     arguments |= {key: settings[key] for key in (*COMMON, *SAFETY, "remask_neighbours") if key in settings}
     arguments.setdefault("temperature", preset.temperature)
+    if settings.get("trajectory") is not None:
+        arguments["trajectory"] = _trajectory(settings["trajectory"])
     if isinstance(parts["unmasking"], RedraftUnmasking) and not arguments["temperature"]:
         # without chance, a draft at a pace that was tried already would be the same draft
         arguments.setdefault("max_remasks_per_position", len(parts["unmasking"].paces))
     return arguments | parts
+
+
+def _trajectory(given: Any) -> Any:
+    """A trajectory by its name, by its name and settings, or as it is."""
+    if isinstance(given, str):
+        given = {"name": given}
+    return TRAJECTORIES.from_dict(given, source="`trajectory`") if isinstance(given, Mapping) else given
 
 
 def _refuse_ignored(key: str, change: Change, given: set[str]) -> None:

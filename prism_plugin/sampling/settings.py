@@ -24,10 +24,12 @@ from prism_plugin.decoding.looks import LOOKS, Look, PlainLook
 from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.decoding.soft_look import SoftLook
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, UnknownNameError
 from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
 from prism_plugin.registry import Registry
+from prism_plugin.sampling.particles import Trajectory
+from prism_plugin.sampling.trajectories import TRAJECTORIES
 from prism_plugin.writing import write_text
 
 # These modules register what they define; each is named here, so that an export takes it along.
@@ -39,11 +41,11 @@ SAMPLER_FORMAT_VERSION = 1
 # Settings that are rules, each by the registry that names them in files.
 PLUG_INS: dict[str, Registry[Any]] = {
     "unmasking": UNMASKING, "remasking": REMASKING, "schedule": SCHEDULES, "editing": EDITING, "decider": DECIDERS,
-    "look": LOOKS,
+    "look": LOOKS, "trajectory": TRAJECTORIES,
 }  # fmt: skip
 # Written only where they are set.
 _OPTIONAL = (
-    "editing", "decider", "look", "suppress_tokens", "max_change_share", "tabu_length", "remask_neighbours",
+    "editing", "decider", "look", "suppress_tokens", "max_change_share", "tabu_length", "remask_neighbours", "trajectory",
 )  # fmt: skip
 
 _READERS = {
@@ -80,6 +82,7 @@ class SamplerSettings:
         editing: Which revealed tokens to overwrite by another; None: none.
         decider: Ranks masks and tokens together, in place of the three rules; None: the rules decide, one after another.
         look: How the network is asked, such as `GuidedLook(2.0)`; None: by one plain forward.
+        trajectory: Several runs of each row, of which one is kept, such as `BestOfN(4)`; None: one run.
     """
 
     num_steps: int
@@ -98,6 +101,7 @@ class SamplerSettings:
     max_change_share: float | None = None
     tabu_length: int | None = None
     remask_neighbours: int | None = None
+    trajectory: Trajectory | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "block_length", "max_remasks_per_position", "tabu_length", "remask_neighbours"):
@@ -149,9 +153,19 @@ class SamplerSettings:
         return _reads(self.decide)
 
     @property
-    def draws(self) -> bool:
-        """Whether an answer depends on random numbers: tokens are sampled, or what decides reads noise."""
+    def reads_head(self) -> bool:
+        """Whether the quality head is asked: by what decides, or to tell the runs of a trajectory apart."""
+        return "quality" in self.reads or (self.trajectory is not None and self.trajectory.asks_head)
+
+    @property
+    def run_draws(self) -> bool:
+        """Whether one run depends on random numbers: tokens are sampled, or what decides reads noise."""
         return self.temperature > 0 or "noise" in self.reads
+
+    @property
+    def draws(self) -> bool:
+        """Whether an answer depends on random numbers: a run does, or what the trajectory does with runs."""
+        return self.run_draws or (self.trajectory is not None and self.trajectory.draws)
 
     def _check_plug_ins(self) -> None:
         for name in PLUG_INS:
@@ -247,7 +261,7 @@ class SamplerSettings:
             value = getattr(self, setting.name)
             if value is None and setting.name in _OPTIONAL:
                 continue
-            values[setting.name] = PLUG_INS[setting.name].to_dict(value) if setting.name in PLUG_INS else value
+            values[setting.name] = _named(setting.name, value) if setting.name in PLUG_INS else value
         return values
 
 
@@ -291,6 +305,18 @@ def read_settings(directory: str | Path) -> SamplerSettings:
     """
     path = Path(directory) / SAMPLER_CONFIG_NAME
     return settings_from_dict(read_json(path, "`RemaskingSampler.save_pretrained`"), source=str(path))
+
+
+def _named(setting: str, plug_in: Any) -> dict[str, Any]:
+    """A rule by its name and settings."""
+    values = PLUG_INS[setting].to_dict(plug_in)
+    own = next((name for name, value in values.items() if callable(value)), None)
+    if own is not None:
+        raise UnknownNameError(
+            f"`{own}` of {type(plug_in).__name__} is a function of your own, which works in `sample`, but no file can hold; "
+            "save a sampler with one of the named choices, and give the function where you load it."
+        )
+    return values
 
 
 def _reads(rule: Any) -> frozenset[str]:

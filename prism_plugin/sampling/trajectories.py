@@ -1,36 +1,38 @@
-"""Samplers of samplers: several particles of a row are filled side by side, weighed, resampled, and one of them is kept.
+"""Samplers of samplers: several runs of each row, side by side or one after another, of which the best is kept.
 
 They step the sampler's loop from outside. A particle is a row of the batch; what it costs is counted for its row. Random
 numbers belong to the slots in which particles stand, so that a resampled particle goes its own way from then on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prism_plugin.backbones.modes import evaluation_mode
 from prism_plugin.core.selection import select_top
 from prism_plugin.core.validation import require_choice, require_int, require_number
-from prism_plugin.decoding.chance import Generators, require_generators
+from prism_plugin.decoding.chance import Generators, uniform
 from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError
-from prism_plugin.registry import Registry
 from prism_plugin.sampling.canvas import LaidCanvas
-from prism_plugin.sampling.filling import MaskFiller
-from prism_plugin.sampling.particles import Particles, Reward, TrajectoryOutput
+from prism_plugin.sampling.gibbs import ParticleGibbs
+from prism_plugin.sampling.particles import (
+    SCORES,
+    TRAJECTORIES,
+    Filling,
+    Fills,
+    ParticleOutput,
+    Particles,
+    Reward,
+    Watch,
+    judged,
+    require_head,
+    with_cost_of,
+    worth,
+)
 
-
-class Trajectories(Protocol):
-    """Fills what a sampler fills, by several runs of it."""
-
-    def infill(
-        self, input_ids: Any, attention_mask: Tensor | None = None, *, generator: Generators = None
-    ) -> TrajectoryOutput: ...
-
-
-TRAJECTORIES: Registry[Trajectories] = Registry("sampler of samplers")
+__all__ = ["TRAJECTORIES", "BestOfN", "PartialRefinement", "ParticleGibbs", "SelfRewardingSMC"]
 
 
 @TRAJECTORIES.register("best_of")
@@ -39,21 +41,24 @@ class BestOfN(Particles):
     """Fill each row several times, and keep the best.
 
     Args:
-        sampler: Fills the particles; it has to draw.
         num_particles: Of each row, >= 1.
         by: What is best: "log_probability", the sum over what was written of the log of its probability then; "quality", the
             mean log quality of what stands at the end, one forward more for each particle; or a reward of your own.
 
     Raises:
-        ConfigurationError: If a setting is out of range, or all particles would be the same.
+        ConfigurationError: If a setting is out of range.
     """
 
-    def run(self, canvas: LaidCanvas, generator: Generators) -> TrajectoryOutput:
-        wide, loop, state, _ = self.begin(canvas, generator)
-        while (step := loop.advance(state)) is not None:
-            state = step.state
-        state = self.judged(wide, loop.finish(state))
-        return self.output(wide, state, self.score(wide, state))
+    def __call__(
+        self, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None
+    ) -> tuple[State, ParticleOutput]:
+        filling = Filling(sampler, canvas, generator, watch, self.num_particles, self.by)
+        state = filling.loop.begin(filling.canvas)
+        while (following := filling.advance(state)) is not None:
+            state = following
+        state = filling.judged(filling.loop.finish(state))
+        scores = filling.score(state)
+        return filling.output(state, scores, scores.argmax(-1))
 
 
 @TRAJECTORIES.register("self_rewarding_smc")
@@ -68,7 +73,6 @@ class SelfRewardingSMC(Particles):
     multiplies each increment by that share instead, which belongs to no target.
 
     Args:
-        sampler: Fills the particles; it has to draw.
         num_particles: Of each row, >= 1.
         by: What particles are worth, as for `BestOfN`; "quality" reads the qualities that the sampler's own looks gave.
         every: Looks between two weighings, >= 1; None: at the ends of blocks, where particles wait for each other.
@@ -78,7 +82,7 @@ class SelfRewardingSMC(Particles):
         keep: "best" by worth; or "drawn" by weight, which keeps one as likely as the target has it.
 
     Raises:
-        ConfigurationError: If a setting is out of range, or all particles would be the same.
+        ConfigurationError: If a setting is out of range.
     """
 
     every: int | None = None
@@ -98,96 +102,31 @@ class SelfRewardingSMC(Particles):
             raise ConfigurationError(
                 "`tempered` goes by looks, but `every` is None, so particles are weighed at the ends of blocks; give `every`."
             )
-        if self.by == "quality" and "quality" not in self.sampler.reads:
-            raise ConfigurationError(
-                'by="quality" weighs particles by what the sampler\'s looks say of them, but no rule of this one reads the '
-                "quality; choose a sampler that does."
-            )
 
-    def run(self, canvas: LaidCanvas, generator: Generators) -> TrajectoryOutput:
-        wide, loop, state, own = self.begin(canvas, generator)
-        run = _Weighing(self, wide, own, self.score(wide, state) * 0)
-        looks = 0
-        while True:
-            level = state.block.view(-1, self.num_particles).amin(-1, keepdim=True)
-            may_move = None if self.every is not None else (state.block.view(-1, self.num_particles) == level).flatten()
-            step = loop.advance(state, rows=may_move)
-            if step is None:
-                break
-            state, looks = step.state, looks + 1
-            over = state.block.view(-1, self.num_particles).amin(-1, keepdim=True) > level
-            if self.every is not None and looks % self.every == 0:
-                state = run.weigh(state, min(1.0, looks / loop.num_steps) if self.tempered else 1.0)
-            elif self.every is None and bool(over.any()):
-                state = run.weigh(state, 1.0, among=over.squeeze(-1))
-        state = self.judged(wide, loop.finish(state))
-        return run.finish(state)
+    @property
+    def needs(self) -> frozenset[str]:
+        """The quality, where particles are weighed by it."""
+        return frozenset({"quality"} if self.by == "quality" else ())
 
-
-class _Weighing:
-    """Weights of all particles, and what was resampled."""
-
-    def __init__(self, how: SelfRewardingSMC, canvas: LaidCanvas, own: list[torch.Generator | None], nothing: Tensor) -> None:
-        self.how, self.canvas, self.own = how, canvas, own
-        self.before, self.log_weights = nothing, nothing
-        self.log_mean = nothing[:, 0]
-        self.ancestors: list[Tensor] = []
-
-    def weigh(self, state: State, counts: float, among: Tensor | None = None) -> State:
-        """Multiply weights by what was gained, and resample the rows in which few particles carry them.
-
-        Args:
-            state: Of all particles.
-            counts: How much of a particle's worth counts by now.
-            among: Rows that are weighed; None: all.
-        """
-        worth = counts * self.how.score(self.canvas, state)
-        gained = worth - self.before
-        if among is not None:
-            gained, worth = gained * among.unsqueeze(-1), torch.where(among.unsqueeze(-1), worth, self.before)
-        self.log_weights, self.before = self.log_weights + gained, worth
-        weights = self.log_weights.softmax(-1)
-        number = weights.shape[1]
-        few = 1 / weights.square().sum(-1) < self.how.resample_below * number
-        chosen = torch.arange(number, device=weights.device).expand_as(weights).clone()
-        for row in few.nonzero().flatten().tolist():
-            chosen[row] = self._drawn(weights[row], row)
-        if not few.any():
-            return state
-        self.ancestors.append(chosen)
-        mean = self.log_weights.logsumexp(-1) - torch.log(torch.tensor(float(number), device=weights.device))
-        self.log_mean = torch.where(few, self.log_mean + mean, self.log_mean)
-        self.log_weights = torch.where(few.unsqueeze(-1), 0.0, self.log_weights)
-        self.before = self.before.gather(1, chosen)
-        slots = torch.arange(len(chosen), device=chosen.device).unsqueeze(-1) * number + chosen
-        return state.take(slots.flatten())
-
-    def _drawn(self, weights: Tensor, row: int) -> Tensor:
-        number, generator = len(weights), self.own[row]
-        device = weights.device if generator is None else generator.device
-        if self.how.resampling == "multinomial":
-            places = torch.rand(number, generator=generator, device=device, dtype=torch.float64)
-        else:
-            shift = torch.rand(1, generator=generator, device=device, dtype=torch.float64)
-            places = (torch.arange(number, device=device) + shift) / number
-        edges = weights.double().cumsum(-1).to(device)
-        return torch.searchsorted(edges / edges[-1], places).clamp(max=number - 1).to(weights.device)
-
-    def _one(self, weights: Tensor, row: int) -> Tensor:
-        device = weights.device if self.own[row] is None else self.own[row].device  # type: ignore[union-attr]  # there
-        return torch.multinomial(weights.to(device), 1, generator=self.own[row]).to(weights.device)
-
-    def finish(self, state: State) -> TrajectoryOutput:
-        """Weigh what is left to be weighed, whole, and keep a particle."""
-        worth = self.how.score(self.canvas, state)
-        self.log_weights = self.log_weights + worth - self.before
-        number = worth.shape[1]
-        log_mean = self.log_mean + self.log_weights.logsumexp(-1) - torch.log(torch.tensor(float(number), device=worth.device))
-        scores = worth
-        if self.how.keep == "drawn":
-            drawn = torch.stack([self._one(weights, row) for row, weights in enumerate(self.log_weights.softmax(-1))])
-            scores = torch.full_like(worth, -torch.inf).scatter(1, drawn, 0.0)
-        return self.how.output(self.canvas, state, scores, log_normaliser=log_mean, ancestors=tuple(self.ancestors))
+    def __call__(
+        self, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None
+    ) -> tuple[State, ParticleOutput]:
+        filling = Filling(sampler, canvas, generator, watch, self.num_particles, self.by)
+        weights = filling.weights(resample_below=self.resample_below, resampling=self.resampling)
+        state = filling.loop.begin(filling.canvas)
+        while (moved := filling.advance(state, filling.waiting(state) if self.every is None else None)) is not None:
+            among = filling.over(state, moved, self.every)
+            state = moved
+            if among is not None:
+                counts = min(1.0, filling.looks / filling.loop.num_steps) if self.tempered else 1.0
+                chosen = weights.weigh(filling.looks, counts * filling.score(state), among)
+                state = state if chosen is None else filling.resampled(state, chosen)
+        state = filling.judged(filling.loop.finish(state))
+        scores = filling.score(state)
+        weights.gain(scores)
+        kept = scores.argmax(-1) if self.keep == "best" else weights.one()
+        more = {"log_normaliser": weights.log_normaliser(), "weighings": tuple(weights.weighings)}
+        return filling.output(state, scores, kept, **more)
 
 
 @TRAJECTORIES.register("partial_refinement")
@@ -196,10 +135,9 @@ class PartialRefinement:
     """Fill everything; then mask a part of what was filled and fill it again, and keep that where it is better; several rounds.
 
     Iterative partial refinement (arXiv 2605.19317), which redraws a quarter of an image's parts chosen at random. A round may
-    take as many looks as the sampler allows.
+    take as many looks as the sampler allows. Where nothing is drawn by chance, it ends with the first round that is no better.
 
     Args:
-        sampler: Fills.
         num_rounds: After the draft, >= 1.
         share: Of the generated tokens that is masked in a round, in (0, 1], rounded up.
         choose: "random", or "doubt": the tokens with the lowest quality, which takes a forward of its own in each round.
@@ -209,7 +147,6 @@ class PartialRefinement:
         ConfigurationError: If a setting is out of range.
     """
 
-    sampler: MaskFiller
     num_rounds: int = 4
     share: float = 0.25
     choose: Literal["random", "doubt"] = "doubt"
@@ -219,88 +156,111 @@ class PartialRefinement:
         require_int(self, "num_rounds", minimum=1)
         require_number(self, "share", "a share in (0, 1]", low=0, high=1, open_low=True)
         require_choice(self, "choose", ("random", "doubt"))
-        if self.by != "always":
-            Particles(self.sampler, 1, self.by)
+        if not callable(self.by):
+            require_choice(self, "by", (*SCORES, "always"))
 
-    def infill(self, input_ids: Any, attention_mask: Tensor | None = None, *, generator: Generators = None) -> TrajectoryOutput:
-        """Fill the mask tokens that are in place; see `RemaskingSampler.infill`.
+    @property
+    def num_particles(self) -> int:
+        """One at a time."""
+        return 1
 
-        Args:
-            input_ids: As there.
-            attention_mask: As there.
-            generator: As there; a row's tokens do not depend on the others with one for each.
+    @property
+    def draws(self) -> bool:
+        """What is masked is chosen by chance."""
+        return self.choose == "random"
 
-        Raises:
-            SamplingError: If the request cannot be met, or a reward is no number for each canvas.
-        """
-        canvas = self.sampler.lay_infill(input_ids, attention_mask)
-        require_generators(generator, canvas.request.shape[0])
-        with evaluation_mode(self.sampler.model), torch.no_grad():
-            best = self._filled(canvas, generator)
-            worth = self._worth(canvas, best)
-            for _ in range(self.num_rounds):
-                again = self._filled(replace(canvas, tokens=self._masked_again(canvas, best, generator)), generator, best)
-                found = self._worth(canvas, again)
-                better = found >= worth if self.by == "always" else found > worth
-                best, worth = _either(better, again, best), torch.where(better, found, worth)
-        return TrajectoryOutput(
-            sequences=canvas.restore(best.tokens, canvas.request),
-            num_forward_passes=best.num_forward_passes,
-            num_positions=best.num_positions,
-            num_remasked=best.num_remasked,
-            particles=canvas.restore(best.tokens, canvas.request).unsqueeze(1),
-            scores=worth.unsqueeze(1),
-        )
+    @property
+    def needs(self) -> frozenset[str]:
+        """What is doubted is asked by a forward of its own."""
+        return frozenset()
 
-    def _filled(self, canvas: LaidCanvas, generator: Generators, before: State | None = None) -> State:
+    @property
+    def asks_head(self) -> bool:
+        """For what is doubted, or what is better."""
+        return self.choose == "doubt" or self.by == "quality"
+
+    def may_fill(self, sampler: Fills) -> None:
+        """Refuse a sampler that would fill the same again, or whose model judges nothing."""
+        require_head("quality" if self.asks_head else self.by, sampler)
+
+    def __call__(
+        self, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None
+    ) -> tuple[State, ParticleOutput]:
+        refining = _Refining(self, sampler, canvas, generator, watch)
+        best = refining.filled(canvas)
+        scores = [refining.worth(best)]
+        found, kept = [best.tokens], torch.zeros(len(best.tokens), dtype=torch.int64, device=scores[0].device)
+        for number in range(1, self.num_rounds + 1):
+            again = refining.filled(replace(canvas, tokens=refining.masked_again(best)), best)
+            found.append(again.tokens)
+            highest = torch.stack(scores).gather(0, kept.unsqueeze(0)).squeeze(0)
+            scores.append(refining.worth(again))
+            better = scores[-1] > highest
+            if self.by == "always":
+                better = torch.ones_like(better)
+            elif not (better.any() or self.draws or sampler.run_draws):
+                break  # another round would mask and fill the same
+            kept = torch.where(better, number, kept)
+            best = _either(better.to(best.tokens.device), again, best)
+        sequences = torch.stack([canvas.restore(tokens, canvas.request) for tokens in found], dim=1)
+        return best, ParticleOutput(sequences, torch.stack(scores, dim=1), kept)
+
+
+class _Refining:
+    """The rounds of a refinement."""
+
+    def __init__(
+        self, how: PartialRefinement, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None
+    ) -> None:
+        self.how, self.sampler, self.canvas, self.generator, self.watch = how, sampler, canvas, generator, watch
+        self.mask_token_id = sampler.model.mask_token_id
+
+    def filled(self, canvas: LaidCanvas, before: State | None = None) -> State:
         """Fill the masks of a canvas; what it cost before is added, and what stood there before keeps its confidence."""
-        editable = canvas.tokens == self.sampler.model.mask_token_id
+        editable = canvas.tokens == self.mask_token_id
         part = replace(canvas, editable=editable, block_of=canvas.block_of.masked_fill(~editable, -1))
-        loop = self.sampler.loop(part, generator, watched=False)
+        loop = self.sampler.loop(part, self.generator, watched=self.watch is not None)
         state = loop.begin(part)
         if before is not None:
             state = replace(
-                state,
+                with_cost_of(state, before),
                 commit_confidence=torch.where(editable, state.commit_confidence, before.commit_confidence),
                 quality=torch.where(editable, state.quality, before.quality),
-                num_forward_passes=before.num_forward_passes,
-                num_shadows=before.num_shadows,
+                age=torch.where(editable, state.age, before.age),
+                times_remasked=before.times_remasked + editable,
                 num_remasked=before.num_remasked + editable.sum(-1),
             )
         while (step := loop.advance(state)) is not None:
+            if self.watch is not None:
+                self.watch(self.canvas, state, step)
             state = step.state
         state = replace(loop.finish(state), canvas=canvas)
-        return self._judge(canvas, state) if self.choose == "doubt" or self.by == "quality" else state
+        if self.how.asks_head:
+            state = judged(self.sampler.model, loop, canvas, state)
+        return state
 
-    def _judge(self, canvas: LaidCanvas, state: State) -> State:
-        output = self.sampler.model(state.tokens, canvas.attention_mask)
-        quality = output.quality_logits.float().sigmoid()
-        return replace(state, quality=quality, num_forward_passes=state.num_forward_passes + 1)
+    def worth(self, state: State) -> Tensor:
+        """What each row is worth."""
+        by = "log_probability" if self.how.by == "always" else self.how.by
+        return worth(by, self.canvas, state, self.mask_token_id)
 
-    def _worth(self, canvas: LaidCanvas, state: State) -> Tensor:
-        if self.by == "always":
-            return torch.zeros(len(state.tokens), dtype=torch.float64, device=state.tokens.device)
-        return Particles(self.sampler, 1, self.by).score(canvas, state).squeeze(-1)
-
-    def _masked_again(self, canvas: LaidCanvas, state: State, generator: Generators) -> Tensor:
-        count = (self.share * canvas.editable.sum(-1) - 1e-6).ceil().long()
-        if self.choose == "doubt":
+    def masked_again(self, state: State) -> Tensor:
+        """Tokens with a part of them masked."""
+        editable, tokens = self.canvas.editable, state.tokens
+        count = (self.how.share * editable.sum(-1) - 1e-6).ceil().long()
+        if self.how.choose == "doubt":
             scores = -state.quality
         else:
-            own = [generator] * len(count) if generator is None or isinstance(generator, torch.Generator) else list(generator)
-            length = state.tokens.shape[1]
-            rows = [torch.rand(length, generator=one, device=None if one is None else one.device) for one in own]
-            scores = torch.stack(rows).to(count.device)
-        chosen = select_top(scores, canvas.editable, count)
-        return state.tokens.masked_fill(chosen, self.sampler.model.mask_token_id)
+            shared = self.generator is None or isinstance(self.generator, torch.Generator)
+            own: Any = [self.generator] * len(count) if shared else self.generator
+            lengths = self.canvas.lengths.tolist()
+            scores = torch.zeros(tokens.shape, device=tokens.device)
+            for row, (generator, length) in enumerate(zip(own, lengths, strict=True)):
+                scores[row, :length] = uniform(generator, (length,), torch.float32, tokens.device)
+        return tokens.masked_fill(select_top(scores, editable, count), self.mask_token_id)
 
 
 def _either(choose: Tensor, these: State, others: State) -> State:
     """Of each row one state or the other, with what both have cost."""
     rows = choose.nonzero().squeeze(-1)
-    return replace(
-        replace(others, memory={}).put(rows, replace(these, memory={}).take(rows)),
-        num_forward_passes=these.num_forward_passes,
-        num_shadows=these.num_shadows,
-        num_remasked=these.num_remasked,
-    )
+    return with_cost_of(replace(others, memory={}).put(rows, replace(these, memory={}).take(rows)), these)
