@@ -10,6 +10,7 @@ from prism_plugin.core import DECIDERS, EDITING, REMASKING, SCHEDULES, UNMASKING
 from prism_plugin.decoding import LOOKS
 from prism_plugin.sampling import PRESETS, Preset, SamplerSettings
 from prism_plugin.sampling.presets import preset_settings
+from prism_plugin.sampling.trajectories import TRAJECTORIES, ParticleGibbs
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 
@@ -19,14 +20,14 @@ SYSTEMS = {
     "ProSeCo": "objective `proseco`, look `corrected`, preset `proseco`",
     "DSL": "its soft corruption alone: objective `soft_masked`, look `soft`; another noise process otherwise",
     "FreeCorrection": "preset `history-mean`",
-    "SR-SMC": "`SelfRewardingSMC` in Python ([samplers of samplers](sampling.md#samplers-of-samplers))",
+    "SR-SMC": "trajectory and preset `self_rewarding_smc` ([several runs](sampling.md#several-runs-of-a-row))",
     "BackPlay": "objective `backplay`, head `transformer`, preset `backplay`",
     "Unmasking policies": "an unmasking rule of your own; no policy is shipped",
-    "PG-DLM": "not yet: the loop can be [stepped from outside](sampling.md#stepping-from-outside)",
+    "PG-DLM": "trajectory and preset `particle_gibbs`",
     "MoI": "look `soft`",
     "MaPeT": "`masks: permuted_prefix` alone; the rest is pretraining of images",
     "SMART": "objective `smart`",
-    "IPR": "preset `prism-refine`, its discrete analogue; `PartialRefinement` in Python",
+    "IPR": "trajectory and preset `partial_refinement`, its discrete analogue",
     "T2M": "preset `t2m`, its three detectors",
     "LLaDA2.1 T2T": "objective `t2t`, preset `t2t`",
     "CoDiLA": "not here: it needs a second model",
@@ -123,6 +124,11 @@ def cost_of(settings: SamplerSettings) -> str:
         more = [f"every {settings.look.every} looks up to {settings.look.most} forwards more"]
     if name == "shadow":
         more.append("as many positions more as the block has, and rows at tokens")
+    if isinstance(settings.trajectory, ParticleGibbs):
+        more.append("a run for each particle but the reference, in each sweep")
+    elif settings.trajectory is not None:
+        many = getattr(settings.trajectory, "num_particles", 1) > 1
+        more.append("a run for each particle" if many else "up to as many looks more in each round")
     if settings.decide.blind:
         more.append("rows only where a token is written")
     return "; ".join(more) or "nothing more"
@@ -136,6 +142,7 @@ def parts_of(preset: Preset) -> str:
     remasking = REMASKING.to_dict(preset.remasking)["name"]
     parts += [] if remasking == "never" else [f"takes back `{remasking}`"]
     parts += [] if preset.editing is None else [f"overwrites `{EDITING.to_dict(preset.editing)['name']}`"]
+    parts += [] if preset.trajectory is None else [f"runs `{TRAJECTORIES.to_dict(preset.trajectory)['name']}`"]
     return ", ".join(parts)
 
 
@@ -159,7 +166,7 @@ def presets() -> Iterator[str]:
     for name, preset in PRESETS.items():
         settings = SamplerSettings(num_steps=8, **preset_settings(name, {}))
         numbers = ", ".join(f"{key} {value_in_words(value)}" for key, value in preset.defaults.items() if value != 2**31 - 1)
-        head = "yes" if "quality" in settings.reads else "no"
+        head = "yes" if settings.reads_head else "no"
         schedule = SCHEDULES.to_dict(preset.schedule)["name"]
         yield (
             f"| `{name}` | {parts_of(preset)} | `{schedule}` | {numbers or 'none'} | {head} | {cost_of(settings)} | "
@@ -186,6 +193,7 @@ def page() -> str:
         "Deciders: masks and tokens on one scale": DECIDERS,
         "Schedules: how many, at each step": SCHEDULES,
         "Looks: how the network is asked": LOOKS,
+        "Trajectories: several runs of a row": TRAJECTORIES,
     })  # fmt: skip
     lines += ["\n## Where each system of the field is\n", "| system | here |", "| --- | --- |"]
     lines += [f"| {name} | {where} |" for name, where in SYSTEMS.items()]

@@ -162,9 +162,9 @@ def test_a_step_waits_once(temperature):
     assert len(longer.waits) - (2 * STEPS + 1) == before_and_after, "the rest is once a request"
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"proseco"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"proseco", "partial_refinement"}))
 def test_no_preset_waits_more_than_once_a_look(name):
-    """Those that rewrite a draft until it stands wait for that, once a rewriting."""
+    """Those that rewrite a draft until it stands wait for that, once a rewriting; a refinement, once more a round."""
     model, watch = build(), Watch()
     sampler = RemaskingSampler.from_preset(name, model, num_steps=12)
     with watch.apart_from(model):

@@ -61,7 +61,7 @@ class Source:
         """The sampler without a model.
 
         Raises:
-            UnknownNameError, UnknownKeyError, ConfigurationError: If the preset or a setting of it is wrong.
+            ConfigurationError: If the preset or a setting of it is wrong, or it makes several runs of a row.
         """
         settings = SamplerSettings(num_steps=self.num_steps, **preset_settings(self.preset, self.settings))
         if settings.trajectory is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class ParticleGibbs(Particles):
     every: int | None = None
     completions: int = 0
     resample_below: float = 1.0
+    weighed_on_the_way: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,11 +73,6 @@ class ParticleGibbs(Particles):
                 f'`completions` {self.completions} are for a reward of your own, but `by` is "quality", which the looks of the '
                 "sampler give on the way; leave them out."
             )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The quality, where particles are weighed by it."""
-        return frozenset({"quality"} if self.by == "quality" else ())
 
     def __call__(
         self, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None
@@ -198,7 +194,7 @@ class _Sweep:
             slots = torch.arange(len(state.tokens), device=state.tokens.device)
             state = with_cost_of(state.take(slots // filling.number * filling.number), state)
         everyone = range(len(filling.own))
-        nothing = torch.zeros(len(filling.own), filling.number)
+        nothing = torch.zeros_like(self.weights.before)
         if self.reference is not None:
             state, _ = self.reference.laid(state, nothing, everyone, self._seen, at_end=True)
         state = filling.judged(filling.loop.finish(state))

@@ -1,8 +1,8 @@
-"""Particles of a row: how they begin, what they are worth, and what all of them cost. For samplers of samplers."""
+"""Particles of a row: how they begin, what they are worth, and what all of them cost. For trajectories."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Fills(Protocol):
 
     @property
     def model(self) -> HeadedBackbone: ...
+
+    @property
+    def block_length(self) -> int | None: ...
 
     @property
     def run_draws(self) -> bool: ...
@@ -100,6 +103,7 @@ class Particles:
 
     num_particles: int = 4
     by: Literal["log_probability", "quality"] | Reward = "log_probability"
+    weighed_on_the_way: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_int(self, "num_particles", minimum=1)
@@ -114,7 +118,7 @@ class Particles:
     @property
     def needs(self) -> frozenset[str]:
         """The quality, where particles are weighed by it on the way."""
-        return frozenset()
+        return frozenset({"quality"} if self.by == "quality" and self.weighed_on_the_way else ())
 
     @property
     def asks_head(self) -> bool:
@@ -122,12 +126,19 @@ class Particles:
         return self.by == "quality"
 
     def may_fill(self, sampler: Fills) -> None:
-        """Refuse a sampler whose particles would all be the same, or whose model judges nothing."""
+        """Refuse a sampler whose particles would all be the same or never weighed, or whose model judges nothing."""
         require_head(self.by, sampler)
         if self.num_particles > 1 and not sampler.run_draws:
             raise ConfigurationError(
                 f"{type(self).__name__} needs particles that differ, but this sampler draws nothing, so all "
                 f"{self.num_particles} would be the same; give it a temperature above 0, or a rule of chance."
+            )
+        by_blocks = sampler.block_length or sampler.model.spec.attention_block_length
+        by_looks = getattr(self, "every", None) is not None
+        if self.num_particles > 1 and self.weighed_on_the_way and not by_looks and by_blocks is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} weighs particles at the ends of blocks, but there are none, so it never would; give "
+                "the sampler a `block_length`, or say after how many looks by `every`."
             )
 
 

@@ -1,11 +1,11 @@
-"""Samplers of samplers: several runs of each row, side by side or one after another, of which the best is kept.
+"""Trajectories: several runs of each row, side by side or one after another, of which the best is kept.
 
 They step the sampler's loop from outside. A particle is a row of the batch; what it costs is counted for its row. Random
 numbers belong to the slots in which particles stand, so that a resampled particle goes its own way from then on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -90,6 +90,7 @@ class SelfRewardingSMC(Particles):
     resampling: Literal["systematic", "multinomial"] = "systematic"
     tempered: bool = False
     keep: Literal["best", "drawn"] = "best"
+    weighed_on_the_way: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,11 +103,6 @@ class SelfRewardingSMC(Particles):
             raise ConfigurationError(
                 "`tempered` goes by looks, but `every` is None, so particles are weighed at the ends of blocks; give `every`."
             )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The quality, where particles are weighed by it."""
-        return frozenset({"quality"} if self.by == "quality" else ())
 
     def __call__(
         self, sampler: Fills, canvas: LaidCanvas, generator: Generators, watch: Watch | None

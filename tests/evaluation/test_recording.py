@@ -179,6 +179,11 @@ def test_a_state_is_moved_with_its_answer_and_its_history(tmp_path):
             UnknownKeyError,
             "source 1: The preset 'prism' has no 'pace'",
         ),
+        (
+            {"sources": (Source(preset="best_of", num_steps=6),)},
+            ConfigurationError,
+            "states are recorded of one run of each row, but `trajectory` of 'best_of' is BestOfN",
+        ),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_before_any_look(model, change, error, words):

@@ -33,6 +33,10 @@ def _exact_weights(model: torch.nn.Module, sureness: float) -> None:
             parameter.copy_((noise - 0.5) * scale * parameter.shape[-1] ** -0.5)
 
 
+# Those of several runs are made of one run, and have tests of their own.
+ONE_RUN = [name for name, preset in PRESETS.items() if preset.trajectory is None]
+
+
 def llama(*, lora: bool = True, sureness: float = 1) -> prism.PrismModel:
     """A Llama-shaped backbone with a head, and an adapter that is not at its start, in float64."""
     backbone = tiny_backbone("llama")
@@ -49,11 +53,11 @@ def _lowered(preset: str) -> dict[str, Any]:
 
 
 def sampling_requests() -> Iterator[tuple[str, prism.RemaskingSampler, torch.Tensor, torch.Tensor]]:
-    """Every preset on Sudoku, and on ragged prompts with and without blocks, at temperature 0 and 1: name, sampler, request."""
+    """Every preset of one run, on Sudoku and on ragged prompts with and without blocks, at temperature 0 and 1, by name."""
     solver = prism.PrismModel.from_pretrained(SUDOKU / "weights").double()
     puzzles = sudoku.read_puzzles(SUDOKU / "data" / "validation.txt")[:2]
     grids = torch.where(puzzles == 0, solver.mask_token_id, puzzles)
-    for preset in PRESETS:
+    for preset in ONE_RUN:
         sampler = prism.RemaskingSampler.from_preset(preset, solver, num_steps=9, **_lowered(preset))
         yield f"sudoku/{preset}", sampler, grids, torch.ones_like(grids)
     model = llama(sureness=4).eval()  # sure enough of some tokens for rules with a threshold
@@ -63,7 +67,7 @@ def sampling_requests() -> Iterator[tuple[str, prism.RemaskingSampler, torch.Ten
     for row, length in enumerate((5, 3, 1)):
         request[row, length : length + _LENGTH] = _MASK
         present[row, : length + _LENGTH] = 1
-    for preset in PRESETS:
+    for preset in ONE_RUN:
         for block_length in (None, 4):
             for temperature in (0.0, 1.0):
                 settings = {"block_length": block_length, "temperature": temperature, "eos_token_id": _EOS, **_lowered(preset)}

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from golden.cases import OBJECTIVES, sampled, trained
-from prism_plugin.sampling import PRESETS
+from golden.cases import OBJECTIVES, ONE_RUN, sampled, trained
 
 HERE = Path(__file__).parent
 
@@ -17,7 +16,7 @@ def _stored(name: str) -> dict:
 
 def test_presets_write_the_same_tokens_in_as_many_looks():
     stored, found = _stored("sampling"), sampled()
-    assert len(stored) == 5 * len(PRESETS)
+    assert len(stored) == 5 * len(ONE_RUN)
     assert sum(sum(one["remasked"]) for one in stored.values()) > 100
     assert found == stored
 

@@ -4,11 +4,13 @@ import torch
 
 from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.sampling import RemaskingSampler
+from prism_plugin.sampling import PRESETS, RemaskingSampler
 from prism_plugin.testing import tiny_backbone
 
 MASK = 31
 PROMPT, NEW = 4, 7  # lengths of prompts and of what is generated
+# Presets that fill each row once; those of several runs have tests of their own.
+ONE_RUN = [name for name, preset in PRESETS.items() if preset.trajectory is None]
 
 
 def build_model(tokenizer=None, **backbone):
@@ -28,6 +30,11 @@ def build_model(tokenizer=None, **backbone):
 
 def prompts(batch, length, seed=0):
     return torch.randint(3, MASK, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def masked_request(rows=3, new=8):
+    """Prompts of 4 tokens with masks behind."""
+    return torch.cat((prompts(rows, 4), torch.full((rows, new), MASK)), dim=1)
 
 
 def generators(*seeds):

@@ -86,7 +86,8 @@ def samplers_of(model):
     """Every preset, some at both temperatures, every rule that has a name, and the other settings."""
     for name in PRESETS:
         # with chance and without; those of other papers by turns, since what they share is exported once
-        for temperature in (0.0, 1.0) if name in BOTH else (float(len(name) % 2),):
+        draws = len(name) % 2 or PRESETS[name].trajectory is not None
+        for temperature in (0.0, 1.0) if name in BOTH else (float(draws),):
             quick = {"threshold": 0.0, "min_steps": 1} if "redraft" in name else {}  # a draft, a look at it, and time for more
             yield RemaskingSampler.from_preset(name, model, num_steps=6, temperature=temperature, **quick)
     for kind, registry in (("unmasking", UNMASKING), ("remasking", REMASKING), ("schedule", SCHEDULES)):

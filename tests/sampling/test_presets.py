@@ -40,6 +40,7 @@ from prism_plugin.core import (
 from prism_plugin.decoding import CorrectedLook, ShadowLook
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError
 from prism_plugin.sampling import PRESETS, Preset, RemaskingSampler, get_preset
+from prism_plugin.sampling.trajectories import BestOfN, PartialRefinement, ParticleGibbs, SelfRewardingSMC
 
 NO_CAP = 2**31 - 1
 
@@ -71,6 +72,10 @@ TABLE = [
     ("backplay", ConfidenceUnmasking(), QualityThresholdRemasking(0.5), RollbackSchedule(2, 0.75), 0.0),
     ("cdlm", ConfidenceUnmasking(), BelowRemasking(0.9, "visible_confidence"), RefineSchedule(NO_CAP, 4), 0.0),
     ("gidd", ConfidenceUnmasking(), NeverRemasking(), LoopSchedule(0, 0.5), 0.0),
+    ("best_of", ConfidenceUnmasking(), NeverRemasking(), EvenSchedule(), 1.0),
+    ("self_rewarding_smc", ThresholdUnmasking(0.9), NeverRemasking(), EvenSchedule(), 1.0),
+    ("particle_gibbs", RandomUnmasking(), NeverRemasking(), EvenSchedule(), 1.0),
+    ("partial_refinement", ConfidenceUnmasking(), NeverRemasking(), EvenSchedule(), 0.0),
     ("backtrack", ConfidenceUnmasking(), BacktrackRemasking(0.5, "quality"), EvenSchedule(NO_CAP), 0.0),
 ]
 
@@ -90,8 +95,15 @@ MORE = {
     "proseco": {"editing": CorrectedEditing(), "look": CorrectedLook(2, 4)},
     "backplay": {"tabu_length": 10},
     "gidd": {"editing": SwapEditing(1)},
+    "best_of": {"trajectory": BestOfN(4, "log_probability")},
+    "self_rewarding_smc": {"trajectory": SelfRewardingSMC(4, "log_probability", 4, 0.5, "multinomial")},
+    "particle_gibbs": {"trajectory": ParticleGibbs(4, "quality", 4, 1.0, 4)},
+    "partial_refinement": {"trajectory": PartialRefinement(4, 0.25, "doubt", "quality")},
 }
-FIELDS = ("editing", "decider", "look", "max_remasks_per_position", "max_change_share", "tabu_length", "remask_neighbours")
+FIELDS = (
+    "trajectory", "editing", "decider", "look", "max_remasks_per_position", "max_change_share", "tabu_length",
+    "remask_neighbours",
+)  # fmt: skip
 
 
 def test_no_two_presets_are_the_same(model):
