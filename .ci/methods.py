@@ -74,6 +74,7 @@ git clone https://github.com/Feng-Hong/WINO-DLLM && git clone https://github.com
 git clone https://github.com/autonomousvision/mdpo && git clone https://github.com/kuleshov-group/proseco
 git clone https://github.com/kuleshov-group/remdm && git clone https://github.com/synsis/remasked_DLM
 git clone https://github.com/huge123/FreeCorrection && git clone https://github.com/ZHZisZZ/dllm
+git clone https://github.com/Algolzw/self-rewarding-smc
 PRISM_AUTHORS=$PWD pytest ../tests/sampling/test_authors_code.py
 ```
 
@@ -104,6 +105,11 @@ COMPARED = [
     (
         "`remdm-cap`, `-rescale`, `-conf`, `-loop`", "`_ddpm_caching_update`", "f830d65",
         "the probability that a token is masked again; ours reveals as many as the even line says, theirs a number by chance",
+    ),
+    (
+        "`self_rewarding_smc` at block ends", "`generate` (LLaDA)", "07b50aa",
+        "every canvas of every particle, look by look, at the same draws, and who is resampled from whom; theirs resamples after "
+        "the last block as well, and may lose the best",
     ),
     ("`history-mean`", "`mask_by_random_topk`", "17fc37a", "which tokens are taken back, by the same means"),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prism_plugin.errors import ConfigurationError
+from prism_plugin.evaluation.comparison_file import settings_of
 from prism_plugin.evaluation.tasks import TASKS, Figure, Task
 from prism_plugin.modeling import PrismModel
 from prism_plugin.parsing_yaml import read_yaml
@@ -69,7 +70,7 @@ def read_settings(path: Path) -> Settings:
     for preset, by_steps in stored.items():
         for num_steps, settings in by_steps.items():
             with naming(f"{path}, {preset}, {num_steps}"):
-                SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
+                SamplerSettings(num_steps=num_steps, **settings_of(preset, settings))
     return stored
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prism_plugin.evaluation.compare import answer_rows, row_batches
-from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of
+from prism_plugin.evaluation.comparison_file import ComparedTask, Comparison, Trial, files_of, settings_of
 from prism_plugin.evaluation.comparison_log import About, Run, RunLog, TaskAbout, opened_log, require_folder
 from prism_plugin.evaluation.comparison_results import CellResult, Results, Tuned, best_trial
 from prism_plugin.evaluation.fingerprints import file_fingerprint, model_fingerprint
@@ -21,7 +21,6 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
-from prism_plugin.sampling.presets import preset_settings
 
 Load = Callable[[str | Path, str | Path | None], PrismModel]
 """Loads an adapter from a folder, or from the Hub by its id, with the backbone that lies where it says, or where it is told."""
@@ -143,7 +142,7 @@ def _require_trials(
     laid = set()
     for preset, num_steps, settings in comparison.trials(task, comparison.asked):
         with comparison.naming_trial(preset, num_steps, settings):
-            sampler = RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, settings))
+            sampler = RemaskingSampler(model, num_steps=num_steps, **settings_of(preset, settings))
             if (num_steps, sampler.block_length) not in laid:
                 for input_ids, attention_mask in canvases:
                     sampler.lay_infill(input_ids.to(model.device), attention_mask)
@@ -233,7 +232,7 @@ class _Work:
             batches = row_batches(cell.task.task, model, rows.rows, self.batch_size)
             self.progress.begin(what, len(batches) * num_steps)
             model.merge_and_unload()  # the same to rounding, without the cost of LoRA's own products
-            filler = RemaskingSampler(model, num_steps=num_steps, **preset_settings(preset, settings))
+            filler = RemaskingSampler(model, num_steps=num_steps, **settings_of(preset, settings))
             began = time.perf_counter()
             with _counted(model, self.progress.look):
                 answers = answer_rows(cell.task.task, filler, rows.rows, seed, batch_size=self.batch_size)
@@ -245,7 +244,7 @@ class _Work:
 def _asked(cell: _Cell, split: str, preset: str, num_steps: int, settings: Trial, seed: int) -> dict[str, Any]:
     """What a run is known by."""
     rows: _Rows = getattr(cell, split)
-    sampler = SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
+    sampler = SamplerSettings(num_steps=num_steps, **settings_of(preset, settings))
     asked = {
         "task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
         "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),

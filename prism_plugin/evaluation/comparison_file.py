@@ -73,7 +73,8 @@ class _File:
 
     Attributes:
         tasks: By the names that the tables give them.
-        presets: The settings that are tried of each; as many for each.
+        presets: The settings that are tried of each; as many for each. One that is compared several times has a word of its own
+            behind a colon each time, such as `best_of:quality`.
         seeds: Of the test rows' draws, for a sampler that draws; settings are chosen with the first.
         differences: Pairs of presets whose difference is shown, the first less the second.
     """
@@ -105,7 +106,7 @@ class _File:
         if not self.presets:
             raise ConfigurationError("`presets` must name at least one preset with its trials, found none; add one.")
         for preset, trials in self.presets.items():
-            get_preset(preset)
+            get_preset(_preset_of(preset))
             _require_once(trials, f"presets`, `{preset}")
         counts = {preset: len(trials) for preset, trials in self.presets.items()}
         if len(set(counts.values())) > 1 or not min(counts.values()):
@@ -205,7 +206,7 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
         _require_chosen(path, task, len(next(iter(file.presets.values()))))
         for preset, num_steps, settings in comparison.trials(task, file.presets):
             with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
-                SamplerSettings(num_steps=num_steps, **preset_settings(preset, settings))
+                SamplerSettings(num_steps=num_steps, **settings_of(preset, settings))
     return comparison
 
 
@@ -244,6 +245,21 @@ def _require_chosen(path: Path, task: ComparedTask, trials: int) -> None:
             f"{path}, `tasks`, `{task.name}`: no figure of this task may choose settings by itself, so every preset must have "
             f"one trial, found {trials}; leave the others out, or compare other tasks by a file of their own."
         )
+
+
+def settings_of(preset: str, settings: Trial) -> dict[str, Any]:
+    """Arguments of a sampler by a preset as a comparison names it, `best_of` or `best_of:quality`; see `preset_settings`."""
+    return preset_settings(_preset_of(preset), settings)
+
+
+def _preset_of(name: str) -> str:
+    """The preset that is meant, without the word behind a colon that tells it from another line of the table."""
+    preset, colon, word = name.partition(":")
+    if colon and not _NAME.fullmatch(word):
+        raise ConfigurationError(
+            f"behind the colon of a preset comes a word of letters, digits, `.`, `_` and `-`, found {name!r}; choose another."
+        )
+    return preset
 
 
 def files_of(task: Task) -> dict[str, str]:

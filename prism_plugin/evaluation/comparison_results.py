@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from prism_plugin.evaluation.comparison_file import ComparedTask, Trial
+from prism_plugin.evaluation.comparison_file import ComparedTask, Trial, settings_of
 from prism_plugin.evaluation.comparison_log import Run
 from prism_plugin.evaluation.tasks import Figure, Task
 from prism_plugin.evaluation.tasks.task import PerAnswer
 from prism_plugin.sampling import SamplerSettings
-from prism_plugin.sampling.presets import preset_settings
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Tuned:
     @cached_property
     def sampler(self) -> SamplerSettings:
         """The sampler, without a model."""
-        return SamplerSettings(num_steps=self.num_steps, **preset_settings(self.preset, self.settings))
+        return SamplerSettings(num_steps=self.num_steps, **settings_of(self.preset, self.settings))
 
     @property
     def validation(self) -> Measured:

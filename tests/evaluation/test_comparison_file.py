@@ -7,14 +7,16 @@ import torch
 import yaml
 from pages import ROOT, blocks, tables, text_of
 
-from prism_plugin.errors import ConfigurationError
+from prism_plugin.errors import ConfigurationError, UnknownNameError
 from prism_plugin.evaluation import comparison_file
-from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison
+from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison, settings_of
 from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE
 from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler
+from prism_plugin.sampling.presets import preset_settings
+from prism_plugin.sampling.trajectories import TRAJECTORIES
 from prism_plugin.testing import tiny_backbone
 
 
@@ -39,6 +41,31 @@ def test_whether_a_sampler_draws_and_reads_the_head_is_what_it_does(asked, prese
     order = [torch.stack([record.tokens_after for record in output.trace]) for output in (one, other)]
     assert sampler.draws == (order[0].shape != order[1].shape or not torch.equal(*order))
     assert sampler.reads_head == (one.quality is not None)
+
+
+def test_a_preset_is_compared_several_times_by_words_behind_a_colon(tmp_path):
+    for name in ("validation.txt", "test.txt"):
+        (tmp_path / name).write_text(name)
+    section = {"task": {"name": "sudoku"}, "validation": "validation.txt", "test": "test.txt", "budgets": [9]}
+    tasks = {"sudoku": {**section, "adapters": {"hub": "owner/name"}}}
+    presets = {"best_of:quality": [{"by": "quality"}], "best_of:probability": [{}], "best_of": [{"num_particles": 2}]}
+    file = {"tasks": tasks, "presets": presets, "differences": [["best_of:quality", "best_of"]]}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(file))
+    comparison = read_comparison(tmp_path / "compare.yaml", ["best_of:quality"])
+    assert comparison.asked == ("best_of:quality",)
+    assert settings_of("best_of:quality", {"by": "quality"}) == preset_settings("best_of", {"by": "quality"})
+    for name, error, words in (
+        ("best_off:quality", UnknownNameError, "No preset is called 'best_off'"),
+        ("best_of:", ConfigurationError, "behind the colon of a preset comes a word of letters"),
+    ):
+        (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"tasks": tasks, "presets": {name: [{}]}}))
+        with pytest.raises(error, match=words):
+            read_comparison(tmp_path / "compare.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/trajectories.yaml")), ids=lambda path: path.parent.name)
+def test_shipped_comparisons_of_several_runs_can_be_read(path):
+    assert {name.partition(":")[0] for name in read_comparison(path).presets} >= set(TRAJECTORIES.names())
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/compare.yaml")), ids=lambda path: path.parent.name)
