@@ -65,8 +65,8 @@ one model and task: [all of them on Sudoku](../adapters/sudoku-9x9/README.md#eve
 BESIDE = """
 ## Beside the authors' code
 
-`tests/sampling/test_authors_code.py` runs the authors' own code beside ours on tiny models. Without a folder of checkouts it is
-skipped:
+`tests/sampling/test_authors_code.py` and `test_authors_smc.py` run the authors' own code beside ours on tiny models. Without
+a folder of checkouts they are skipped:
 
 ```bash
 mkdir authors && cd authors
@@ -75,7 +75,7 @@ git clone https://github.com/autonomousvision/mdpo && git clone https://github.c
 git clone https://github.com/kuleshov-group/remdm && git clone https://github.com/synsis/remasked_DLM
 git clone https://github.com/huge123/FreeCorrection && git clone https://github.com/ZHZisZZ/dllm
 git clone https://github.com/Algolzw/self-rewarding-smc
-PRISM_AUTHORS=$PWD pytest ../tests/sampling/test_authors_code.py
+PRISM_AUTHORS=$PWD pytest ../tests/sampling -k authors
 ```
 
 """
@@ -108,8 +108,8 @@ COMPARED = [
     ),
     (
         "`self_rewarding_smc` at block ends", "`generate` (LLaDA)", "07b50aa",
-        "every canvas of every particle, look by look, at the same draws, and who is resampled from whom; theirs resamples after "
-        "the last block as well, and may lose the best",
+        "every canvas of every particle, look by look, at the same draws, so who is resampled from whom; theirs resamples "
+        "after the last block as well, and may lose the best",
     ),
     ("`history-mean`", "`mask_by_random_topk`", "17fc37a", "which tokens are taken back, by the same means"),
 ]  # fmt: skip

@@ -4,17 +4,14 @@ docs/methods.md says how to fill it. Nothing of theirs is copied: it is run from
 ours.
 """
 
-import ast
-import importlib.util
-import os
 import sys
 import warnings
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from small_samplers import MASK, build_model, prompts
+from authors import Theirs, function_of, module_of, needs_checkouts, sure_model
+from small_samplers import MASK, prompts
 
 from prism_plugin.core import (
     BelowRemasking,
@@ -28,85 +25,21 @@ from prism_plugin.core import (
     RemdmRescaleRemasking,
     ReplacedRemasking,
     StepView,
-    ThresholdUnmasking,
     WinoDecider,
 )
 from prism_plugin.core.remasking import RemdmConfRemasking
 from prism_plugin.core.schedules import even_target
 from prism_plugin.core.view import Budget
 from prism_plugin.decoding import Safety
-from prism_plugin.sampling import RemaskingSampler, SelfRewardingSMC
+from prism_plugin.sampling import RemaskingSampler
 
-PLACE = Path(os.environ.get("PRISM_AUTHORS", "nowhere"))
-pytestmark = pytest.mark.skipif(not PLACE.is_dir(), reason="PRISM_AUTHORS names no folder of the authors' checkouts")
+pytestmark = needs_checkouts
 BATCHES = range(12)
-
-
-def module_of(path, stubs=()):
-    """A file of theirs as a module; what it imports and does not need here is stubbed."""
-    if not (PLACE / path).exists():
-        pytest.skip(f"{path} is not among the checkouts")
-    before = {name: sys.modules.get(name) for name in stubs}
-    sys.modules.update({name: ModuleType(name) for name in stubs})
-    for name in stubs:
-        parent, _, child = name.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], child, sys.modules[name])
-    try:
-        spec = importlib.util.spec_from_file_location(f"theirs_{abs(hash(path))}", PLACE / path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        for name, old in before.items():
-            sys.modules.pop(name, None)
-            if old is not None:
-                sys.modules[name] = old
-    return module
-
-
-def function_of(path, name, **names):
-    """One function or method of theirs, from a file whose other imports are not there."""
-    if not (PLACE / path).exists():
-        pytest.skip(f"{path} is not among the checkouts")
-    tree = ast.parse((PLACE / path).read_text(encoding="utf-8"))
-    (found,) = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and one.name == name]
-    found.decorator_list = []
-    scope = {"torch": torch, "F": torch.nn.functional, **names}
-    exec(compile(ast.Module([found], []), path, "exec"), scope)
-    return scope[name]
-
-
-class Theirs:
-    """A tiny model as their code calls one; the mask is never probable, as it is never drawn in ours."""
-
-    def __init__(self, model, mask_id=MASK, vocab_size=32):
-        self.model, self.mask_id, self.vocab_size, self.device = model, mask_id, vocab_size, torch.device("cpu")
-        self.config = SimpleNamespace(vocab_size=vocab_size)
-        self.seen = []
-
-    @torch.no_grad()
-    def __call__(self, ids, attention_mask=None, position_ids=None):
-        self.seen.append(ids.clone())
-        own = torch.where(ids == self.mask_id, MASK, ids)
-        position_ids = position_ids if position_ids is None or position_ids.ndim == 2 else position_ids.expand(len(ids), -1)
-        pairs = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
-        pairs = None if pairs is None else pairs.bool() if pairs.dtype == torch.bool else pairs > -1
-        logits = self.model.plain_backbone(own, attention_mask=pairs, position_ids=position_ids).logits.float()
-        logits[..., MASK] = -1e9
-        wide = torch.full((*logits.shape[:2], self.vocab_size), -1e9)
-        wide[..., :32] = logits
-        return SimpleNamespace(logits=wide)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Sure enough of some tokens for rules with a threshold."""
-    model = build_model()
-    with torch.no_grad():
-        for parameter in model.get_output_embeddings().parameters():
-            parameter.mul_(3)
-    return model.eval()
+    return sure_model()
 
 
 @pytest.mark.parametrize(("threshold", "verify", "block_length"), [(0.6, 0.9, 12), (0.2, 0.5, 12), (0.2, 0.9, 12)])
@@ -344,68 +277,3 @@ def test_everything_that_is_compared_is_a_preset_or_a_rule():
     assert P2Decider(planner="commit_confidence").needs == frozenset()
     assert ConfidenceUnmasking().needs == frozenset()
     assert EvenSchedule().num_remask == 0
-
-
-class Draws:
-    """Uniforms of each slot at each look, and of each resampling: the same for theirs and for ours."""
-
-    def __init__(self, seed, particles, block_of, theirs):
-        self.row, self.block_of, self.theirs = torch.Generator().manual_seed(seed), block_of, theirs
-        seeds = [int(torch.randint(2**62, (1,), generator=self.row)) for _ in range(particles)]
-        self.slots = [torch.Generator().manual_seed(one) for one in seeds]
-
-    def gumbel(self, logits, temperature):
-        """In place of their noise: the token that ours draws at the slot's uniform stands out."""
-        assert temperature == 1.0
-        blocks = torch.where(self.theirs.seen[-1] == MASK, self.block_of, len(self.block_of)).amin(-1)
-        uniforms = torch.zeros(logits.shape[:2], dtype=torch.float64)
-        for slot in (blocks == blocks.min()).nonzero().flatten().tolist():  # the others are done with the block, and wait
-            uniforms[slot] = torch.rand(logits.shape[1], generator=self.slots[slot], dtype=torch.float64)
-        edges = logits.double().softmax(-1).cumsum(-1)
-        drawn = (edges <= uniforms.unsqueeze(-1)).sum(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter(-1, drawn, 1.0)
-
-    def multinomial(self, weights, num_samples, replacement):
-        places = torch.rand(num_samples, generator=self.row, dtype=torch.float64)
-        edges = weights.double().cumsum(-1)
-        return torch.searchsorted(edges / edges[-1], places, right=True).unsqueeze(-1)
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("threshold", [0.3, 0.9])
-def test_smc_moves_weighs_and_resamples_as_theirs_does(model, seed, threshold, monkeypatch):
-    """Every canvas, look by look, in 3 blocks; theirs resamples after the last one too, where ours is done."""
-    path = "self-rewarding-smc/llada/generate_smc.py"
-    particles, prompt, new, block = 8, 4, 24, 8
-    ids = prompts(1, prompt, seed=seed)
-    theirs = Theirs(model)
-    draws = Draws(seed, particles, (torch.arange(prompt + new) - prompt) // block, theirs)
-    fake = SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch) if not name.startswith("__")})
-    fake.multinomial = draws.multinomial
-    names = {"np": __import__("numpy"), "add_gumbel_noise": draws.gumbel}
-    tokens = function_of(path, "get_num_transfer_tokens")
-    transfer = function_of(path, "get_transfer_index", **names)
-    names |= {"get_num_transfer_tokens": tokens, "get_transfer_index": transfer, "print": lambda *_: None}
-    generate = function_of(path, "generate", **names)
-    generate.__globals__["torch"] = fake
-    with torch.no_grad():
-        generate(theirs, ids, steps=new, gen_length=new, block_length=block, temperature=1.0, threshold=threshold,
-                 mask_id=MASK, num_particles=particles)  # fmt: skip
-
-    sampler = RemaskingSampler(
-        model, num_steps=new, unmasking=ThresholdUnmasking(threshold), temperature=1.0, block_length=block,
-        trajectory=SelfRewardingSMC(particles, resampling="multinomial"),
-    )  # fmt: skip
-    request = torch.cat((ids, torch.full((1, new), MASK)), dim=1)
-    ours = sampler.infill(request, generator=[torch.Generator().manual_seed(seed)], return_trace=True)
-    looked = [record.tokens_before for record in ours.trace]
-    assert len(looked) == len(theirs.seen)
-    assert all(torch.equal(*pair) for pair in zip(looked, theirs.seen, strict=True))
-    RESAMPLED.extend(bool((one.ancestors != torch.arange(particles)).any()) for one in ours.particles.weighings)
-
-
-RESAMPLED = []
-
-
-def test_some_of_them_were_resampled():
-    assert sum(RESAMPLED) >= 5
