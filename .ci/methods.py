@@ -30,7 +30,7 @@ SYSTEMS = {
     "IPR": "trajectory and preset `partial_refinement`, its discrete analogue",
     "T2M": "preset `t2m`, its three detectors",
     "LLaDA2.1 T2T": "objective `t2t`, preset `t2t`",
-    "CoDiLA": "not here: it needs a second model",
+    "CoDiLA": "`RefinedLook(CausalChecker(...))` with decider `refined`: a causal model verifies; not its trained writer",
     "ReMDM": "presets `remdm-cap`, `remdm-rescale`, `remdm-conf`, `remdm-loop`",
     "Token-Critic": "objective `token_critic`; `CriticLook`, a critic of its own, or the model's own head",
     "P2": "objective `p2_planner`, preset `p2`",

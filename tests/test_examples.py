@@ -13,7 +13,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 # Packages that only bring weights or data; without them the example says so and stops.
 NEEDS = {"07_a_real_model.py": "pip install --no-deps antiberty==0.1.3 abstar==0.8.0"}
 SLOW = {"06_exact_posterior.py"}
-PUBLIC = {"prism_plugin", "prism_plugin.core", "prism_plugin.data", "prism_plugin.testing", "prism_plugin.types"}
+PUBLIC = {
+    "prism_plugin", "prism_plugin.core", "prism_plugin.data", "prism_plugin.decoding", "prism_plugin.sampling",
+    "prism_plugin.testing", "prism_plugin.types",
+}  # fmt: skip
 
 
 def promised_output(path):

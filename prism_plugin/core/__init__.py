@@ -13,7 +13,7 @@ from prism_plugin.core.detectors import (
 from prism_plugin.core.drafting import DraftRule, num_to_draft
 from prism_plugin.core.editing import EDITING, CorrectedEditing, EditingRule, SwapEditing, ThresholdEditing
 from prism_plugin.core.forbidding import HeldBack
-from prism_plugin.core.joint import DECIDERS, P2Decider, RemediDecider, WinoDecider
+from prism_plugin.core.joint import DECIDERS, P2Decider, RefinedDecider, RemediDecider, WinoDecider
 from prism_plugin.core.labels import Labels, drafted_labels, visible_labels
 from prism_plugin.core.lm_loss import cross_entropy
 from prism_plugin.core.losses import (
@@ -116,6 +116,7 @@ __all__ = [
     "RedraftSchedule",
     "RedraftUnmasking",
     "RefineSchedule",
+    "RefinedDecider",
     "RemaskingRule",
     "RemdmCapRemasking",
     "RemdmConfRemasking",

@@ -122,3 +122,24 @@ class WinoDecider:
         remask = at_most(view.revealed & (shadow < self.verify), -shadow, may_go)
         grant = unmask_grant(budget, (view.editable & ~view.masked).sum(-1), remask.sum(-1), count)
         return Decision(write=select_top(view.confidence, view.masked, sure.maximum(grant)), remask=remask)
+
+
+@DECIDERS.register("refined")
+@dataclass(frozen=True)
+class RefinedDecider:
+    """Write what a refiner says, and the surest masks beside it as far as the grant reaches (CoDiLA, arXiv 2603.20216)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"refined", "refined_confidence"})
+    reach: ClassVar[Literal["active", "begun"]] = "active"
+    blind: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
+    takes_back: ClassVar[bool] = False
+
+    def __call__(self, view: StepView, budget: Budget) -> Decision:
+        said = view.require("refined", self)
+        agreed = view.masked & (said >= 0)
+        revealed = (view.editable & ~view.masked).sum(-1)
+        grant = unmask_grant(budget, revealed, torch.zeros_like(revealed), view.masked.sum(-1))
+        more = select_top(view.confidence, view.masked & ~agreed, (grant - agreed.sum(-1)).clamp(min=0))
+        tokens = torch.where(agreed, said, view.candidates)
+        return Decision(write=agreed | more, remask=torch.zeros_like(agreed), tokens=tokens)

@@ -9,6 +9,7 @@ from prism_plugin.decoding.guided import GuidedLook
 from prism_plugin.decoding.left_out import LeftOutLook
 from prism_plugin.decoding.looks import LOOKS, Look, PlainLook, Recalled, Seen, Want
 from prism_plugin.decoding.loop import Loop, Step
+from prism_plugin.decoding.refined import BlockRefiner, CausalChecker, RefinedLook
 from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.decoding.soft_look import SoftLook
@@ -17,7 +18,9 @@ from prism_plugin.decoding.state import Canvas, State
 __all__ = [
     "FEATURES",
     "LOOKS",
+    "BlockRefiner",
     "Canvas",
+    "CausalChecker",
     "Chance",
     "CorrectedLook",
     "CriticLook",
@@ -30,6 +33,7 @@ __all__ = [
     "Loop",
     "PlainLook",
     "Recalled",
+    "RefinedLook",
     "Safety",
     "Seen",
     "Separate",

@@ -11,7 +11,7 @@ from prism_plugin.core.selection import true_places
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.registry import Registry
-from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenMask
+from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Seen:
         left_out: Logits of visible positions, each from a forward in which it was masked; None where no such look was made.
         corrected: Which rows' logits are about a draft of the model's own; None where no such look was made.
         judges_masks: The quality means something at masks, too.
+        refined: Tokens that a refiner would write, -1 where it says nothing; None where none was asked.
         num_shadows: Positions that each row had beside its own; None: none.
     """
 
@@ -84,6 +85,7 @@ class Seen:
     left_out: Logits | None = None
     corrected: Tensor | None = None
     judges_masks: bool = False
+    refined: TokenIds | None = None
     num_shadows: PerRow | None = None
 
 
@@ -92,8 +94,8 @@ class Look(Protocol):
 
     A frozen dataclass, registered in `LOOKS` if a sampler that has it is to be saved. What it may say of itself:
 
-    - `gives`, names among "shadow", "corrected", "left_out" and "quality": what features may read of it that a plain look has
-      not, or that it has from elsewhere.
+    - `gives`, names among "shadow", "corrected", "left_out", "refined" and "quality": what features may read of it that a plain
+      look has not, or that it has from elsewhere.
     - `greedy`, True: it judges the most probable tokens, so others can't be drawn.
     - `may_look_at(model)`, which raises a ConfigurationError where a model cannot make this look.
     """

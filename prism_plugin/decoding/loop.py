@@ -353,7 +353,7 @@ class Loop:
         if seen.quality is not None:
             judged = at.canvas.editable & (at.tokens != self.mask_token_id)
             quality = torch.where(judged, seen.quality, quality)
-        confidence = view.confidence
+        confidence = view.features.get("refined_confidence", view.confidence)
         if decision.tokens is not None and "best_visible_confidence" in view.features:
             confidence = torch.where(view.masked, confidence, view.features["best_visible_confidence"])
         tokens = apply_step(at.tokens, view.candidates, decision, self.mask_token_id)

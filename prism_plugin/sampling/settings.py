@@ -21,6 +21,7 @@ from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.guided import GuidedLook
 from prism_plugin.decoding.left_out import LeftOutLook
 from prism_plugin.decoding.looks import LOOKS, Look, PlainLook
+from prism_plugin.decoding.refined import RefinedLook
 from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.decoding.soft_look import SoftLook
@@ -33,7 +34,16 @@ from prism_plugin.sampling.trajectories import TRAJECTORIES
 from prism_plugin.writing import write_text
 
 # These modules register what they define; each is named here, so that an export takes it along.
-_OF_OTHER_MODULES = (BelowRemasking, RemdmCapRemasking, CorrectedLook, GuidedLook, LeftOutLook, ShadowLook, SoftLook)
+_OF_OTHER_MODULES = (
+    BelowRemasking,
+    RemdmCapRemasking,
+    CorrectedLook,
+    GuidedLook,
+    LeftOutLook,
+    RefinedLook,
+    ShadowLook,
+    SoftLook,
+)
 
 SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
@@ -51,9 +61,15 @@ _OPTIONAL = (
 _READERS = {
     "shadow": "such as `WinoDecider()`",
     "corrected": "`editing=CorrectedEditing()`",
+    "refined": "`decider=RefinedDecider()`",
     "left_out": 'such as `BelowRemasking(0.5, "context_confidence")`',
 }
-_LOOK_OF = {"shadow": "ShadowLook()", "corrected": "CorrectedLook()", "left_out": "LeftOutLook()"}
+_LOOK_OF = {
+    "shadow": "ShadowLook()",
+    "corrected": "CorrectedLook()",
+    "left_out": "LeftOutLook()",
+    "refined": "RefinedLook(refiner)",
+}
 _OF_A_DECIDER = ("needs", "reach", "blind", "repeats", "takes_back")
 _DEFAULTS = (ConfidenceUnmasking(), NeverRemasking(), None)
 

@@ -10,8 +10,10 @@ from prism_plugin.core import EvenSchedule, QualityRemasking, RandomUnmasking
 from prism_plugin.decoding import FEATURES, Separate
 from prism_plugin.sampling import RemaskingSampler
 
-# The last three are of other looks.
-OTHERS = {"noise", "entropy", "margin", "shadow_confidence", "corrected", "context_confidence"}
+# All but the first three are of other looks.
+OTHERS = {
+    "noise", "entropy", "margin", "shadow_confidence", "corrected", "context_confidence", "refined", "refined_confidence",
+}  # fmt: skip
 REMEMBERED = frozenset(FEATURES.names()) - OTHERS
 
 
