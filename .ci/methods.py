@@ -22,7 +22,8 @@ SYSTEMS = {
     "FreeCorrection": "preset `history-mean`",
     "SR-SMC": "trajectory and preset `self_rewarding_smc` ([several runs](sampling.md#several-runs-of-a-row))",
     "BackPlay": "objective `backplay`, head `transformer`, preset `backplay`",
-    "Unmasking policies": "an unmasking rule of your own; no policy is shipped",
+    "Unmasking policies": "unmasking rule `policy`, a setting of presets; an example trains one "
+    "([a learned order](sampling.md#a-learned-order))",
     "PG-DLM": "trajectory and preset `particle_gibbs`",
     "MoI": "look `soft`",
     "MaPeT": "`masks: permuted_prefix` alone; the rest is pretraining of images",

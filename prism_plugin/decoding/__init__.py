@@ -9,6 +9,7 @@ from prism_plugin.decoding.guided import GuidedLook
 from prism_plugin.decoding.left_out import LeftOutLook
 from prism_plugin.decoding.looks import LOOKS, Look, PlainLook, Recalled, Seen, Want
 from prism_plugin.decoding.loop import Loop, Step
+from prism_plugin.decoding.policy import PolicyUnmasking, UnmaskingPolicy, gumbel, log_probability
 from prism_plugin.decoding.refined import BlockRefiner, CausalChecker, RefinedLook
 from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.shadow import ShadowLook
@@ -32,6 +33,7 @@ __all__ = [
     "Look",
     "Loop",
     "PlainLook",
+    "PolicyUnmasking",
     "Recalled",
     "RefinedLook",
     "Safety",
@@ -41,5 +43,8 @@ __all__ = [
     "SoftLook",
     "State",
     "Step",
+    "UnmaskingPolicy",
     "Want",
+    "gumbel",
+    "log_probability",
 ]

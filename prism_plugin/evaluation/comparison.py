@@ -21,6 +21,7 @@ from prism_plugin.modeling import PrismModel
 from prism_plugin.modeling.places import require_apart
 from prism_plugin.reader import naming
 from prism_plugin.sampling import RemaskingSampler, SamplerSettings
+from prism_plugin.sampling.settings_files import stored_values
 
 Load = Callable[[str | Path, str | Path | None], PrismModel]
 """Loads an adapter from a folder, or from the Hub by its id, with the backbone that lies where it says, or where it is told."""
@@ -244,12 +245,17 @@ class _Work:
 def _asked(cell: _Cell, split: str, preset: str, num_steps: int, settings: Trial, seed: int) -> dict[str, Any]:
     """What a run is known by."""
     rows: _Rows = getattr(cell, split)
-    sampler = SamplerSettings(num_steps=num_steps, **settings_of(preset, settings))
-    asked = {
-        "task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "preset": preset,
-        "settings": settings, "num_steps": num_steps, "seed": seed, "sampler": sampler.to_dict(),
-    }  # fmt: skip
-    return _plain(asked)
+    trial = trial_as_asked(preset, num_steps, settings)
+    about = {"task": cell.asked, "adapter": cell.fingerprint, "rows": rows.fingerprint, "seed": seed}
+    return _plain(about | trial)
+
+
+def trial_as_asked(preset: str, num_steps: int, settings: Trial) -> dict[str, Any]:
+    """What a trial is known by: a policy by what its file holds, wherever it lies."""
+    sampler = stored_values(SamplerSettings(num_steps=num_steps, **settings_of(preset, settings)))
+    if settings.get("policy") is not None:
+        settings = {**settings, "policy": sampler["unmasking"]}
+    return {"preset": preset, "settings": settings, "num_steps": num_steps, "sampler": sampler}
 
 
 @contextmanager

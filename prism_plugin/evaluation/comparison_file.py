@@ -201,10 +201,11 @@ def read_comparison(path: Path, presets: Sequence[str] | None = None) -> Compari
     file = from_mapping(_File, read_yaml(path, "The comparison"), source=str(path))
     asked = _asked(path, file, presets)
     tasks = tuple(_task(path, name, section) for name, section in file.tasks.items())
-    comparison = Comparison(path, tasks, file.presets, asked, file.seeds, file.differences)
+    presets_here = {name: tuple(_beside(path, trial) for trial in trials) for name, trials in file.presets.items()}
+    comparison = Comparison(path, tasks, presets_here, asked, file.seeds, file.differences)
     for task in tasks:
         _require_chosen(path, task, len(next(iter(file.presets.values()))))
-        for preset, num_steps, settings in comparison.trials(task, file.presets):
+        for preset, num_steps, settings in comparison.trials(task, presets_here):
             with naming(str(path)), comparison.naming_trial(preset, num_steps, settings):
                 SamplerSettings(num_steps=num_steps, **settings_of(preset, settings))
     return comparison
@@ -250,6 +251,16 @@ def _require_chosen(path: Path, task: ComparedTask, trials: int) -> None:
 def settings_of(preset: str, settings: Trial) -> dict[str, Any]:
     """Arguments of a sampler by a preset as a comparison names it, `best_of` or `best_of:quality`; see `preset_settings`."""
     return preset_settings(_preset_of(preset), settings)
+
+
+def _beside(path: Path, settings: Trial) -> dict[str, Any]:
+    """Settings whose files are found from the folder of the comparison."""
+    policy = settings.get("policy")
+    if isinstance(policy, str):
+        policy = {"file": policy}
+    if not isinstance(policy, Mapping) or not isinstance(policy.get("file"), str):
+        return dict(settings)
+    return {**settings, "policy": {**policy, "file": str(path.parent / Path(policy["file"]).expanduser())}}
 
 
 def _preset_of(name: str) -> str:

@@ -6,7 +6,8 @@ from prism_plugin.sampling.particles import ParticleOutput
 from prism_plugin.sampling.presets import PRESETS, Preset, get_preset
 from prism_plugin.sampling.records import StepRecord
 from prism_plugin.sampling.sampler import RemaskingSampler
-from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, SamplerSettings
+from prism_plugin.sampling.settings import SamplerSettings
+from prism_plugin.sampling.settings_files import SAMPLER_CONFIG_NAME
 from prism_plugin.sampling.trajectories import BestOfN, PartialRefinement, ParticleGibbs, SelfRewardingSMC
 
 __all__ = [

@@ -4,6 +4,7 @@
     adapter_config.json, adapter_model.safetensors    PEFT's own; the backbone is then loaded by its id
     quality_head.safetensors, prism_config.json       the head, as `PrismModel.save_pretrained` writes it
     sampler_config.json                               rules and schedule by name
+    unmasking-*.safetensors                           weights of a policy, where it unmasks
     custom_generate/generate.py                       `prism_plugin/sampling/exported.py`
     custom_generate/load_backbone.py                  where the backbone's own code is for transformers 4: what makes it run
     custom_generate/*.py                              the modules that these two import, whole
@@ -33,7 +34,8 @@ from prism_plugin.modeling.places import read_by, require_apart
 from prism_plugin.modeling.trial_save import require_saveable
 from prism_plugin.sampling.about_backbone import BACKBONE_FILE, about_backbone
 from prism_plugin.sampling.sampler import RemaskingSampler
-from prism_plugin.sampling.settings import PLUG_INS, write_settings
+from prism_plugin.sampling.settings import PLUG_INS
+from prism_plugin.sampling.settings_files import stored_values, write_settings
 from prism_plugin.sampling.whole_modules import PACKAGE, flat_folder
 from prism_plugin.writing import require_place, staged_files
 
@@ -199,7 +201,7 @@ def _write(sampler: RemaskingSampler, directory: Path, *, merge: bool, facts: Ca
         card = render_model_card(
             config,
             has_adapter=has_adapter or model.has_merged_weights,
-            facts=replace(facts, sampler=sampler.to_dict()),
+            facts=replace(facts, sampler=stored_values(sampler)),
             export=ExportFacts(
                 model.spec.auto_class,
                 merged=merge,

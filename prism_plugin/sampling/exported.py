@@ -25,7 +25,7 @@ from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.strict_files import read_tensors
 from prism_plugin.sampling.about_backbone import BACKBONE_FILE, read_about_backbone
 from prism_plugin.sampling.filling import MaskFiller, SamplerOutput
-from prism_plugin.sampling.settings import SAMPLER_CONFIG_NAME, read_settings
+from prism_plugin.sampling.settings_files import SAMPLER_CONFIG_NAME, files_beside, read_settings
 from prism_plugin.types import TokenIds
 
 
@@ -112,8 +112,10 @@ def _folder(sampler_path: str | Path, revision: str | None) -> Path:
     if Path(sampler_path).is_dir():
         return Path(sampler_path)
     try:
-        for name in (SAMPLER_CONFIG_NAME, HEAD_FILE, BACKBONE_FILE, CONFIG_FILE):
+        for name in (HEAD_FILE, BACKBONE_FILE, CONFIG_FILE, SAMPLER_CONFIG_NAME):
             found = cached_file(str(sampler_path), name, revision=revision)
+        for name in files_beside(Path(str(found)).parent):
+            cached_file(str(sampler_path), name, revision=revision)
     except OSError as error:
         raise StoredStateError(
             f"`sampler_path` must be the folder of an exported sampler, or its id on the Hub, found {str(sampler_path)!r} "

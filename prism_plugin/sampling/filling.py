@@ -85,6 +85,9 @@ class MaskFiller(SamplerSettings):
                     f"{type(rule).__name__} needs the quality head, but the model has none; attach one with "
                     "`attach_quality_head(...)`, or choose rules without it."
                 )
+            may_unmask = getattr(rule, "may_unmask", None)
+            if may_unmask is not None:
+                may_unmask(self.model)
         if self.eos_token_id is not None and self.eos_token_id >= vocab_size:
             raise ConfigurationError(
                 f"`eos_token_id` must be in the model's vocabulary of {vocab_size} tokens, got {self.eos_token_id}."

@@ -1,17 +1,21 @@
 """What a preset is: a sampler as a value, and what people may change in it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from prism_plugin.core.editing import EditingRule
 from prism_plugin.core.remasking import NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import EvenSchedule, Schedule
-from prism_plugin.core.unmasking import ConfidenceUnmasking, UnmaskingRule
+from prism_plugin.core.unmasking import ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.view import Decider
 from prism_plugin.decoding.looks import Look
-from prism_plugin.sampling.particles import Trajectory
+from prism_plugin.decoding.policy import PolicyUnmasking
+from prism_plugin.errors import ConfigurationError
+from prism_plugin.reader import from_mapping
+from prism_plugin.sampling.particles import TRAJECTORIES, Trajectory
 
 # What a preset is made of.
 PARTS = ("unmasking", "remasking", "schedule", "editing", "decider", "look", "trajectory")
@@ -78,7 +82,8 @@ class Preset:
         changes = not isinstance(self.remasking, NeverRemasking) or self.editing is not None or self.decider is not None
         rules = () if isinstance(self.remasking, NeverRemasking) else ("remask_neighbours",)
         runs = ("trajectory",) if self.trajectory is None else ()
-        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules, *runs)
+        order = ("policy",) if self.decider is None and not isinstance(self.unmasking, RedraftUnmasking) else ()
+        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules, *order, *runs)
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -100,3 +105,30 @@ class Preset:
 def takes(**changes: Change) -> Mapping[str, Change]:
     """What a preset takes, by the names of its settings."""
     return MappingProxyType(changes)
+
+
+def trajectory_of(given: Any) -> Trajectory:
+    """A trajectory by its name, by its name and settings, or as it is."""
+    if isinstance(given, str):
+        given = {"name": given}
+    return TRAJECTORIES.from_dict(given, source="`trajectory`") if isinstance(given, Mapping) else given
+
+
+def policy_of(given: Any, others: Collection[str]) -> PolicyUnmasking:
+    """A policy by its file, by its file and settings, or as it is.
+
+    Args:
+        given: What the caller gave.
+        others: Settings of the unmasking rule, which the policy takes the place of, that the caller gave besides.
+
+    Raises:
+        ConfigurationError: If there are such, or the file is none.
+    """
+    if others:
+        raise ConfigurationError(
+            f"{' and '.join(f'`{name}`' for name in sorted(others))} would be ignored with `policy`, which takes the place of "
+            "the unmasking rule; give one or the other."
+        )
+    if isinstance(given, str | Path):
+        given = {"file": str(given)}
+    return from_mapping(PolicyUnmasking, given, source="`policy`") if isinstance(given, Mapping) else given

@@ -41,8 +41,7 @@ from prism_plugin.core.unmasking import (
 from prism_plugin.decoding.corrected import CorrectedLook
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
-from prism_plugin.sampling.particles import TRAJECTORIES
-from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, takes
+from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, policy_of, takes, trajectory_of
 from prism_plugin.sampling.trajectories import BestOfN, PartialRefinement, ParticleGibbs, SelfRewardingSMC
 
 # More than any canvas holds: the schedule's own limit, what the rest of the steps can refill, is then the only one.
@@ -370,18 +369,14 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     arguments |= {key: settings[key] for key in (*COMMON, *SAFETY, "remask_neighbours") if key in settings}
     arguments.setdefault("temperature", preset.temperature)
     if settings.get("trajectory") is not None:
-        arguments["trajectory"] = _trajectory(settings["trajectory"])
+        arguments["trajectory"] = trajectory_of(settings["trajectory"])
+    if settings.get("policy") is not None:
+        others = {name for name in given if preset.takes[name].part == "unmasking"}
+        parts["unmasking"] = policy_of(settings["policy"], others)
     if isinstance(parts["unmasking"], RedraftUnmasking) and not arguments["temperature"]:
         # without chance, a draft at a pace that was tried already would be the same draft
         arguments.setdefault("max_remasks_per_position", len(parts["unmasking"].paces))
     return arguments | parts
-
-
-def _trajectory(given: Any) -> Any:
-    """A trajectory by its name, by its name and settings, or as it is."""
-    if isinstance(given, str):
-        given = {"name": given}
-    return TRAJECTORIES.from_dict(given, source="`trajectory`") if isinstance(given, Mapping) else given
 
 
 def _refuse_ignored(key: str, change: Change, given: set[str]) -> None:

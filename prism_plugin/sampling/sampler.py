@@ -18,7 +18,7 @@ from prism_plugin.sampling.canvas import require_new_tokens
 from prism_plugin.sampling.filling import MaskFiller
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.prompts import Chat, lay_prompts
-from prism_plugin.sampling.settings import read_settings, write_settings
+from prism_plugin.sampling.settings_files import read_settings, stored_values, write_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class RemaskingSampler(MaskFiller):
         return cls(model, num_steps=num_steps, **preset_settings(name, settings))
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `sampler_config.json` into a folder; the model is saved by its own `save_pretrained`.
+        """Write `sampler_config.json` into a folder, and files that its rules read; `model.save_pretrained` saves the model.
 
         Raises:
             UnknownNameError: If a rule is not registered; a lambda works in `sample`, but has no name to save.
@@ -117,7 +117,7 @@ class RemaskingSampler(MaskFiller):
             ConfigurationError: If the backbone is known only as a local folder.
             UnknownNameError: If a rule is not registered.
         """
-        beside: dict[str, Any] = {"sampler": self.to_dict(), "also": partial(write_settings, self)}
+        beside: dict[str, Any] = {"sampler": stored_values(self), "also": partial(write_settings, self)}
         options: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
         return push_model(self.model, repo_id, known=self.model.card_facts, figures=figures, **beside, **options)
 

@@ -1,9 +1,7 @@
-"""What defines a sampler: checked when it is made, written to and read from `sampler_config.json`."""
+"""What defines a sampler: checked when it is made, and written as plain values; `settings_files` has them on disk."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from prism_plugin.core.detectors import BelowRemasking
@@ -21,17 +19,16 @@ from prism_plugin.decoding.features import get_features
 from prism_plugin.decoding.guided import GuidedLook
 from prism_plugin.decoding.left_out import LeftOutLook
 from prism_plugin.decoding.looks import LOOKS, Look, PlainLook
+from prism_plugin.decoding.policy import PolicyUnmasking
 from prism_plugin.decoding.refined import RefinedLook
 from prism_plugin.decoding.safety import Safety
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.decoding.soft_look import SoftLook
 from prism_plugin.errors import ConfigurationError, UnknownNameError
-from prism_plugin.modeling.strict_files import read_json
 from prism_plugin.reader import from_mapping, without_version
 from prism_plugin.registry import Registry
 from prism_plugin.sampling.particles import Trajectory
 from prism_plugin.sampling.trajectories import TRAJECTORIES
-from prism_plugin.writing import write_text
 
 # These modules register what they define; each is named here, so that an export takes it along.
 _OF_OTHER_MODULES = (
@@ -40,12 +37,12 @@ _OF_OTHER_MODULES = (
     CorrectedLook,
     GuidedLook,
     LeftOutLook,
+    PolicyUnmasking,
     RefinedLook,
     ShadowLook,
     SoftLook,
 )
 
-SAMPLER_CONFIG_NAME = "sampler_config.json"
 SAMPLER_FORMAT_VERSION = 1
 
 # Settings that are rules, each by the registry that names them in files.
@@ -299,28 +296,6 @@ def settings_from_dict(values: Mapping[str, Any], *, source: str = "sampler sett
         if values.get(name) is not None:
             values[name] = registry.from_dict(values[name], source=f"{source}, `{name}`")
     return from_mapping(SamplerSettings, values, source=source)
-
-
-def write_settings(settings: SamplerSettings, directory: str | Path) -> Path:
-    """Write `sampler_config.json`: beside the old file, then renamed, so that a failed write leaves the old one.
-
-    Raises:
-        SavingError: If the file cannot be written.
-        UnknownNameError: As `SamplerSettings.to_dict`.
-    """
-    path = Path(directory) / SAMPLER_CONFIG_NAME
-    write_text(path, json.dumps(settings.to_dict(), indent=2) + "\n")
-    return path
-
-
-def read_settings(directory: str | Path) -> SamplerSettings:
-    """Read `sampler_config.json` from a folder.
-
-    Raises:
-        StoredStateError: If the file is missing or is not a JSON object; also as `settings_from_dict`.
-    """
-    path = Path(directory) / SAMPLER_CONFIG_NAME
-    return settings_from_dict(read_json(path, "`RemaskingSampler.save_pretrained`"), source=str(path))
 
 
 def _named(setting: str, plug_in: Any) -> dict[str, Any]:

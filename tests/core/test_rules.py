@@ -61,7 +61,9 @@ def rules(registry):
         BacktrackRemasking(0.3, "commit_confidence"),
     ]  # fmt: skip
     return (more if registry is REMASKING else []) + [
-        registry.from_dict({"name": name, **SETTINGS.get(name, {})}) for name in registry.names()
+        registry.from_dict({"name": name, **SETTINGS.get(name, {})})
+        for name in registry.names()
+        if registry.get(name).__module__.startswith("prism_plugin.core.")
     ]
 
 

@@ -7,13 +7,15 @@ import torch
 import yaml
 from pages import ROOT, blocks, tables, text_of
 
+from prism_plugin.decoding import UnmaskingPolicy
 from prism_plugin.errors import ConfigurationError, UnknownNameError
 from prism_plugin.evaluation import comparison_file
+from prism_plugin.evaluation.comparison import trial_as_asked
 from prism_plugin.evaluation.comparison_file import TaskSection, read_comparison, settings_of
 from prism_plugin.evaluation.tasks import Sudoku
 from prism_plugin.evaluation.tasks.sudoku import MASK_TOKEN_ID, VOCAB_SIZE
 from prism_plugin.evaluation.tasks.sudoku_grids import NUM_CELLS, make_puzzles
-from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler
 from prism_plugin.sampling.presets import preset_settings
 from prism_plugin.sampling.trajectories import TRAJECTORIES
@@ -61,6 +63,28 @@ def test_a_preset_is_compared_several_times_by_words_behind_a_colon(tmp_path):
         (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"tasks": tasks, "presets": {name: [{}]}}))
         with pytest.raises(error, match=words):
             read_comparison(tmp_path / "compare.yaml")
+
+
+def test_a_policy_is_found_beside_the_file_and_a_run_is_known_by_what_it_holds(tmp_path):
+    model = PrismModel.from_pretrained(ROOT / "adapters" / "sudoku-9x9" / "weights")
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        UnmaskingPolicy(8).save(tmp_path / folder / "policy.safetensors", model)
+        for name in ("validation.txt", "test.txt"):
+            (tmp_path / folder / name).write_text(name)
+        section = {"task": {"name": "sudoku"}, "validation": "validation.txt", "test": "test.txt", "budgets": [9]}
+        tasks = {"sudoku": {**section, "adapters": {"hub": "owner/name"}}}
+        trials = [{"policy": {"file": "policy.safetensors"}}, {"policy": "policy.safetensors"}]
+        (tmp_path / folder / "compare.yaml").write_text(yaml.safe_dump({"tasks": tasks, "presets": {"confidence": trials[:1]}}))
+    asked = []
+    for folder in ("one", "other"):
+        (trial,) = read_comparison(tmp_path / folder / "compare.yaml").presets["confidence"]
+        assert settings_of("confidence", trial)["unmasking"].file == str(tmp_path / folder / "policy.safetensors")
+        asked.append(trial_as_asked("confidence", 9, trial))
+    assert asked[0] != asked[1], "two policies are the same run"
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "one" / "policy.safetensors").rename(tmp_path / "moved" / "policy.safetensors")
+    assert trial_as_asked("confidence", 9, {"policy": {"file": str(moved)}}) == asked[0]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*/trajectories.yaml")), ids=lambda path: path.parent.name)

@@ -32,7 +32,7 @@ from prism_plugin.core import (
     RefineSchedule,
     ThresholdUnmasking,
 )
-from prism_plugin.decoding import LOOKS, GuidedLook, LeftOutLook, SoftLook
+from prism_plugin.decoding import LOOKS, GuidedLook, LeftOutLook, SoftLook, UnmaskingPolicy
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler, export_sampler
@@ -82,7 +82,7 @@ def with_rule(model, kind, name):
 BOTH = ("random", "remdm-conf", "prism", "confidence", "threshold", "prism-refine", "redraft", "prism-redraft")
 
 
-def samplers_of(model):
+def samplers_of(model, folder):
     """Every preset, some at both temperatures, every rule that has a name, and the other settings."""
     for name in PRESETS:
         # with chance and without; those of other papers by turns, since what they share is exported once
@@ -92,7 +92,7 @@ def samplers_of(model):
             yield RemaskingSampler.from_preset(name, model, num_steps=6, temperature=temperature, **quick)
     for kind, registry in (("unmasking", UNMASKING), ("remasking", REMASKING), ("schedule", SCHEDULES)):
         for name in registry.names():
-            if registry.get(name).__module__.startswith("prism_plugin."):
+            if registry.get(name).__module__.startswith("prism_plugin.") and name != "policy":
                 yield with_rule(model, kind, name)
     yield RemaskingSampler(
         model, num_steps=8, unmasking=ThresholdUnmasking(0.4), remasking=QualityThresholdRemasking(0.7),
@@ -103,6 +103,10 @@ def samplers_of(model):
     yield RemaskingSampler(model, num_steps=8, remasking=QualityRemasking(), schedule=EvenSchedule(3), **safe)
     doubting = BelowRemasking(0.5, "context_confidence")
     yield RemaskingSampler(model, num_steps=6, remasking=doubting, schedule=EvenSchedule(2), look=LeftOutLook(2, 2))
+    policy = UnmaskingPolicy(8, num_positions=32, reads_quality=True)
+    torch.nn.init.normal_(policy.outer.weight)
+    policy.save(folder / "policy.safetensors", model)
+    yield RemaskingSampler.from_preset("prism", model, num_steps=6, policy=folder / "policy.safetensors")
     for look in (GuidedLook(1.5), SoftLook()):
         yield RemaskingSampler(model, num_steps=6, remasking=QualityRemasking(), schedule=EvenSchedule(1), look=look)
 
@@ -172,7 +176,7 @@ def cases(tmp_path_factory):
         model = text_model(family, **scaling)
         export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=6), folder / family)
         model.merge_and_unload()
-        samplers = samplers_of(model) if family == "bert" else [
+        samplers = samplers_of(model, folder) if family == "bert" else [
             RemaskingSampler.from_preset("prism-confidence", model, num_steps=6),
             RemaskingSampler.from_preset("prism", model, num_steps=6, block_length=2),
         ]  # fmt: skip
