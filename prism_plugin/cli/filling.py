@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,12 +16,29 @@ from prism_plugin.types import PerRow, PerToken, TokenIds, TokenMask
 
 
 @dataclass(frozen=True)
+class Runs:
+    """The runs of a text that a trajectory made, on the CPU: [runs, length], what each is worth, and which was kept."""
+
+    sequences: TokenIds
+    scores: list[float]
+    kept: int
+
+
+@dataclass(frozen=True)
 class Filled:
-    """What all texts gave, on the CPU, in their order; as in `SamplerOutput`."""
+    """What all texts gave, on the CPU, in their order; as in `SamplerOutput`.
+
+    Attributes:
+        sequences: As there.
+        num_forward_passes: As there.
+        num_remasked: As there.
+        runs: Of each text that had masks, where the sampler makes several.
+    """
 
     sequences: TokenIds
     num_forward_passes: PerRow
     num_remasked: PerRow
+    runs: dict[int, Runs] = field(default_factory=dict)
 
 
 def fill_in_batches(
@@ -73,6 +90,10 @@ def fill_in_batches(
             filled.sequences[rows, : ids.shape[1]] = output.sequences.cpu()
             filled.num_forward_passes[rows] = output.num_forward_passes.cpu()
             filled.num_remasked[rows] = output.num_remasked.cpu()
+            if output.particles is not None:
+                parts = zip(output.particles.sequences.cpu(), output.particles.scores, output.particles.kept, strict=True)
+                for row, (sequences, scores, kept) in zip(rows, parts, strict=True):
+                    filled.runs[row] = Runs(sequences, scores.tolist(), int(kept))
             if note is not None:
                 note()
     return filled

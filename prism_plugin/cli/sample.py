@@ -9,7 +9,7 @@ import torch
 from prism_plugin.backbones import pad_rows
 from prism_plugin.cli.adapter_options import add_adapter_options, load_adapter
 from prism_plugin.cli.device_options import add_device_options, placement
-from prism_plugin.cli.filling import fill_in_batches, rated
+from prism_plugin.cli.filling import Runs, fill_in_batches, rated
 from prism_plugin.cli.sampler_options import add_sampler_options, build_sampler, chosen_settings
 from prism_plugin.cli.show import Show, add_show_options, check_show_options
 from prism_plugin.cli.texts import add_text_options, given_texts, require_tokenizer
@@ -76,10 +76,28 @@ def run(args: argparse.Namespace) -> int:
     rates = [row[where].tolist() for row, where in zip(quality, own, strict=True)]
     figures = zip(answers, new, rates, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
     asked = ({"messages": prompt} if args.chats else {"text": prompt} for prompt in prompts)
-    found = ({**one, **dict(zip(_NOTHING, row, strict=True))} for one, row in zip(asked, figures, strict=True))
-    rows = [{"text": line, **_NOTHING} if given.is_blank(line) else next(found) for line in given.lines]
+    runs = [_runs(output.runs.get(row), where, tokenizer) for row, where in enumerate(own)]
+    several = [{} if sampler.trajectory is None else {"runs": one} for one in runs]
+    found = (
+        {**one, **dict(zip(_NOTHING, row, strict=True)), **more} for one, row, more in zip(asked, figures, several, strict=True)
+    )
+    nothing = _NOTHING if sampler.trajectory is None else {**_NOTHING, "runs": []}
+    rows = [{"text": line, **nothing} if given.is_blank(line) else next(found) for line in given.lines]
     print(json.dumps({"rows": rows, "sampler": sampler.to_dict()}))
     return 0
+
+
+def _runs(runs: Runs | None, where: torch.Tensor, tokenizer: Any) -> list[dict[str, Any]]:
+    """Every run of a text, of which one was kept."""
+    if runs is None:
+        return []
+    new = runs.sequences[:, where].tolist()
+    answers = tokenizer.batch_decode(new, skip_special_tokens=True)
+    told = zip(answers, new, runs.scores, strict=True)
+    return [
+        {"answer": answer, "token_ids": ids, "score": score, "kept": number == runs.kept}
+        for number, (answer, ids, score) in enumerate(told)
+    ]
 
 
 def stopped(_: argparse.Namespace) -> str:

@@ -14,9 +14,9 @@ from rich.live import Live
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.evaluation.tasks import task_of
-from prism_plugin.report import Generation, require_page_path, trace_generation, write_trace_page
+from prism_plugin.report import Generation, require_page_path, trace_runs, write_trace_page
 from prism_plugin.report.terminal import TerminalCanvas
-from prism_plugin.report.trace import doubt_below, require_lines
+from prism_plugin.report.trace import doubt_below, num_runs, require_lines
 from prism_plugin.sampling import RemaskingSampler, SamplerOutput, StepRecord
 from prism_plugin.types import TokenIds
 
@@ -99,14 +99,15 @@ class Show:
         if not self.is_watched:
             yield None
             return
+        count = num_runs(self._sampler)
         canvas = TerminalCanvas(
-            input_ids,
-            attention_mask,
-            columns=[self._columns[row] for row in rows],
-            titles=[f"text {row + 1}" if len(self._texts) > 1 else "" for row in rows],
+            input_ids.repeat_interleave(count, dim=0),
+            attention_mask.repeat_interleave(count, dim=0),
+            columns=[self._columns[row] for row in rows for _ in range(count)],
+            titles=[self._title(row, run, count) for row in rows for run in range(count)],
             tokenizer=self._sampler.model.tokenizer,
             mask_token_id=self._sampler.model.mask_token_id,
-            num_steps=self._sampler.num_steps,
+            num_steps=self._sampler.num_steps if self._sampler.trajectory is None else None,
             doubt_below=doubt_below(self._sampler),
         )
         console = Console(stderr=True)
@@ -123,12 +124,16 @@ class Show:
 
             yield on_step
 
+    def _title(self, row: int, run: int, count: int) -> str:
+        parts = [f"text {row + 1}"] * (len(self._texts) > 1) + [f"run {run + 1}"] * (count > 1)
+        return ", ".join(parts)
+
     def keep(self, rows: Sequence[int], attention_mask: torch.Tensor, output: SamplerOutput) -> None:
         """Keep what a batch gave for the page, if one was asked for; `rows` are the numbers of its texts."""
         if not self.is_reported:
             return
-        self._generations += [
-            trace_generation(
+        for place, row in enumerate(rows):
+            self._generations += trace_runs(
                 output,
                 place,
                 self._sampler,
@@ -136,8 +141,6 @@ class Show:
                 columns=self._columns[row],
                 name=f"{row + 1}: {self._texts[row][:60]}",
             )
-            for place, row in enumerate(rows)
-        ]
 
     def report(self) -> None:
         """Write the page, if one was asked for, and say where."""

@@ -63,7 +63,7 @@ class TerminalCanvas:
         titles: Of the rows; "" for none.
         tokenizer: For the texts of tokens.
         mask_token_id: Of the model.
-        num_steps: Looks at most.
+        num_steps: Looks at most; None where several runs follow one another.
         doubt_below: Quality below which a token counts as doubted, in [0, 1].
     """
 
@@ -76,7 +76,7 @@ class TerminalCanvas:
         titles: Sequence[str],
         tokenizer: Any,
         mask_token_id: int,
-        num_steps: int,
+        num_steps: int | None,
         doubt_below: float,
     ) -> None:
         self._tokenizer, self._mask_token_id = tokenizer, mask_token_id
@@ -104,7 +104,8 @@ class TerminalCanvas:
             said = f"{count['filled']} filled, {count['taken']} taken back, {count['masked'] + count['taken']} masked"
             said += f", {count['overwritten']} overwritten" if count["overwritten"] else ""
             said += "" if record.quality is None else f", {count['doubted']} doubted"
-            row.headline = f"look {record.step + 1} of at most {self._num_steps}: {said}"
+            most = "" if self._num_steps is None else f" of at most {self._num_steps}"
+            row.headline = f"look {record.step + 1}{most}: {said}"
         return looked
 
     def styled(self) -> Group:

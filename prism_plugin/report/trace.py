@@ -1,7 +1,7 @@
 """One row's generation as data: what was filled, taken back and judged at each look, for a page that replays it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.report.pieces import token_pieces
-from prism_plugin.sampling import RemaskingSampler, SamplerOutput, SamplerSettings, StepRecord
+from prism_plugin.sampling import ParticleOutput, RemaskingSampler, SamplerOutput, SamplerSettings, StepRecord
 
 # Below this quality a token is shown as doubted, unless the sampler's rule has a threshold of its own.
 DOUBT_BELOW = 0.5
@@ -24,8 +24,10 @@ class Look:
         overwritten: [position, piece, piece that stood there, confidence per mille] of each token that took another's place.
         taken_back: Positions masked again.
         why: [position, scores in words] of what was overwritten or taken back, where a rule reads more than the quality.
-        num_forwards: Calls of the network.
+        num_forwards: Calls of the network; 0 where this run took no part while another of its row did.
         padded: [position, piece] of what was written after an EOS when its block was closed.
+        copied: [position, piece] of what stands otherwise than after the look before, piece -1 for a mask: where several runs
+            of a row were resampled, or begun anew.
         quality: Per mille, for each position of `Generation.editable`, of the tokens that this look saw; -1 where it saw a
             mask or did not judge. None where no rule reads quality.
     """
@@ -37,6 +39,28 @@ class Look:
     quality: list[int] | None
     why: list[list[int | str]]
     num_forwards: int
+    copied: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which of several runs of a row a generation is.
+
+    Attributes:
+        number: Of the run, from 0.
+        of: How many there are.
+        kept: It is what the request was answered with.
+        score: What it is worth in the end.
+        weighings: [looks before, share of the weight, number of the run that was copied], in order.
+        num_forward_passes: Of all runs together, with those that only judged.
+    """
+
+    number: int
+    of: int
+    kept: bool
+    score: float
+    weighings: list[list[float]]
+    num_forward_passes: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,7 @@ class Generation:
         columns: Positions in a line of a grid; None for text.
         doubt_below: Quality per mille below which a token counts as doubted.
         settings: Of the sampler, by name.
+        run: Which of several runs of the row it is; None where there is one.
     """
 
     name: str
@@ -62,6 +87,7 @@ class Generation:
     columns: int | None
     doubt_below: int
     settings: dict[str, str]
+    run: Run | None = None
 
     def figures(self) -> dict[str, int]:
         """Sum the generation up.
@@ -74,11 +100,15 @@ class Generation:
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for look in self.looks:
+            for position, piece in look.copied:
+                if piece >= 0:
+                    first.setdefault(position, piece)
+                    last[position] = piece
             for position, piece, *_ in look.filled + look.overwritten + look.padded:
                 first.setdefault(position, piece)
                 last[position] = piece
         return {
-            "num_looks": len(self.looks),
+            "num_looks": sum(look.num_forwards > 0 for look in self.looks),
             "num_forward_passes": sum(look.num_forwards for look in self.looks),
             "num_generated": len(self.editable),
             "num_remasked": len(taken_back),
@@ -89,8 +119,10 @@ class Generation:
 
     def final_text(self) -> str:
         """The row's last state, as one text."""
-        pieces = list(self.start)
+        pieces, start = list(self.start), self.start
         for look in self.looks:
+            for position, piece in look.copied:
+                pieces[position] = piece if piece >= 0 else start[position]
             for position, piece, *_ in look.filled + look.overwritten + look.padded:
                 pieces[position] = piece
         return "".join(self.pieces[piece] for piece in pieces)
@@ -108,6 +140,7 @@ def trace_generation(
     attention_mask: Tensor | None = None,
     columns: int | None = None,
     name: str = "",
+    run: int | None = None,
 ) -> Generation:
     """Follow one row through the trace of a request.
 
@@ -118,33 +151,85 @@ def trace_generation(
         attention_mask: As it was passed to the sampler, padded with ones over the new tokens; None without padding.
         columns: Positions in a line of a grid, >= 1; None for text.
         name: Shown where a page holds several.
+        run: Which of the runs that a trajectory makes side by side; None: the one that was kept.
 
     Raises:
-        ConfigurationError: If the output has no trace, or the row does not fill whole lines of `columns`.
+        ConfigurationError: If the output has no trace, there is no such run, or the row does not fill whole lines of `columns`.
     """
     if not output.trace:
         raise ConfigurationError(
             "a page needs the looks of the request, found no trace; pass `return_trace=True` to the sampler."
         )
-    trace, model = output.trace, sampler.model
+    count, model = num_runs(sampler), sampler.model
+    if run is None:
+        run = 0 if count == 1 else int(_particles(output).kept[row])
+    if not 0 <= run < count:
+        raise ConfigurationError(f"`run` must be one of the {count} runs of a row, counted from 0, found {run}.")
     own = slice(None) if attention_mask is None else attention_mask[row].cpu().bool()
-    start = trace[0].tokens_before[row][own]
+    start = output.trace[0].tokens_before[row * count + run][own]
     require_lines(len(start), columns)
-    records = [record for record in trace if record.looked[row]]
-    seen = torch.stack([start, *(record.tokens_after[row][own] for record in records)])
-    texts = token_pieces(model.tokenizer, seen.unique().tolist())
+    records = [record for record in output.trace if record.looked[row * count : (row + 1) * count].any()]
+    end = (output.sequences[row] if count == 1 else _particles(output).sequences[row, run]).cpu()[own]
+    followed = _Followed(records, row * count + run, own, start, end, model.mask_token_id)
+    texts = token_pieces(model.tokenizer, followed.tokens)
     number = {token: index for index, token in enumerate(texts)}
-    editable = (start == model.mask_token_id).nonzero().squeeze(-1)
     return Generation(
         name=name,
         pieces=list(texts.values()),
         start=[number[token] for token in start.tolist()],
-        editable=editable.tolist(),
-        looks=[_look(record, row, own, editable, number, model.mask_token_id) for record in records],
+        editable=followed.editable.tolist(),
+        looks=followed.looks(number),
         columns=columns,
         doubt_below=round(doubt_below(sampler) * 1000),
         # as Python writes them: a rule without a name, such as a lambda, can be shown though it cannot be saved
-        settings={field.name: repr(getattr(sampler, field.name)) for field in fields(SamplerSettings)},
+        settings={one.name: repr(getattr(sampler, one.name)) for one in fields(SamplerSettings)},
+        run=None if count == 1 else _run(output, row, run, count, [record.step for record in records]),
+    )
+
+
+def trace_runs(output: SamplerOutput, row: int, sampler: RemaskingSampler, **how: Any) -> list[Generation]:
+    """Follow all runs of a row that a trajectory makes side by side, which a page shows beside each other; else the row.
+
+    Args:
+        output: As for `trace_generation`.
+        row: As for `trace_generation`.
+        sampler: As for `trace_generation`.
+        **how: `attention_mask`, `columns` and `name` of `trace_generation`.
+
+    Raises:
+        ConfigurationError: As `trace_generation`.
+    """
+    return [trace_generation(output, row, sampler, run=run, **how) for run in range(num_runs(sampler))]
+
+
+def num_runs(settings: SamplerSettings) -> int:
+    """How many runs of a row a trace follows side by side."""
+    return 1 if settings.trajectory is None else settings.trajectory.num_particles
+
+
+def _particles(output: SamplerOutput) -> ParticleOutput:
+    if output.particles is None:
+        raise ConfigurationError(
+            "the sampler makes several runs of a row, but the output has none; pass the sampler that gave it."
+        )
+    return output.particles
+
+
+def _run(output: SamplerOutput, row: int, run: int, count: int, steps: list[int]) -> Run:
+    """What is known of a run among those of its row; `steps` are the numbers of the row's looks in the batch."""
+    particles = _particles(output)
+    weighings = [
+        [sum(step < one.look for step in steps), float(one.log_weights[row].softmax(-1)[run]), int(one.ancestors[row, run])]
+        for one in particles.weighings
+        if one.among[row]
+    ]
+    return Run(
+        number=run,
+        of=count,
+        kept=int(particles.kept[row]) == run,
+        score=float(particles.scores[row, run]),
+        weighings=weighings,
+        num_forward_passes=int(output.num_forward_passes[row]),
     )
 
 
@@ -171,25 +256,72 @@ def _in_words(scores: Mapping[str, Tensor], at: int) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {float(score[at]):.3f}" for name, score in scores.items())
 
 
-def _look(record: StepRecord, row: int, own: Any, editable: Tensor, number: dict[int, int], mask_token_id: int) -> Look:
-    before, after = record.tokens_before[row][own], record.tokens_after[row][own]
-    unmasked, remasked = record.unmasked[row][own], record.remasked[row][own]
-    confidence = record.confidence[row][own]
-    padded = (before != after) & ~unmasked & ~remasked
-    was_mask = torch.isin(torch.arange(len(before)), editable) & (before == mask_token_id)
-    overwritten = unmasked & ~was_mask & (before != after)
-    scores = {name: score[row][own] for name, score in record.scores.items()}
-    return Look(
-        filled=[[at, number[int(after[at])], _per_mille(confidence[at])] for at in _where(unmasked & was_mask)],
-        overwritten=[
-            [at, number[int(after[at])], number[int(before[at])], _per_mille(confidence[at])] for at in _where(overwritten)
-        ],
-        why=[[at, _in_words(scores, at)] for at in _where(remasked | overwritten)] if scores else [],
-        num_forwards=int(record.num_forwards[row]),
-        taken_back=_where(remasked),
-        padded=[[at, number[int(after[at])]] for at in _where(padded)],
-        quality=None if record.quality is None else [_per_mille(value) for value in record.quality[row][own][editable]],
-    )
+@dataclass(frozen=True)
+class _Followed:
+    """A row of the records, or a run of one, as it goes.
+
+    Attributes:
+        records: Looks at which it, or another run of its row, took part.
+        place: Its place in the records.
+        own: Its own positions.
+        start: What stands there before the first look.
+        end: What stands there in the end.
+        mask_token_id: Of the model.
+    """
+
+    records: list[StepRecord]
+    place: int
+    own: Any
+    start: Tensor
+    end: Tensor
+    mask_token_id: int
+
+    @property
+    def editable(self) -> Tensor:
+        """Positions that are generated."""
+        return (self.start == self.mask_token_id).nonzero().squeeze(-1)
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that ever stand there."""
+        both = [part[self.place][self.own] for one in self.records for part in (one.tokens_before, one.tokens_after)]
+        return torch.stack([self.start, self.end, *both]).unique().tolist()
+
+    def looks(self, number: dict[int, int]) -> list[Look]:
+        """What each look did, and one more where something else stands in the end; `number` is of the pieces, by token."""
+        looks, stood = [], self.start
+        for record in self.records:
+            looks.append(self._look(record, self._copied(stood, record.tokens_before[self.place][self.own], number), number))
+            stood = record.tokens_after[self.place][self.own]
+        if not torch.equal(stood, self.end):  # an earlier round was better, or the reference is laid back
+            looks.append(Look([], [], [], [], None, [], 0, self._copied(stood, self.end, number)))
+        return looks
+
+    def _copied(self, stood: Tensor, stands: Tensor, number: dict[int, int]) -> list[list[int]]:
+        tokens = stands.tolist()
+        return [[at, -1 if tokens[at] == self.mask_token_id else number[tokens[at]]] for at in _where(stood != stands)]
+
+    def _look(self, record: StepRecord, copied: list[list[int]], number: dict[int, int]) -> Look:
+        row, own, editable = self.place, self.own, self.editable
+        before, after = record.tokens_before[row][own], record.tokens_after[row][own]
+        unmasked, remasked = record.unmasked[row][own], record.remasked[row][own]
+        confidence = record.confidence[row][own]
+        padded = (before != after) & ~unmasked & ~remasked
+        was_mask = torch.isin(torch.arange(len(before)), editable) & (before == self.mask_token_id)
+        overwritten = unmasked & ~was_mask & (before != after)
+        scores = {name: score[row][own] for name, score in record.scores.items()}
+        return Look(
+            filled=[[at, number[int(after[at])], _per_mille(confidence[at])] for at in _where(unmasked & was_mask)],
+            overwritten=[
+                [at, number[int(after[at])], number[int(before[at])], _per_mille(confidence[at])] for at in _where(overwritten)
+            ],
+            why=[[at, _in_words(scores, at)] for at in _where(remasked | overwritten)] if scores else [],
+            num_forwards=int(record.num_forwards[row]),
+            copied=copied,
+            taken_back=_where(remasked),
+            padded=[[at, number[int(after[at])]] for at in _where(padded)],
+            quality=None if record.quality is None else [_per_mille(value) for value in record.quality[row][own][editable]],
+        )
 
 
 def _where(marked: Tensor) -> list[int]:

@@ -194,10 +194,10 @@ class PartialRefinement:
             better = scores[-1] > highest
             if self.by == "always":
                 better = torch.ones_like(better)
-            elif not (better.any() or self.draws or sampler.run_draws):
-                break  # another round would mask and fill the same
             kept = torch.where(better, number, kept)
             best = _either(better.to(best.tokens.device), again, best)
+            if not (better.any() or self.draws or sampler.run_draws):
+                break  # another round would mask and fill the same
         sequences = torch.stack([canvas.restore(tokens, canvas.request) for tokens in found], dim=1)
         return best, ParticleOutput(sequences, torch.stack(scores, dim=1), kept)
 

@@ -18,11 +18,13 @@ class Weighing:
         look: Looks of the batch before it.
         log_weights: What each particle weighed then, [batch, particles].
         ancestors: The particle that each slot was given, [batch, particles]; itself in rows that were not resampled.
+        among: Rows that were weighed, [batch].
     """
 
     look: int
     log_weights: Tensor
     ancestors: Tensor
+    among: Tensor
 
 
 class Weights:
@@ -89,7 +91,8 @@ class Weights:
         chosen = torch.arange(number, device=weights.device).expand_as(weights).clone()
         for row in few.nonzero().flatten().tolist():
             chosen[row] = self._drawn(weights[row], row)
-        self.weighings.append(Weighing(look, weighed, chosen))
+        everyone = torch.ones(len(chosen), dtype=torch.bool, device=chosen.device)
+        self.weighings.append(Weighing(look, weighed, chosen, everyone if among is None else among))
         if not few.any():
             return None
         self.log_mean = torch.where(few, self.log_mean + self._mean(), self.log_mean)

@@ -126,3 +126,18 @@ def test_a_grid_that_does_not_fit_is_refused_before_sampling(writer, tmp_path, c
     assert cli.main(arguments) == 2
     assert "a grid of 2 columns needs rows of a multiple of as many tokens, found 3" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_several_runs_are_told_shown_and_watched(tmp_path, capsys):
+    arguments = [*SOLVE[:4], "--preset", "best_of", "--num-steps", "9", "--set", "num_particles=3"]
+    assert cli.main([*arguments, "--report", str(tmp_path / "page.html"), "--watch", "--json"]) == 0
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)["rows"]
+    generations = data_of(tmp_path / "page.html")
+    assert [one["final_text"] for one in generations] == [run["answer"] for run in row["runs"]]
+    assert [one["run"]["kept"] for one in generations] == [run["kept"] for run in row["runs"]]
+    (kept,) = [run for run in row["runs"] if run["kept"]]
+    assert kept["answer"] == row["answer"]
+    assert kept["score"] == max(run["score"] for run in row["runs"])
+    for run in range(3):
+        assert f"run {run + 1}, look 9: " in printed.err

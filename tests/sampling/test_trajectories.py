@@ -152,8 +152,12 @@ def test_settings_of_a_refinement_are_checked(settings, message):
 
 def test_a_refinement_without_chance_ends_with_the_first_round_that_is_no_better(model):
     sampler = with_runs(RemaskingSampler(model, num_steps=4), PartialRefinement(num_rounds=50))
+    counts = []
+    hook = model.register_forward_hook(lambda *_: counts.append(1))
     output = sampler.infill(masked_request())
+    hook.remove()
     assert output.particles.sequences.shape[1] < 51
+    assert output.num_forward_passes.tolist() == [len(counts)] * 3, "the last round was not counted"
     assert (output.particles.scores[:, -1] <= output.particles.scores.amax(-1)).all()
 
 

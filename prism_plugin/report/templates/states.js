@@ -1,10 +1,11 @@
 // What the data say about a position after some looks.
 
-/** Events of each position, in order: {look, kind: "filled" | "overwritten" | "taken" | "padded", piece, old, confidence, why}. Looks count from 1. */
+/** Events of each position, in order: {look, kind: "filled" | "overwritten" | "taken" | "padded" | "copied", piece, old, confidence, why}. Looks count from 1. */
 function eventsOf(generation) {
   const events = generation.start.map(() => []);
   generation.looks.forEach((look, index) => {
     const number = index + 1;
+    for (const [position, piece] of look.copied) events[position].push({ look: number, kind: "copied", piece });
     for (const [position, piece, confidence] of look.filled) events[position].push({ look: number, kind: "filled", piece, confidence });
     const why = new Map(look.why);
     for (const [position, piece, old, confidence] of look.overwritten) {
@@ -14,6 +15,11 @@ function eventsOf(generation) {
     for (const [position, piece] of look.padded) events[position].push({ look: number, kind: "padded", piece });
   });
   return events;
+}
+
+/** A generation, with what is found of it once. */
+function viewOf(generation) {
+  return { generation, column: new Map(generation.editable.map((position, index) => [position, index])), events: eventsOf(generation) };
 }
 
 /** Quality that a look gave to a position, per mille; -1 where it saw a mask or did not judge. */
@@ -34,9 +40,10 @@ function stateOf(view, position, look) {
   if (last === undefined) return { ...state, kind: "masked" };
   if (last.kind === "taken") {
     if (last.look !== look) return { ...state, kind: "masked" };
-    const fill = past.filter((event) => event.kind === "filled" || event.kind === "overwritten").pop();
+    const fill = past.filter((event) => ["filled", "overwritten", "copied"].includes(event.kind)).pop();
     return { ...state, kind: "taken", piece: fill.piece, fill, latest: { look, value: qualityAt(view, position, look) } };
   }
+  if (last.kind === "copied" && last.piece < 0) return { ...state, kind: "masked" };
   state.piece = last.piece;
   if (last.kind === "padded") return { ...state, kind: "padding" };
   for (let number = last.look + 1; number <= look; number += 1) {
@@ -45,5 +52,5 @@ function stateOf(view, position, look) {
     if (state.first.value < 0) state.first = { look: number, value };
     state.latest = { look: number, value };
   }
-  return { ...state, fill: last, kind: last.look === look ? last.kind : "kept" };
+  return { ...state, fill: last, kind: last.look === look && last.kind !== "copied" ? last.kind : "kept" };
 }

@@ -23,8 +23,7 @@ let view;
 
 function show(number) {
   const generation = generations[number];
-  const column = new Map(generation.editable.map((position, index) => [position, index]));
-  view = { generation, column, events: eventsOf(generation), tokens: [] };
+  view = { ...viewOf(generation), tokens: [] };
   at.generation = number;
   at.position = null;
   at.pinned = false;
@@ -35,6 +34,7 @@ function show(number) {
   byId("doubt").value = generation.doubt_below / 1000;
   byId("settings").replaceChildren(...Object.entries(generation.settings).flatMap(([name, value]) => named(name, value)));
   layCanvas(generation);
+  layRuns();
   drawFigures(generation);
 }
 
@@ -77,6 +77,7 @@ function drawFigures(generation) {
   const figures = generation.figures;
   const rows = [
     ["forward passes", figures.num_forward_passes],
+    ...(generation.run === null ? [] : [[`of all ${generation.run.of} runs`, generation.run.num_forward_passes]]),
     ["tokens generated", figures.num_generated],
     ["tokens per forward", (figures.num_generated / Math.max(1, figures.num_forward_passes)).toFixed(2)],
     ["times taken back", figures.num_remasked],
@@ -103,8 +104,11 @@ function draw() {
   });
   counts.masked += counts.taken;
   const last = generation.looks.length;
+  const look = generation.looks[at.look - 1];
   const said = at.look === 0
     ? `Before the first look: ${counts.masked} masked`
+    : look.num_forwards === 0
+    ? `Look ${at.look} of ${last}: this run takes no part, ` + (look.copied.length ? `${look.copied.length} put in their places, ` : "") + `${counts.masked} masked`
     : `Look ${at.look} of ${last}: ${counts.filled} filled, ` + (counts.overwritten ? `${counts.overwritten} overwritten, ` : "") +
       `${counts.taken} taken back, ${counts.masked} masked` +
       (document.body.classList.contains("unjudged") ? "" : `, ${counts.doubted} doubted`);
@@ -113,6 +117,7 @@ function draw() {
   byId("status").textContent = said;
   byId("play").textContent = at.timer === null ? "Play" : "Pause";
   drawTimeline(generation);
+  drawRuns();
   drawDetail();
 }
 
@@ -179,7 +184,8 @@ function facts(state) {
   if (state.kind === "padding") return [["padding:", shown]];
   const known = state.kind === "masked" ? [["masked", "now"]] : [["token", shown]];
   if (state.kind === "taken") known.push(["taken back", "at this look"]);
-  if (state.fill) known.push([state.fill.kind, `at look ${state.fill.look}, confidence ${perMille(state.fill.confidence)}`]);
+  if (state.fill && state.fill.kind === "copied") known.push(["copied", `from another run, before look ${state.fill.look}`]);
+  else if (state.fill) known.push([state.fill.kind, `at look ${state.fill.look}, confidence ${perMille(state.fill.confidence)}`]);
   if (state.first.value >= 0) known.push(["quality then", `${perMille(state.first.value)} (look ${state.first.look})`]);
   if (state.kind === "filled" || state.kind === "overwritten") known.push(["quality", "not judged before the next look"]);
   else if (state.latest.value >= 0) known.push(["quality now", `${perMille(state.latest.value)} (look ${state.latest.look})`]);
@@ -208,13 +214,14 @@ function drawDetail() {
 }
 
 function told(event, position) {
-  const piece = event.piece === undefined ? "" : `\u201c${visible(view.generation.pieces[event.piece])}\u201d`;
+  const piece = event.piece === undefined || event.piece < 0 ? "" : `\u201c${visible(view.generation.pieces[event.piece])}\u201d`;
   if (event.kind === "filled") return `Look ${event.look}: ${piece} filled, confidence ${perMille(event.confidence)}`;
   const why = event.why ? `, ${event.why}` : "";
   if (event.kind === "overwritten") {
     const old = visible(view.generation.pieces[event.old]);
     return `Look ${event.look}: ${piece} in the place of \u201c${old}\u201d, confidence ${perMille(event.confidence)}${why}`;
   }
+  if (event.kind === "copied") return `Before look ${event.look}: ${event.piece < 0 ? "masked" : piece}, as another run was copied or one was begun anew`;
   if (event.kind === "padded") return `Look ${event.look}: ${piece} put after the end`;
   const quality = qualityAt(view, position, event.look);
   return `Look ${event.look}: taken back${quality < 0 ? "" : `, quality ${perMille(quality)}`}${why}`;
@@ -360,12 +367,17 @@ function listen() {
     show(Number(event.target.value));
     go(view.generation.looks.length);
   });
-  window.addEventListener("resize", () => drawTimeline(view.generation));
+  window.addEventListener("resize", () => {
+    drawTimeline(view.generation);
+    drawRuns();
+  });
   window.addEventListener("hashchange", recall);
 }
 
+at.generation = Math.max(0, generations.findIndex((one) => one.run === null || one.run.kept));
 byId("replay").hidden = false;
 byId("choice").hidden = generations.length === 1;
-byId("which").append(...generations.map((one, index) => element("option", { value: index }, one.name)));
+const titled = (one) => (one.run === null ? one.name : `${one.name} \u00b7 run ${one.run.number + 1} of ${one.run.of}${one.run.kept ? ", kept" : ""}`);
+byId("which").append(...generations.map((one, index) => element("option", { value: index }, titled(one))));
 listen();
 recall();
