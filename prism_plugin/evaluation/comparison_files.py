@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from prism_plugin.evaluation.comparison_log import FORMAT_VERSION
-from prism_plugin.evaluation.comparison_results import BestWithin, CellResult, Entry, Measured, Results, Tuned
+from prism_plugin.evaluation.comparison_results import BestAcross, BestWithin, CellResult, Entry, Measured, Results, Tuned
 from prism_plugin.writing import write_text
 
 SETTINGS_FILE = "sampler.yaml"
@@ -72,7 +72,10 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def to_json(results: Results) -> dict[str, Any]:
     """Write results as the object that `results.json` holds."""
-    return {"format_version": FORMAT_VERSION, "limit": results.limit, "comparisons": [_cell(cell) for cell in results.cells]}
+    across = {task: [_across(one) for one in found] for task, found in results.across.items()}
+    cells = [_cell(cell) for cell in results.cells]
+    more = {"best_across_adapters": across} if across else {}
+    return {"format_version": FORMAT_VERSION, "limit": results.limit, "comparisons": cells, **more}
 
 
 def seconds_of(results: Results) -> list[dict[str, Any]]:
@@ -117,6 +120,20 @@ def _measured(cell: CellResult, measured: Measured) -> dict[str, Any]:
         "num_forward_passes": measured.forwards,
         "num_positions": measured.positions,
     }
+
+
+def _across(one: BestAcross) -> dict[str, Any]:
+    chosen = {
+        "with_head": (one.adapters[0], one.with_head),
+        "without": (one.adapters[1], one.without),
+        "reaching": one.reaching,
+    }
+    named = {
+        key: None if pair is None else {"adapter": pair[0], "preset": pair[1].preset, "num_steps": pair[1].num_steps}
+        for key, pair in chosen.items()
+    }
+    facts = {"difference": asdict(one.difference), "fewer_forwards": one.fewer_forwards}
+    return {"mean_forward_passes": one.budget, **named, **facts}
 
 
 def _best(one: BestWithin) -> dict[str, Any]:

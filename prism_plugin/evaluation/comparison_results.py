@@ -1,7 +1,7 @@
 """What runs say: figures with standard errors, differences paired over rows, and the best within a number of forwards."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,6 +115,9 @@ class Entry(Tuned):
         return self.sampler.reads_head
 
 
+_Own = tuple[str, Entry]  # an adapter, and what it did
+
+
 def best_trial(trials: Sequence[Tuned], task: Task) -> Tuned:
     """The trial with the highest first figure; of equals, the first."""
     first = next(iter(task.figures))
@@ -143,6 +146,33 @@ class BestWithin:
     with_head: Entry
     without: Entry
     difference: Estimate
+
+
+@dataclass(frozen=True)
+class BestAcross:
+    """The same over all adapters of a task, so that both choose from the same weights.
+
+    Attributes:
+        budget: Mean forwards at most.
+        with_head: The best that reads the head.
+        without: The best that does not.
+        adapters: The adapter of either.
+        difference: Of the two.
+        reaching: Of those that read the head and reach what `without` does, on validation rows, the one with the fewest
+            forwards, and its adapter; None where none does.
+    """
+
+    budget: int
+    with_head: Entry
+    without: Entry
+    adapters: tuple[str, str]
+    difference: Estimate
+    reaching: tuple[str, Entry] | None
+
+    @property
+    def fewer_forwards(self) -> float | None:
+        """Share of the forwards of `without` that `reaching` saves, on test rows; below 0 where it needs more."""
+        return None if self.reaching is None else 1 - self.reaching[1].test.forwards / self.without.test.forwards
 
 
 @dataclass(frozen=True)
@@ -204,15 +234,11 @@ class CellResult:
         if not self.chooses:
             return ()
         for budget in sorted(self.task.section.budgets):
-            within = [entry for entry in self.entries if entry.validation.forwards <= budget]
-            groups = [[entry for entry in within if entry.reads_head == reads] for reads in (True, False)]
-            if all(groups):
-                ours, theirs = (self._best(group) for group in groups)
-                found.append(BestWithin(budget, ours, theirs, self._difference(ours, theirs)[self.first]))
+            pair = _best_pair([(self.adapter, entry) for entry in self.entries], budget, self.first)
+            if pair is not None:
+                with_head, without = pair[0][1], pair[1][1]
+                found.append(BestWithin(budget, with_head, without, with_head.test.less(without.test, self.first)))
         return tuple(found)
-
-    def _best(self, entries: Sequence[Entry]) -> Entry:
-        return max(entries, key=lambda entry: _or_lowest(entry.validation.estimate(self.first).value))
 
     @property
     def tuned_settings(self) -> dict[str, dict[int, dict[str, Any]]]:
@@ -222,6 +248,20 @@ class CellResult:
             # a copy, or settings that two numbers of steps share would be written as a YAML alias
             settings.setdefault(entry.preset, {})[entry.num_steps] = copy.deepcopy(dict(entry.settings))
         return settings
+
+
+def _best_pair(own: Sequence[_Own], budget: int, figure: str) -> tuple[_Own, _Own] | None:
+    """The best that reads the head and the best that does not, within a mean number of forwards; None where one lacks."""
+    within = [one for one in own if one[1].validation.forwards <= budget]
+    groups = [[one for one in within if one[1].reads_head == reads] for reads in (True, False)]
+    if not all(groups):
+        return None
+    with_head, without = (max(group, key=lambda one: _validated(one[1], figure)) for group in groups)
+    return with_head, without
+
+
+def _validated(entry: Entry, figure: str) -> float:
+    return _or_lowest(entry.validation.estimate(figure).value)
 
 
 @dataclass(frozen=True)
@@ -235,3 +275,27 @@ class Results:
 
     limit: int | None
     cells: tuple[CellResult, ...]
+
+    @cached_property
+    def across(self) -> dict[str, tuple[BestAcross, ...]]:
+        """For each task that several adapters were compared on, the best over all of them within each budget."""
+        found: dict[str, tuple[BestAcross, ...]] = {}
+        for name in dict.fromkeys(cell.task.name for cell in self.cells):
+            cells = [cell for cell in self.cells if cell.task.name == name]
+            if len(cells) > 1 and cells[0].chooses:
+                found[name] = tuple(_across(cells))
+        return found
+
+
+def _across(cells: Sequence[CellResult]) -> Iterator[BestAcross]:
+    first = cells[0].first
+    own: list[_Own] = [(cell.adapter, entry) for cell in cells for entry in cell.entries]
+    for budget in sorted(cells[0].task.section.budgets):
+        pair = _best_pair(own, budget, first)
+        if pair is None:
+            continue
+        (one, with_head), (other, without) = pair
+        able = [each for each in own if each[1].reads_head and _validated(each[1], first) >= _validated(without, first)]
+        reaching = min(able, key=lambda each: each[1].validation.forwards, default=None)
+        difference = with_head.test.less(without.test, first)
+        yield BestAcross(budget, with_head, without, (one, other), difference, reaching)

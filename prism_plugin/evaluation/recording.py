@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.backbones import evaluation_mode
-from prism_plugin.core.validation import require_number, require_seed
+from prism_plugin.core.validation import require_int, require_number, require_seed
 from prism_plugin.decoding import State
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.evaluation.compare import generators
@@ -40,6 +40,8 @@ class Source:
         share: Of the rows, in (0, 1]; those of all sources make 1.
         of_right: States kept, chosen at random, of a run that ends with the right answer, >= 0.
         of_wrong: Of one that does not. More than of the others, since what a head has to tell apart is there.
+        of_full: How many of these are taken from the looks that left nothing masked, before others are, >= 0: a sampler that
+            takes back whole drafts decides there.
     """
 
     preset: str
@@ -48,9 +50,11 @@ class Source:
     share: float = 1.0
     of_right: int = 4
     of_wrong: int = 16
+    of_full: int = 0
 
     def __post_init__(self) -> None:
         require_number(self, "share", "a number in (0, 1]", low=0, high=1, open_low=True)
+        require_int(self, "of_full", minimum=0)
         if min(self.of_right, self.of_wrong) < 0 or self.of_right + self.of_wrong == 0:
             raise ConfigurationError(
                 "`of_right` and `of_wrong` must be at least 0, and one of them more, got "
@@ -213,8 +217,10 @@ class Recorder:
             lengths = batch["attention_mask"].sum(-1).tolist()
             for row, number in enumerate(numbers):
                 wanted = source.of_right if is_right[row] else source.of_wrong
-                chosen = torch.randperm(looks.count(row), generator=chance[row])[:wanted]
-                looks.keep(kept, number, row, chosen.tolist(), lengths[row])
+                order = torch.randperm(looks.count(row), generator=chance[row]).tolist()
+                full = [look for look in order if looks.is_full(row, look)][: source.of_full]
+                chosen = (full + [look for look in order if look not in full])[:wanted]
+                looks.keep(kept, number, row, chosen, lengths[row])
         return kept, right
 
     def _requests(self, chunk: Chunk) -> list[tuple[dict[str, Tensor], TokenIds, Tensor]]:
@@ -277,6 +283,7 @@ class _Looks:
         self._canvas, self._history = canvas, history
         self._took_part: list[Tensor] = []
         self._after: list[States] = []  # each with one entry, [batch, length]
+        self._full: list[list[bool]] = [[] for _ in range(len(canvas.request))]
 
     def fill(self, sampler: RemaskingSampler, chance: Sequence[torch.Generator]) -> TokenIds:
         """Fill the canvas. Returns the answers."""
@@ -287,6 +294,9 @@ class _Looks:
             while (step := loop.advance(state)) is not None:
                 state = step.state
                 self._took_part.append(torch.zeros_like(state.block, dtype=torch.bool).index_fill(0, step.rows, True).cpu())
+                masked = canvas.editable & (state.tokens == sampler.model.mask_token_id)
+                for row, is_full in zip(step.rows.tolist(), (~masked.any(-1))[step.rows].tolist(), strict=True):
+                    self._full[row].append(is_full)
                 self._after.append(self._state(state))
         return canvas.restore(loop.finish(state).tokens, canvas.request)
 
@@ -305,6 +315,10 @@ class _Looks:
     def count(self, row: int) -> int:
         """Looks that a row took part in."""
         return int(sum(took[row] for took in self._took_part))
+
+    def is_full(self, row: int, look: int) -> bool:
+        """Whether one of a row's looks left nothing masked; counted among those that it took part in."""
+        return self._full[row][look]
 
     def keep(self, kept: States, number: int, row: int, chosen: Sequence[int], length: int) -> None:
         """Add a row's states after some of its looks."""

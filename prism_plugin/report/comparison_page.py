@@ -5,7 +5,16 @@ from typing import Any
 
 from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
 from prism_plugin.report.chart import Chart, Line, Point, closer, lay_chart
-from prism_plugin.report.comparison_tables import cell_text, estimate_text, first_text, formed, title_of, unit_of
+from prism_plugin.report.comparison_tables import (
+    cell_text,
+    estimate_text,
+    first_text,
+    formed,
+    named_across,
+    reaching_text,
+    title_of,
+    unit_of,
+)
 from prism_plugin.report.page import render
 
 _STYLES = 10  # colours of comparison.css
@@ -16,7 +25,30 @@ def comparison_page(results: Results) -> str:
     """Lay out a comparison as a page. Seconds are in it, so it is never the same twice."""
     names = dict.fromkeys(cell.task.name for cell in results.cells)
     title = f"Samplers compared on {', '.join(names)}"
-    return render("comparison.html.j2", title=title, cells=[_cell(cell) for cell in results.cells], limit=results.limit)
+    return render("comparison.html.j2", title=title, cells=_cells(results), across=_across(results), limit=results.limit)
+
+
+def _cells(results: Results) -> list[dict[str, Any]]:
+    return [_cell(cell) for cell in results.cells]
+
+
+def _across(results: Results) -> list[dict[str, Any]]:
+    """Each task that several adapters were compared on."""
+    tables = []
+    for task, found in results.across.items():
+        cell = next(one for one in results.cells if one.task.name == task)
+        rows = [
+            {
+                "budget": one.budget,
+                "named": named_across(cell, one),
+                "text": _signed(cell, one.difference),
+                "reaching": reaching_text(one),
+            }
+            for one in found
+        ]
+        about = {"title": task, "first": first_text(cell), "unit": unit_of(cell), "rows_are": cell.task.task.rows_are}
+        tables.append({**about, "rows": rows})
+    return tables
 
 
 def _cell(cell: CellResult) -> dict[str, Any]:

@@ -5,20 +5,22 @@ from collections.abc import Iterator, Sequence
 from rich.box import SIMPLE
 from rich.table import Table
 
-from prism_plugin.evaluation.comparison_results import CellResult, Entry, Estimate, Results
+from prism_plugin.evaluation.comparison_results import BestAcross, CellResult, Entry, Estimate, Results
 from prism_plugin.evaluation.tasks import Heading
 
 
 def comparison_tables(results: Results) -> list[Table]:
     """Lay out each task with each adapter: its presets, the differences asked for, and the best with and without the head."""
-    return [table for cell in results.cells for table in _tables(cell)]
+    return [table for cell in results.cells for table in _tables(cell)] + [
+        _across(_cell_of(results, task), found) for task, found in results.across.items()
+    ]
 
 
 def _tables(cell: CellResult) -> Iterator[Table]:
     headings = cell.task.task.figures
     first = headings[cell.first]
     table = _table(title_of(cell))
-    table.add_column("preset")
+    table.add_column("preset", overflow="fold")
     for text in ("steps", first.text, "± s.e.", *(one.text for one in list(headings.values())[1:])):
         table.add_column(text, justify="right")
     for text in ("forwards", "positions", "seconds"):
@@ -45,7 +47,7 @@ def _table(title: str) -> Table:
 
 def _differences(cell: CellResult, figure: str) -> Table:
     table = _table(f"{_heading(cell, figure).text}, differences paired over {cell.task.task.rows_are}")
-    table.add_column("presets")
+    table.add_column("presets", overflow="fold")
     for text in ("steps", "difference", "± s.e."):
         table.add_column(text, justify="right")
     for one in cell.differences:
@@ -57,7 +59,7 @@ def _best(cell: CellResult) -> Table:
     table = _table(f"{first_text(cell)}, the best within a mean number of forwards")
     table.add_column("forwards at most", justify="right")
     for text in ("with the head", "without"):
-        table.add_column(text)
+        table.add_column(text, overflow="fold")
     for text in ("difference", "± s.e."):
         table.add_column(text, justify="right")
     for one in cell.best:
@@ -65,6 +67,42 @@ def _best(cell: CellResult) -> Table:
         table.add_row(str(one.budget), *named, *_pair(cell, one.difference))
     table.caption = f"Preset and steps are chosen, and forwards counted, on validation {cell.task.task.rows_are}."
     return table
+
+
+def _cell_of(results: Results, task: str) -> CellResult:
+    return next(cell for cell in results.cells if cell.task.name == task)
+
+
+def _across(cell: CellResult, found: Sequence[BestAcross]) -> Table:
+    table = _table(f"{cell.task.name}, {first_text(cell)}: the best of all adapters within a mean number of forwards")
+    table.add_column("forwards at most", justify="right")
+    for text in ("with the head", "without"):
+        table.add_column(text, overflow="fold")
+    for text in ("difference", "± s.e."):
+        table.add_column(text, justify="right")
+    table.add_column("as many with the head", overflow="fold")
+    for one in found:
+        table.add_row(str(one.budget), *named_across(cell, one), *_pair(cell, one.difference), reaching_text(one))
+    table.caption = f"Adapter, preset and steps are chosen, and forwards counted, on validation {cell.task.task.rows_are}."
+    return table
+
+
+def named_across(cell: CellResult, one: BestAcross, quote: str = "") -> list[str]:
+    """The best of all adapters with the head and without, in words."""
+    pairs = zip(one.adapters, (one.with_head, one.without), strict=True)
+    return [
+        f"{adapter}, {quote}{entry.preset}{quote}, {entry.num_steps} steps: {cell_text(cell, entry)}"
+        for adapter, entry in pairs
+    ]
+
+
+def reaching_text(one: BestAcross) -> str:
+    """The fewest forwards with which a sampler that reads the head solves as many as the best without."""
+    if one.reaching is None or one.fewer_forwards is None:
+        return "none does"
+    adapter, entry = one.reaching
+    share = f"{abs(one.fewer_forwards):.0%} {'fewer' if one.fewer_forwards >= 0 else 'more'}"
+    return f"{adapter}, {entry.preset}, {entry.num_steps} steps: {entry.test.forwards:.1f} forwards, {share}"
 
 
 def _pair(cell: CellResult, estimate: Estimate, figure: str | None = None) -> tuple[str, str]:
@@ -116,7 +154,17 @@ def estimate_text(cell: CellResult, estimate: Estimate, figure: str | None = Non
 
 def comparison_markdown(results: Results) -> str:
     """The same in Markdown, a column for each number of steps; without seconds, so the same runs give the same text."""
-    return "\n".join(_markdown(cell) for cell in results.cells)
+    cells = [_markdown(cell) for cell in results.cells]
+    return "\n".join(cells + [_markdown_across(_cell_of(results, task), found) for task, found in results.across.items()])
+
+
+def _markdown_across(cell: CellResult, found: Sequence[BestAcross]) -> str:
+    heading = ["mean forwards in tuning, at most", "with the head", "without", "difference", "as many with the head"]
+    rows = [
+        [str(one.budget), *named_across(cell, one, "`"), estimate_text(cell, one.difference), reaching_text(one)]
+        for one in found
+    ]
+    return f"## {cell.task.name}, all adapters\n\n{_grid(heading, rows)}"
 
 
 def _markdown(cell: CellResult) -> str:

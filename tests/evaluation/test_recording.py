@@ -11,7 +11,7 @@ from listening import MASK, build_model, make_rows
 from prism_plugin.data import prepare_rows
 from prism_plugin.errors import ConfigurationError, DataFormatError, UnknownKeyError
 from prism_plugin.evaluation.recorded_files import HELD_OUT_FILE, TRAIN_FILE, RecordingFolder
-from prism_plugin.evaluation.recording import Recorder, Recording, Source, split_into_chunks
+from prism_plugin.evaluation.recording import Recorder, Recording, Source, States, split_into_chunks
 from prism_plugin.evaluation.tasks import Sudoku, sudoku_grids
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
@@ -60,6 +60,27 @@ def test_states_are_those_of_the_sampler_with_their_history(model, recorder):
                 all(torch.allclose(one.double(), other.double(), atol=1e-5) for one, other in zip(found, state, strict=True))
                 for state in trace
             )
+
+
+def test_states_of_full_canvases_are_kept_first(model):
+    settings = {"threshold": 0.03, "paces": [3], "min_steps": 1, "visible_threshold": 0.9}
+    source = Source(preset="redraft", num_steps=12, settings=settings, of_right=3, of_wrong=3)
+    counts = {}
+    for of_full in (0, 2, 99):
+        recorder = Recorder(model, make_rows(16), replace(RECORDING, sources=(replace(source, of_full=of_full),)))
+        kept, full = States(), {}
+        for chunk in recorder.chunks:
+            found, _ = recorder.record(chunk)
+            for name in ("number", "draft_ids"):
+                getattr(kept, name).extend(getattr(found, name))
+        for number, draft in zip(kept.number, kept.draft_ids, strict=True):
+            full[number] = full.get(number, 0) + int(not (draft == MASK).any())
+        assert all(kept.number.count(number) == 3 for number in full)
+        counts[of_full] = list(full.values())
+    assert sum(counts[0]) < sum(counts[2]) <= sum(counts[99])
+    assert max(counts[2]) >= 2, "no run had two full canvases, so little was seen"
+    with pytest.raises(ConfigurationError, match="`of_full` of Source must be an integer of at least 0"):
+        replace(source, of_full=-1)
 
 
 def walked(sampler, recorder, number):

@@ -12,6 +12,7 @@ from pages import ROOT, contrast
 from rich.console import Console
 
 from prism_plugin.evaluation.comparison_file import read_comparison
+from prism_plugin.evaluation.comparison_files import to_json
 from prism_plugin.evaluation.comparison_log import FigureByRow, Run
 from prism_plugin.evaluation.comparison_results import CellResult, Estimate, Results, Tuned, best_trial
 from prism_plugin.evaluation.tasks import Sudoku
@@ -72,6 +73,56 @@ def test_tables_are_readable_in_80_columns(results):
     markdown = comparison_markdown(results)
     assert [line.count("|") for line in markdown.splitlines() if line.startswith("| `")] == [7] * (10 + 5)
     assert "| `prism` - `random` | 22.5 ± " in markdown
+
+
+def with_another(results):
+    """The same with a second adapter, whose samplers with a head solve four rows more in half the forwards."""
+    (cell,) = results.cells
+
+    def better(run):
+        solved = [int(row < sum(run.figures["success"].total) + 4) for row in range(ROWS)]
+        figures = {**run.figures, "success": FigureByRow(solved, [1] * ROWS, has_error=True)}
+        return replace(run, figures=figures, forwards=[one / 2 for one in run.forwards])
+
+    def changed(entry):
+        if not entry.reads_head:
+            return entry
+        tuned = Tuned(entry.preset, entry.num_steps, entry.settings, better(entry.run))
+        return tuned.tested((0,), [better(entry.test.runs[0])])
+
+    other = replace(cell, adapter="deep", entries=tuple(changed(entry) for entry in cell.entries))
+    return Results(None, (cell, other))
+
+
+def test_over_several_adapters_the_best_with_the_head_and_without_choose_from_all_of_them(results):
+    both = with_another(results)
+    assert results.across == {}
+    (found,) = both.across.values()
+    assert [one.budget for one in found] == [17, 26, 51]
+    for one in found:
+        assert one.adapters == ("deep", "shipped")
+        assert one.with_head.test.estimate("success").value > one.without.test.estimate("success").value
+        adapter, entry = one.reaching
+        assert entry.validation.estimate("success").value >= one.without.validation.estimate("success").value
+        assert entry.validation.forwards == min(
+            other.validation.forwards
+            for cell in both.cells
+            for other in cell.entries
+            if other.reads_head
+            and other.validation.estimate("success").value >= one.without.validation.estimate("success").value
+        )
+        assert one.fewer_forwards == 1 - entry.test.forwards / one.without.test.forwards
+        assert adapter == "deep"
+    assert "## sudoku, all adapters" in comparison_markdown(both)
+    assert "% fewer |" in comparison_markdown(both)
+    page = comparison_page(both)
+    assert "sudoku, all adapters" in page
+    assert page.count("% fewer</td>") == 3
+    assert to_json(both)["best_across_adapters"]["sudoku"][0]["with_head"]["adapter"] == "deep"
+    console = Console(width=80, file=io.StringIO())
+    for table in comparison_tables(both):
+        console.print(table)
+    assert "…" not in console.file.getvalue()
 
 
 class Unchosen(Sudoku):
