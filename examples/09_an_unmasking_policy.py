@@ -88,12 +88,12 @@ def update(policy: UnmaskingPolicy, looks: list[tuple[torch.Tensor, ...]], worth
     return float(((worth * looks[0][1]).sum(-1) / filled).mean())
 
 
-def solved(model: prism.PrismModel, rows: list[Any], task: Any, num_steps: int, **settings: Any) -> tuple[float, float]:
-    """Share of solved puzzles, and forwards of each, of a sampler."""
+def solved(model: prism.PrismModel, rows: list[Any], task: Any, num_steps: int, **settings: Any) -> tuple[torch.Tensor, float]:
+    """Which puzzles a sampler solves, and the mean of its forwards."""
     sampler = prism.RemaskingSampler.from_preset("confidence", model, num_steps=num_steps, **settings)
     outputs = [(part, sampler.infill(task.canvas(part, model)[0])) for part in batches(rows)]
-    right = sum(int(task.judge(part, output.sequences, model)["success"].total.sum()) for part, output in outputs)
-    return right / len(rows), sum(int(output.num_forward_passes.sum()) for _, output in outputs) / len(rows)
+    right = torch.cat([task.judge(part, output.sequences, model)["success"].total for part, output in outputs]).double()
+    return right, sum(int(output.num_forward_passes.sum()) for _, output in outputs) / len(rows)
 
 
 def batches(rows: list[Any]) -> list[list[Any]]:
@@ -133,7 +133,11 @@ def main() -> None:
                 policy.save(file, model)
         without, looks_without = solved(model, test, task, args.num_steps)
         learned, looks = solved(model, test, task, args.num_steps, policy=file)
-    print(f"of {len(test)} test puzzles solved in {looks:.1f} looks: confidence {without:.1%}, policy {learned:.1%}")
+    more = learned - without
+    print(
+        f"of {len(test)} test puzzles solved in {looks:.1f} looks: confidence {without.mean():.1%}, policy {learned.mean():.1%}, "
+        f"{more.mean():+.1%} ± {more.std() / len(more) ** 0.5:.1%}"
+    )
     if looks == looks_without == args.num_steps:
         print("with the policy and without, each puzzle took the same number of looks")
 
