@@ -135,8 +135,8 @@ def main() -> None:
         learned, looks = solved(model, test, task, args.num_steps, policy=file)
     more = learned - without
     print(
-        f"of {len(test)} test puzzles solved in {looks:.1f} looks: confidence {without.mean():.1%}, policy {learned.mean():.1%}, "
-        f"{more.mean():+.1%} ± {more.std() / len(more) ** 0.5:.1%}"
+        f"of {len(test)} test puzzles solved in {looks:.1f} looks: confidence {without.mean():.1%}, policy {learned.mean():.1%}"
+        f", {more.mean():+.1%} ± {more.std() / len(more) ** 0.5:.1%}"
     )
     if looks == looks_without == args.num_steps:
         print("with the policy and without, each puzzle took the same number of looks")

@@ -218,6 +218,7 @@ class Recorder:
             for row, number in enumerate(numbers):
                 wanted = source.of_right if is_right[row] else source.of_wrong
                 order = torch.randperm(looks.count(row), generator=chance[row]).tolist()
+                order = [look for look in order if not looks.is_empty(row, look)]
                 full = [look for look in order if looks.is_full(row, look)][: source.of_full]
                 chosen = (full + [look for look in order if look not in full])[:wanted]
                 looks.keep(kept, number, row, chosen, lengths[row])
@@ -283,7 +284,8 @@ class _Looks:
         self._canvas, self._history = canvas, history
         self._took_part: list[Tensor] = []
         self._after: list[States] = []  # each with one entry, [batch, length]
-        self._full: list[list[bool]] = [[] for _ in range(len(canvas.request))]
+        self._editable = canvas.editable.sum(-1).tolist()
+        self._left: list[list[int]] = [[] for _ in self._editable]  # masks after each look that a row took part in
 
     def fill(self, sampler: RemaskingSampler, chance: Sequence[torch.Generator]) -> TokenIds:
         """Fill the canvas. Returns the answers."""
@@ -295,8 +297,8 @@ class _Looks:
                 state = step.state
                 self._took_part.append(torch.zeros_like(state.block, dtype=torch.bool).index_fill(0, step.rows, True).cpu())
                 masked = canvas.editable & (state.tokens == sampler.model.mask_token_id)
-                for row, is_full in zip(step.rows.tolist(), (~masked.any(-1))[step.rows].tolist(), strict=True):
-                    self._full[row].append(is_full)
+                for row, left in zip(step.rows.tolist(), masked.sum(-1)[step.rows].tolist(), strict=True):
+                    self._left[row].append(left)
                 self._after.append(self._state(state))
         return canvas.restore(loop.finish(state).tokens, canvas.request)
 
@@ -318,7 +320,11 @@ class _Looks:
 
     def is_full(self, row: int, look: int) -> bool:
         """Whether one of a row's looks left nothing masked; counted among those that it took part in."""
-        return self._full[row][look]
+        return self._left[row][look] == 0
+
+    def is_empty(self, row: int, look: int) -> bool:
+        """Whether one of a row's looks left nothing that could be judged, since all was taken back."""
+        return self._left[row][look] == self._editable[row]
 
     def keep(self, kept: States, number: int, row: int, chosen: Sequence[int], length: int) -> None:
         """Add a row's states after some of its looks."""

@@ -62,25 +62,42 @@ def test_states_are_those_of_the_sampler_with_their_history(model, recorder):
             )
 
 
-def test_states_of_full_canvases_are_kept_first(model):
+def redrafting(model, **counts):
+    """What is kept of a sampler that takes back whole drafts."""
     settings = {"threshold": 0.03, "paces": [3], "min_steps": 1, "visible_threshold": 0.9}
-    source = Source(preset="redraft", num_steps=12, settings=settings, of_right=3, of_wrong=3)
+    source = Source(preset="redraft", num_steps=12, settings=settings, **counts)
+    recorder, kept = Recorder(model, make_rows(16), replace(RECORDING, sources=(source,))), States()
+    for chunk in recorder.chunks:
+        found, _ = recorder.record(chunk)
+        kept.number.extend(found.number)
+        kept.draft_ids.extend(found.draft_ids)
+    return recorder, kept
+
+
+def test_states_of_full_canvases_are_kept_first(model):
     counts = {}
-    for of_full in (0, 2, 99):
-        recorder = Recorder(model, make_rows(16), replace(RECORDING, sources=(replace(source, of_full=of_full),)))
-        kept, full = States(), {}
-        for chunk in recorder.chunks:
-            found, _ = recorder.record(chunk)
-            for name in ("number", "draft_ids"):
-                getattr(kept, name).extend(getattr(found, name))
-        for number, draft in zip(kept.number, kept.draft_ids, strict=True):
-            full[number] = full.get(number, 0) + int(not (draft == MASK).any())
-        assert all(kept.number.count(number) == 3 for number in full)
-        counts[of_full] = list(full.values())
-    assert sum(counts[0]) < sum(counts[2]) <= sum(counts[99])
-    assert max(counts[2]) >= 2, "no run had two full canvases, so little was seen"
+    for of_full in (0, 1):
+        _, kept = redrafting(model, of_right=1, of_wrong=1, of_full=of_full)
+        assert len(set(kept.number)) == len(kept.number), "one of each row"
+        counts[of_full] = [not (draft == MASK).any() for draft in kept.draft_ids]
+    assert sum(counts[0]) < sum(counts[1]) == len(counts[1])
     with pytest.raises(ConfigurationError, match="`of_full` of Source must be an integer of at least 0"):
-        replace(source, of_full=-1)
+        Source(preset="redraft", num_steps=12, of_full=-1)
+
+
+def test_a_state_in_which_nothing_could_be_judged_is_left_out(model):
+    """As after a draft that was taken back whole; training refuses such a row."""
+    recorder, kept = redrafting(model, of_right=99, of_wrong=99)
+    sampler, taken_whole = recorder._samplers[0], 0
+    for chunk in recorder.chunks:
+        for _, ids, mask in recorder._requests(chunk):
+            for record in sampler.infill(ids, mask, return_trace=True).trace:
+                taken_whole += int(((record.tokens_after == ids).all(-1) & record.looked).sum())
+    assert taken_whole > 0, "no draft was taken back whole, so little was seen"
+    for number, draft in zip(kept.number, kept.draft_ids, strict=True):
+        begun = next(ids[row] for chunk in recorder.chunks for batch, ids, _ in recorder._requests(chunk)
+                     for row in range(len(ids)) if batch["example_id"][row] == number)  # fmt: skip
+        assert (draft != begun[: len(draft)]).any()
 
 
 def walked(sampler, recorder, number):
