@@ -5,7 +5,7 @@ likely. The reward is the task's own check; or, with `--verifier-free`, the mean
 The backbone and its head are the shipped ones, and only the policy's 14 thousand numbers are trained. By default a few puzzles
 are drawn and a few steps made, to show how it is done. The figures of docs/sampling.md are of
 
-    python examples/09_an_unmasking_policy.py --updates 240 --puzzles 32 --test 1000 --output policy.safetensors
+    python examples/09_an_unmasking_policy.py --updates 200 --puzzles 32 --test 1000 --output policy.safetensors
 
 Prints: with the policy and without, each puzzle took the same number of looks
 """
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=4, help="looks at each puzzle")
     parser.add_argument("--test", type=int, default=32, help="test puzzles")
     parser.add_argument("--verifier-free", action="store_true")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, help="where the policy is written")
     args = parser.parse_args()
 

@@ -99,6 +99,27 @@ def test_the_sudoku_adapter_knows_right_from_wrong_and_solves_puzzles():
     assert result.answers.figures["success"].value > 0.4
 
 
+def test_the_deep_head_sits_on_the_same_language_model_and_tells_full_grids_apart():
+    shipped, deep = (PrismModel.from_pretrained(SUDOKU / name) for name in ("weights", "deep"))
+    puzzles = Sudoku().rows(SUDOKU / "data" / "test.txt", 24)
+    canvas, _ = Sudoku().canvas(puzzles, deep)
+    with torch.no_grad():
+        torch.testing.assert_close(shipped(canvas).logits, deep(canvas).logits)
+    assert deep.quality_head.reads_history
+    sampler = RemaskingSampler.from_pretrained(SUDOKU / "deep", deep)
+    assert answer_rows(Sudoku(), sampler, puzzles, seed=0).figures["success"].value > 0.8
+    solutions = torch.stack([puzzle.solution for puzzle in puzzles])
+    spoiled = solutions.clone()
+    for row, puzzle in enumerate(puzzles):  # two digits that stand in each other's places, as slips often do
+        one, other = (puzzle.cells == 0).nonzero().flatten()[[3, 20]]
+        spoiled[row, [one, other]] = spoiled[row, [other, one]]
+    changed = (spoiled != solutions).any(-1)
+    lowest = [deep.score(grids).masked_fill(canvas != 0, 1.0).amin(-1)[changed] for grids in (solutions, spoiled)]
+    assert (lowest[0] > lowest[1]).double().mean() > 0.9
+    for file in (*(SUDOKU / "deep").glob("*.json"), *(SUDOKU / "deep").glob("*.md")):
+        assert str(ADAPTERS.parent) not in file.read_text(encoding="utf-8"), file
+
+
 def test_every_preset_of_the_table_was_tuned_at_every_budget():
     settings = read_settings(SUDOKU / "sampler.yaml")
     model = PrismModel.from_pretrained(SUDOKU / "weights")
