@@ -7,7 +7,8 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set before anything else
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-if "HF_MODULES_CACHE" not in os.environ:  # where transformers copies the code of repositories to: not into the user's
+# where transformers copies the code of repositories to: not into the user's, and not two processes into one
+if "HF_MODULES_CACHE" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 

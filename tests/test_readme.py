@@ -25,7 +25,7 @@ from prism_plugin.training.presets import PRESETS as OBJECTIVES
 README = ROOT / "README.md"
 METHODS = runpy.run_path(str(ROOT / ".ci" / "methods.py"))
 INSTALL = "pip install -c constraints.txt -e . && prism-plugin demo"
-TEST = 'pip install -c constraints.txt -e ".[test]" && pytest'
+TEST = 'pip install -c constraints.txt -e ".[test]" && pytest -n 2 --dist loadfile'
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 # Run after the README's blocks: its training, by the recipe that it shows, on the backbone and the rows that its blocks made.
