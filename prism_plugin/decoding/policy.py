@@ -226,7 +226,7 @@ class PolicyUnmasking:
         path = Path(self.file)
         if not path.is_file():
             raise ConfigurationError(
-                f"`file` of a policy must be one that `UnmaskingPolicy.save` wrote, but there is none at {path}."
+                f"A policy is read from a file that `UnmaskingPolicy.save` wrote, but there is none at {path}; give its path."
             )
         object.__setattr__(self, "file", str(path))
         about = _read_about(path)

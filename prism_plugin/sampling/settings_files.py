@@ -64,7 +64,7 @@ def read_settings(directory: str | Path) -> SamplerSettings:
     for setting, key, name in _named_files(values):
         if Path(name).name != name or not (folder / name).is_file():
             raise StoredStateError(
-                f"{path}: `{key}` of `{setting}` must be a file beside it, but there is no {name!r}; copy the whole folder."
+                f"{path}: what `{setting}` reads must be a file beside it, but there is no {name!r}; copy the whole folder."
             )
         values[setting] = {**values[setting], key: str(folder / name)}
     return settings_from_dict(values, source=str(path))
@@ -86,7 +86,7 @@ def _to_store(settings: SamplerSettings) -> tuple[dict[str, Any], dict[str, byte
         try:
             content = Path(name).read_bytes()
         except OSError as error:
-            raise SavingError(f"`{key}` of `{setting}` cannot be read any more ({error}); put the file back.") from error
+            raise SavingError(f"what `{setting}` reads is not there any more ({error}); put the file back.") from error
         stored = f"{setting}-{hashlib.sha256(content).hexdigest()[:_LENGTH]}.safetensors"
         contents[stored] = content
         values[setting] = {**values[setting], key: stored}

@@ -237,7 +237,7 @@ def test_a_config_that_names_a_file_elsewhere_is_refused(model, file, tmp_path):
         values = json.loads(config.read_text())
         values["unmasking"]["file"] = wrong
         config.write_text(json.dumps(values))
-        with pytest.raises(StoredStateError, match="`file` of `unmasking` must be a file beside it"):
+        with pytest.raises(StoredStateError, match="what `unmasking` reads must be a file beside it"):
             RemaskingSampler.from_pretrained(tmp_path / "saved", model)
 
 
@@ -266,7 +266,7 @@ def test_presets_take_it_by_name(model, file, how):
 def test_presets_refuse_what_it_would_take_the_place_of(model, file):
     with pytest.raises(ConfigurationError, match="`threshold` would be ignored with `policy`"):
         RemaskingSampler.from_preset("threshold", model, num_steps=4, policy=file, threshold=0.5)
-    with pytest.raises(ConfigurationError, match="`policy`: `file` of a policy must be one that"):
+    with pytest.raises(ConfigurationError, match="`policy`: A policy is read from a file that"):
         RemaskingSampler.from_preset("confidence", model, num_steps=4, policy="nowhere")
 
 
