@@ -2,7 +2,7 @@
 
 A puzzle is filled several times, each time in an order drawn from the policy. What came out better than the mean becomes more
 likely. The reward is the task's own check; or, with `--verifier-free`, the mean quality that the head gives the full grid.
-The backbone and its head are the shipped ones, and only the policy's 14 thousand numbers are trained. By default a few puzzles
+The backbone and its head are the shipped ones, and only the policy's 11 thousand numbers are trained. By default a few puzzles
 are drawn and a few steps made, to show how it is done. The figures of docs/sampling.md are of
 
     python examples/09_an_unmasking_policy.py --updates 200 --puzzles 32 --test 1000 --output policy.safetensors

@@ -207,8 +207,8 @@ class PolicyUnmasking:
 
     Args:
         file: Of an `UnmaskingPolicy`, as its `save` writes it.
-        randomness: Of the order: 0 goes by scores; above 0 by scores plus so much Gumbel noise, so that at 1 positions are
-            drawn as in training.
+        randomness: Of the order: 0 goes by scores; above 0 by scores plus so much Gumbel noise, which draws one position after
+            another by the softmax of what is left of scores / randomness.
 
     Raises:
         ConfigurationError: If `randomness` is out of range, or `file` is none.

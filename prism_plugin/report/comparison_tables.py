@@ -55,13 +55,19 @@ def _differences(cell: CellResult, figure: str) -> Table:
     return table
 
 
-def _best(cell: CellResult) -> Table:
-    table = _table(f"{first_text(cell)}, the best within a mean number of forwards")
+def _best_table(title: str) -> Table:
+    """With the columns that tell the best with the head from the best without."""
+    table = _table(title)
     table.add_column("forwards at most", justify="right")
     for text in ("with the head", "without"):
         table.add_column(text, overflow="fold")
     for text in ("difference", "± s.e."):
         table.add_column(text, justify="right")
+    return table
+
+
+def _best(cell: CellResult) -> Table:
+    table = _best_table(f"{first_text(cell)}, the best within a mean number of forwards")
     for one in cell.best:
         named = [f"{entry.preset}, {entry.num_steps} steps: {cell_text(cell, entry)}" for entry in (one.with_head, one.without)]
         table.add_row(str(one.budget), *named, *_pair(cell, one.difference))
@@ -74,12 +80,7 @@ def _cell_of(results: Results, task: str) -> CellResult:
 
 
 def _across(cell: CellResult, found: Sequence[BestAcross]) -> Table:
-    table = _table(f"{cell.task.name}, {first_text(cell)}: the best of all adapters within a mean number of forwards")
-    table.add_column("forwards at most", justify="right")
-    for text in ("with the head", "without"):
-        table.add_column(text, overflow="fold")
-    for text in ("difference", "± s.e."):
-        table.add_column(text, justify="right")
+    table = _best_table(f"{cell.task.name}, {first_text(cell)}: the best of all adapters within a mean number of forwards")
     table.add_column("as many with the head", overflow="fold")
     for one in found:
         table.add_row(str(one.budget), *named_across(cell, one), *_pair(cell, one.difference), reaching_text(one))
