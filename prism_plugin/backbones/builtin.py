@@ -184,6 +184,7 @@ _WITH_REMOTE_CODE = (
         auto_class="AutoModel",
         required_config=(("weight_tying", False),),
         call_arguments=_NO_CACHE_IN_CALL,
+        rotary_method="get_rotary_embedding",
         reference="https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct",
     ),
     BackboneSpec(
@@ -197,6 +198,7 @@ _WITH_REMOTE_CODE = (
         auto_class="AutoModel",
         required_config=(("weight_tying", False),),
         call_arguments=_NO_CACHE_IN_CALL,
+        rotary_method="get_rotary_embedding",
         reference="https://github.com/maple-research-lab/RemeDi",
     ),
     BackboneSpec(

@@ -112,11 +112,32 @@ def _submodule(model: PreTrainedModel, path: str) -> object | None:
 
 def max_row_length(backbone: PreTrainedModel) -> int | None:
     """Most tokens that a row can have: the rows of a table of positions. None without one, as with most rotary positions."""
-    for name, table in backbone.named_modules():
-        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(table, nn.Embedding):
-            # RoBERTa and its kin count positions from padding_idx + 1.
-            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return None
+    table = _table_of_positions(backbone)
+    return None if table is None else table.num_embeddings - first_position(backbone)
+
+
+def first_position(backbone: PreTrainedModel) -> int:
+    """The position of a row's first token: RoBERTa and its kin count from `padding_idx + 1`, all others from 0."""
+    table = _table_of_positions(backbone)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def _table_of_positions(backbone: PreTrainedModel) -> nn.Embedding | None:
+    names = ("position_embeddings", "wpe", "embed_positions")
+    tables = (module for name, module in backbone.named_modules() if name.endswith(names) and isinstance(module, nn.Embedding))
+    return next(tables, None)
+
+
+def sees_at_most(config: PreTrainedConfig) -> int | None:
+    """How far some layer's attention reaches where it does not reach everywhere: the `sliding_window` of Mistral or Gemma, the
+    `local_attention` of ModernBERT. None: all layers see the whole row."""
+    config = config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not any(kind in ("sliding_attention", "local_attention") for kind in kinds):
+        return None
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
 
 
 def why_not_run(backbone: PreTrainedModel) -> str | None:

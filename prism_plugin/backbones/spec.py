@@ -65,6 +65,8 @@ class BackboneSpec:
         call_arguments: Pairs of a name and a value that every call of the model is given.
         time_argument: Name of an argument that takes one time per row. It gets zeros: such families ignore it unless they
             are time-conditioned, which `required_config` excludes.
+        rotary_method: Name of a method of the family's modules that gives sines and cosines of the positions from 0 on,
+            [1, 1, length, width] each, where the forward takes no `position_ids`: a look with a cache asks it for others.
         settings_while_attached: Pairs of a dotted attribute path, from the model, and the value it must have while the
             quality head is attached; `PrismModel.detach` puts the old values back.
         reference: Where the facts come from.
@@ -95,6 +97,7 @@ class BackboneSpec:
     required_config: Settings = ()
     call_arguments: Settings = ()
     time_argument: str | None = None
+    rotary_method: str | None = None
     settings_while_attached: Settings = ()
     reference: str = ""
 

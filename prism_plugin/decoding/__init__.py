@@ -1,5 +1,6 @@
 """The loop in which the model writes tokens, below training and sampling: state, looks, features, deciders."""
 
+from prism_plugin.decoding.cached import CachedLook
 from prism_plugin.decoding.chance import Chance, GeneratorChance, Generators
 from prism_plugin.decoding.corrected import CorrectedLook
 from prism_plugin.decoding.critic import CriticLook
@@ -20,6 +21,7 @@ __all__ = [
     "FEATURES",
     "LOOKS",
     "BlockRefiner",
+    "CachedLook",
     "Canvas",
     "CausalChecker",
     "Chance",

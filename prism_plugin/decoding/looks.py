@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.history import History
 from prism_plugin.core.selection import true_places
-from prism_plugin.decoding.state import Memory, State
+from prism_plugin.decoding.state import Canvas, Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.registry import Registry
 from prism_plugin.types import FlatIndex, PerRow, PerToken, Rows, TokenIds, TokenMask
@@ -67,14 +67,15 @@ class Seen:
     Attributes:
         masked: Logits at the masked positions that were wanted.
         visible: The same at visible positions; None where they were not wanted.
-        quality: Quality of every position, in [0, 1]; None where it was not wanted.
+        quality: Quality of every position, in [0, 1], NaN where `where` is False; None where it was not wanted.
         num_forwards: Calls of the network; of each row, where they differ.
         shadow: Logits of visible positions, each at a mask of its own; None where no such look was made.
         left_out: Logits of visible positions, each from a forward in which it was masked; None where no such look was made.
         corrected: Which rows' logits are about a draft of the model's own; None where no such look was made.
         judges_masks: The quality means something at masks, too.
         refined: Tokens that a refiner would write, -1 where it says nothing; None where none was asked.
-        num_shadows: Positions that each row had beside its own; None: none.
+        num_positions: Positions that were computed of each row; None: all its own at every call.
+        where: Positions whose quality was computed, which hold all that may be decided about; None: all.
     """
 
     masked: Logits
@@ -86,7 +87,12 @@ class Seen:
     corrected: Tensor | None = None
     judges_masks: bool = False
     refined: TokenIds | None = None
-    num_shadows: PerRow | None = None
+    num_positions: PerRow | None = None
+    where: TokenMask | None = None
+
+    def positions(self, canvas: Canvas) -> PerRow:
+        """Positions that were computed of each row."""
+        return self.num_forwards * canvas.attention_mask.sum(-1) if self.num_positions is None else self.num_positions
 
 
 class Look(Protocol):

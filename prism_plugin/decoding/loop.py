@@ -352,6 +352,7 @@ class Loop:
         changed, quality = decision.write | decision.remask, at.quality
         if seen.quality is not None:
             judged = at.canvas.editable & (at.tokens != self.mask_token_id)
+            judged = judged if seen.where is None else judged & seen.where
             quality = torch.where(judged, seen.quality, quality)
         confidence = view.features.get("refined_confidence", view.confidence)
         if decision.tokens is not None and "best_visible_confidence" in view.features:
@@ -368,7 +369,7 @@ class Loop:
             age=torch.where(at.age < 0, at.age, at.age + 1).masked_fill(decision.write, 0).masked_fill(decision.remask, -1),
             num_looks=at.num_looks + 1,
             num_forward_passes=at.num_forward_passes + seen.num_forwards,
-            num_shadows=at.num_shadows if seen.num_shadows is None else at.num_shadows + seen.num_shadows,
+            num_positions=at.num_positions + seen.positions(at.canvas),
             num_remasked=at.num_remasked + decision.remask.sum(-1),
             fault=fault_of(view, looked.decision, looked.budget, tokens, self.mask_token_id, seen.quality),
             memory=looked.memory,

@@ -48,5 +48,6 @@ class ShadowLook:
             shadows=torch.where(reach.gather(1, places), places, -1),
         )
         shadow = Logits(output.logits[len(asked.index) :], row * length + places.flatten()[shadows])
-        seen = asked.seen(model, output.logits, output.quality_logits, shadow=shadow, num_shadows=reach.sum(-1))
+        computed = state.canvas.attention_mask.sum(-1) + reach.sum(-1)
+        seen = asked.seen(model, output.logits, output.quality_logits, shadow=shadow, num_positions=computed)
         return seen, memory

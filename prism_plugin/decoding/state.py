@@ -58,7 +58,7 @@ class State:
         step: Within the block; equal to its number of steps when nothing is left to do.
         num_looks: Looks that each row took part in.
         num_forward_passes: Calls of the network for each row, in these looks.
-        num_shadows: Positions beside the row's own that were computed in them.
+        num_positions: Positions that were computed in them.
         num_remasked: Positions taken back, over all looks.
         fault: 0, or the number of what a decider or the model did wrong.
         memory: What features and looks remember, by their names.
@@ -77,15 +77,10 @@ class State:
     step: PerRow
     num_looks: PerRow
     num_forward_passes: PerRow
-    num_shadows: PerRow
+    num_positions: PerRow
     num_remasked: PerRow
     fault: PerRow
     memory: Mapping[str, Memory] = field(default_factory=dict)
-
-    @property
-    def num_positions(self) -> PerRow:
-        """Positions computed over all calls of the network: each row's own, and its shadows."""
-        return self.num_forward_passes * self.canvas.attention_mask.sum(-1) + self.num_shadows
 
     @property
     def history(self) -> History:
@@ -110,7 +105,9 @@ class State:
 
 
 def _nothing(some: Tensor, batch: int) -> Tensor:
-    """Zeros for all rows, where the first memory of some is."""
+    """What rows remember that have not been looked at, where the first memory of some is."""
+    if not isinstance(some, Tensor):  # a handle, which says so itself
+        return some.nothing(batch)
     return some.new_zeros((batch, *some.shape[1:]))
 
 
@@ -134,7 +131,7 @@ def begin_state(canvas: Canvas, goal: TokenIds, memory: Mapping[str, Memory]) ->
         step=none,
         num_looks=none,
         num_forward_passes=none,
-        num_shadows=none,
+        num_positions=none,
         num_remasked=none,
         fault=none,
         memory=memory,

@@ -1,7 +1,8 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
-from collections.abc import Sized
-from dataclasses import replace
+from collections.abc import Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from prism_plugin.backbones.call import call_arguments, one_sentence, pairwise_mask, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
+from prism_plugin.backbones.key_values import Window, attending
 from prism_plugin.backbones.modes import stay_in_evaluation_mode
+from prism_plugin.backbones.probe import first_position
 from prism_plugin.backbones.spec import BackboneSpec, vocab_size_of
 from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.core.history import History
@@ -25,6 +28,7 @@ from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.shadowed import as_attended, shadowed
 from prism_plugin.modeling.taps import in_order, install_taps, kept_taps
 from prism_plugin.modeling.unknown_ids import unknown_ids
+from prism_plugin.modeling.windowed import windowed_arguments
 from prism_plugin.types import FlatIndex, TokenIds, TokenMask
 
 
@@ -134,6 +138,7 @@ class HeadedBackbone(BackbonePassthrough):
         history: History | None = None,
         soft: SoftTokens | None = None,
         shadows: Tensor | None = None,
+        window: Window | None = None,
     ) -> PrismModelOutput:
         """Look at a canvas once. No vocabulary row is computed that was not asked for.
 
@@ -152,6 +157,10 @@ class HeadedBackbone(BackbonePassthrough):
                 its column's position and sees all but its token, and no token sees it. `logits_at` is then an index into the
                 rows with their shadows; quality and hidden states are the tokens' alone. Rows begin in column 0, in a family
                 that takes positions and a mask of pairs (`modeling.shadows.require_shadows` tells). None: none.
+            window: The positions that are computed; all see the kept keys and values of the others. What `logits_at` wants, or
+                the position before it in a next-token family, must be among them; the quality is NaN elsewhere, and hidden
+                states are the window's. Rows begin in column 0, in a family that computes a part as it computes the whole
+                (`modeling.windows.require_windows` tells). None: all, and nothing is kept.
 
         Raises:
             ConfigurationError: If `input_ids` is no tensor, `logits_at` is neither a mask of its shape nor an int64 index, a
@@ -162,8 +171,8 @@ class HeadedBackbone(BackbonePassthrough):
             raise ConfigurationError(f"`input_ids` must be a tensor of token ids, found {type(input_ids).__name__}; give that.")
         if history is not None and not self.quality_head.reads_history:
             raise ConfigurationError("This head reads no history (`head_history` is empty), but one is given; leave it out.")
-        device, turning = input_ids.device, None
-        if attention_mask is not None and self.spec.attention_mask != "none" and shadows is None:
+        turning = None
+        if attention_mask is not None and self.spec.attention_mask != "none" and shadows is None and window is None:
             turning = RowTurning.of(attention_mask)
         row_index = to_row_index(logits_at, input_ids, alignment=self.spec.logits_alignment, turning=turning)
         if turning is not None:
@@ -171,37 +180,62 @@ class HeadedBackbone(BackbonePassthrough):
             history = None if history is None else history.moved(turning.turn)
             soft = None if soft is None else replace(soft, index=turning.index(soft.index))
         require_visible_token(self.spec, input_ids, attention_mask, self.mask_token_id)
-        kind = (input_ids.shape[1], attention_mask is None, self.training, torch.is_grad_enabled())
         num_taps = len(self.prism_config.head_taps or ()) if with_quality else 0
+        call = _Call(input_ids, attention_mask, soft, shadows, window)
+        with kept_taps(num_taps) as kept:
+            logits, hidden_states = self._called(call, row_index)
+        quality = (
+            self._judged(call, hidden_states, in_order(kept, num_taps, self.plain_backbone), history) if with_quality else None
+        )
+        returned = hidden_states[:, : input_ids.shape[1]] if output_hidden_states else None
+        if turning is not None:
+            quality, returned = (one if one is None else turning.back(one) for one in (quality, returned))
+        return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, returned)
+
+    def _called(self, call: "_Call", row_index: FlatIndex) -> tuple[Tensor, Tensor]:
+        """One call of the backbone: the logits of some rows, and the final hidden states."""
+        input_ids, mask, window = call.input_ids, call.attention_mask, call.window
+        kind = (input_ids.shape[1], mask is None, self.training, torch.is_grad_enabled())
+        row_index = row_index if window is None else window.rows_of(row_index)
+        attention: AbstractContextManager[Any] = nullcontext()
+        if window is not None:
+            arguments, may_see = windowed_arguments(self.spec, window, input_ids, mask, self.plain_backbone)
+            attention = attending(self.plain_backbone, self.spec, window, may_see)
         with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
-            arguments = call_arguments(self.spec, input_ids, attention_mask)
-            if shadows is not None:
-                arguments |= shadowed(self.spec, input_ids, attention_mask, shadows, self.mask_token_id)
+            if window is None:
+                arguments = call_arguments(self.spec, input_ids, mask)
+            if call.shadows is not None:
+                arguments |= shadowed(
+                    self.spec, input_ids, mask, call.shadows, self.mask_token_id, first_position(self.plain_backbone)
+                )
                 arguments["attention_mask"] = as_attended(arguments["attention_mask"], self.plain_backbone)
-            if soft is not None:
-                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), soft)
-            with one_sentence(self.plain_backbone), kept_taps(num_taps) as kept:
+            if call.soft is not None:
+                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), call.soft)
+            with one_sentence(self.plain_backbone), attention:
                 logits = getattr(self.backbone(**arguments), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
                 f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
             )
-        quality = None
-        if with_quality:
-            # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
-            of_tokens = slice(None) if shadows is None else slice(input_ids.shape[1])
-            kept = kept if shadows is None else {number: state[:, of_tokens] for number, state in kept.items()}
-            quality = self.quality_head(
-                request.hidden_states[:, of_tokens],
-                may_see=self._may_see(input_ids, attention_mask) if self.quality_head.reads_neighbours else None,
-                taps=in_order(kept, num_taps, self.plain_backbone),
-                history=history,
-            ).to(device)
-        hidden_states = request.hidden_states[:, : input_ids.shape[1]] if output_hidden_states else None
-        if turning is not None:
-            quality, hidden_states = (one if one is None else turning.back(one) for one in (quality, hidden_states))
-        return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, hidden_states)
+        return logits, request.hidden_states
+
+    def _judged(self, call: "_Call", hidden_states: Tensor, taps: Sequence[Tensor] | None, history: History | None) -> Tensor:
+        """The quality's logit at every position, NaN where it was not computed."""
+        window, num_tokens = call.window, call.input_ids.shape[1]
+        may_see = self._may_see(call.input_ids, call.attention_mask) if self.quality_head.reads_neighbours else None
+        if call.shadows is not None and taps is not None:
+            taps = [one[:, :num_tokens] for one in taps]
+        if window is not None and self.quality_head.reads_neighbours:
+            hidden_states = window.kept_hidden_states(hidden_states)
+        elif window is not None and history is not None:
+            history = history.moved(window.gathered)
+        # The head is where the LM head is, which `device_map` may have put elsewhere; accelerate brings the logits back.
+        quality = self.quality_head(hidden_states[:, :num_tokens], may_see=may_see, taps=taps, history=history)
+        quality = quality.to(call.input_ids.device)
+        if window is None:
+            return quality
+        return window.laid(window.gathered(quality) if self.quality_head.reads_neighbours else quality)
 
     def _hook_backbone(self) -> list[RemovableHandle]:
         """Put hooks on the backbone as it is now."""
@@ -224,3 +258,14 @@ class HeadedBackbone(BackbonePassthrough):
         for hook in self._hooks:
             hook.remove()
         self.call_changes.put_back()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the backbone is called with; see `HeadedBackbone.forward`."""
+
+    input_ids: TokenIds
+    attention_mask: TokenMask | None
+    soft: SoftTokens | None
+    shadows: Tensor | None
+    window: Window | None

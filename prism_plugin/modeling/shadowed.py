@@ -11,7 +11,7 @@ from prism_plugin.types import TokenIds, TokenMask
 
 
 def shadowed(
-    spec: BackboneSpec, input_ids: TokenIds, attention_mask: TokenMask | None, shadows: Tensor, mask_token_id: int
+    spec: BackboneSpec, input_ids: TokenIds, attention_mask: TokenMask | None, shadows: Tensor, mask_token_id: int, first: int
 ) -> dict[str, Any]:
     """What a backbone is called with where rows have shadows (WINO, arXiv 2507.18578): tokens, mask of pairs, positions.
 
@@ -21,6 +21,7 @@ def shadowed(
         attention_mask: True (or 1) where there is a token; None: everywhere.
         shadows: Columns that have one, [batch, shadows]; -1 for none, whose shadow sees all and is seen by none.
         mask_token_id: What a shadow is.
+        first: The position of a row's first token.
     """
     batch, length = input_ids.shape
     count = shadows.shape[1]
@@ -33,7 +34,7 @@ def shadowed(
     of_shadows = among.gather(1, shadows.clamp(min=0).unsqueeze(-1).expand(-1, -1, length))
     allowed[:, length:, :length] = of_shadows & (columns != shadows.unsqueeze(-1))
     allowed[:, length:, length:] = exists.unsqueeze(1) | torch.eye(count, dtype=torch.bool, device=input_ids.device)
-    positions = torch.cat((columns.expand(batch, -1), shadows.clamp(min=0)), dim=1)
+    positions = first + torch.cat((columns.expand(batch, -1), shadows.clamp(min=0)), dim=1)
     more = input_ids.new_full((batch, count), mask_token_id)
     return {
         "input_ids": torch.cat((input_ids, more), dim=1),

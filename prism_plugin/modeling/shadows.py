@@ -8,6 +8,7 @@ from prism_plugin.backbones.modes import evaluation_mode
 from prism_plugin.backbones.probe import plain_tokens, why_not_run
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
+from prism_plugin.modeling.windows import require_far_sight
 
 _LENGTH, _PLACE, _TOLERANCE = 6, 2, 1e-3
 
@@ -33,6 +34,7 @@ def require_shadows(model: HeadedBackbone) -> None:
             f"A look with shadows reads a mask's logits at the mask, but {name} gives them one position before; choose another "
             "look, or another backbone."
         )
+    require_far_sight(model, "shadows")
     if why_not_run(backbone) is not None:
         return  # no weights to try it with
     plain = plain_tokens(backbone.config, (model.mask_token_id,))

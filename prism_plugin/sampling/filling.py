@@ -37,7 +37,8 @@ class SamplerOutput:
             its masks filled.
         num_forward_passes: Calls of the network for each returned sequence, [batch]; a look may take several. Those of all runs
             of a trajectory count.
-        num_positions: Positions computed in them, [batch]: the row's own at each call, and more where a look has shadows.
+        num_positions: Positions computed in them, [batch]: the row's own at each call, more where a look has shadows, and fewer
+            where it computes against a cache.
         num_remasked: Times that a position of the row was masked again, [batch].
         quality: The last quality, in [0, 1], that the model gave to each generated token while it stood there. NaN where
             none was seen: the prompt, padding, and tokens filled at the row's last look. None when no rule needs quality.

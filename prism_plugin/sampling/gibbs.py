@@ -1,7 +1,7 @@
 """Particle Gibbs: sweeps of conditional SMC beside a reference that is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +21,7 @@ from prism_plugin.sampling.particles import (
     Reward,
     Watch,
     with_cost_of,
+    with_looks,
 )
 
 
@@ -219,5 +220,4 @@ class _Sweep:
                 index = rows.nonzero().squeeze(-1)
                 worth[index.to(worth.device)] = of_rows(state, index, count)
         looked = (asked & has_masks).long()
-        state = replace(state, num_forward_passes=state.num_forward_passes + looked)
-        return state, worth.view(-1, filling.number) / beta
+        return with_looks(state, looked), worth.view(-1, filling.number) / beta

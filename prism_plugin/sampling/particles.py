@@ -290,12 +290,18 @@ class Filling:
         return replace(state.take(rows), **summed), ParticleOutput(sequences, scores, kept, **more)
 
 
-_COSTS = ("num_forward_passes", "num_shadows", "num_remasked")
+_COSTS = ("num_forward_passes", "num_positions", "num_remasked")
 
 
 def with_cost_of(state: State, other: State) -> State:
     """A state with the counts of another."""
     return replace(state, **{name: getattr(other, name) for name in _COSTS})
+
+
+def with_looks(state: State, looked: PerRow) -> State:
+    """A state that counts so many calls of the network more, each of them over a row's whole canvas."""
+    computed = state.num_positions + looked * state.canvas.attention_mask.sum(-1)
+    return replace(state, num_forward_passes=state.num_forward_passes + looked, num_positions=computed)
 
 
 @torch.no_grad()
@@ -304,7 +310,7 @@ def judged(model: HeadedBackbone, loop: Loop, canvas: LaidCanvas, state: State) 
     history = state.history if model.quality_head.reads_history else None
     output = model(state.tokens, canvas.attention_mask if loop.padded else None, history=history)
     quality = torch.where(canvas.editable, output.quality_logits.float().sigmoid(), state.quality)
-    return replace(state, quality=quality, num_forward_passes=state.num_forward_passes + 1)
+    return with_looks(replace(state, quality=quality), torch.ones_like(state.block))
 
 
 def worth(by: Any, canvas: LaidCanvas, state: State, mask_token_id: int) -> Tensor:

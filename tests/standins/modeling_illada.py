@@ -16,8 +16,8 @@ class ILLaDARotaryEmbedding(nn.Module):
         inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, width, 2).float() / width)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
-    def forward(self, length):
-        angles = torch.arange(length, device=self.inv_freq.device)[:, None] * self.inv_freq.float()
+    def forward(self, positions):
+        angles = positions[:, None, :, None] * self.inv_freq.float()
         return angles.cos(), angles.sin()
 
 
@@ -43,5 +43,5 @@ class ILLaDAForCausalLM(DecoderLM):
                 module.std = 0.01
         super().post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, logits_to_keep=0, **kwargs):
-        return super().forward(input_ids, attention_mask, num_logits_to_keep=logits_to_keep)
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs):
+        return super().forward(input_ids, attention_mask, position_ids, num_logits_to_keep=logits_to_keep)

@@ -14,12 +14,30 @@ from .configuration_llada import ActivationCheckpointingStrategy, LLaDAConfig, M
 from .parts import RMSNorm, attend
 
 
+class RotaryEmbedding(nn.Module):
+    """Counts positions from 0, and is asked for as many as there are; all layers share one table."""
+
+    def __init__(self, config, cache):
+        super().__init__()
+        self.config, self.cache = config, cache
+        device = torch.device("cpu" if config.init_device is None else config.init_device)
+        self.get_rotary_embedding(config.max_sequence_length, device)
+
+    def get_rotary_embedding(self, seq_len, device):
+        if "rope" not in self.cache:
+            width = self.config.d_model // self.config.n_heads
+            inv_freq = self.config.rope_theta ** -(torch.arange(0, width, 2, device=device).float() / width)
+            angles = torch.arange(self.config.max_sequence_length, device=device)[:, None] * inv_freq
+            self.cache["rope"] = (angles.sin()[None, None], angles.cos()[None, None])
+        return tuple(part[:, :, :seq_len].to(device) for part in self.cache["rope"])
+
+
 class LLaDALlamaBlock(nn.Module):
     """A Llama layer with all its projections side by side, and `ff_out` beside the LM head of the same name."""
 
     def __init__(self, config, cache):
         super().__init__()
-        self.config, self.cache = config, cache
+        self.config, self.rotary_emb = config, RotaryEmbedding(config, cache)
         linear = functools.partial(nn.Linear, bias=False, device=config.init_device)
         self.attn_norm, self.ff_norm = RMSNorm(config.d_model), RMSNorm(config.d_model)
         self.q_proj, self.k_proj, self.v_proj = (linear(config.d_model, config.d_model) for _ in range(3))
@@ -29,10 +47,10 @@ class LLaDALlamaBlock(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, x, attention_bias=None, layer_past=None, use_cache=False):
-        table = tuple(part[: x.shape[1]].to(x.device) for part in self.cache["rope"])
+        sines, cosines = self.rotary_emb.get_rotary_embedding(x.shape[1], x.device)
         normed, dropout = self.attn_norm(x), self.config.attention_dropout if self.training else 0.0
         heads = [self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)]
-        x = x + self.dropout(self.attn_out(attend(*heads, self.config.n_heads, table, attention_bias, dropout)))
+        x = x + self.dropout(self.attn_out(attend(*heads, self.config.n_heads, (cosines, sines), attention_bias, dropout)))
         normed = self.ff_norm(x)
         return x + self.dropout(self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))), None
 
@@ -45,11 +63,6 @@ class LLaDAModel(nn.Module):
         self.config, self.cache = config, {}
         self.activation_checkpointing_strategy = None
         self._activation_checkpoint_fn = functools.partial(checkpoint, use_reentrant=False)
-        device = torch.device("cpu" if config.init_device is None else config.init_device)
-        width = config.d_model // config.n_heads
-        inv_freq = config.rope_theta ** -(torch.arange(0, width, 2, device=device).float() / width)
-        angles = torch.arange(config.max_sequence_length, device=device)[:, None] * inv_freq
-        self.cache["rope"] = (angles.cos(), angles.sin())
         rows = config.embedding_size or config.vocab_size
         wte = nn.Embedding(rows, config.d_model, device=config.init_device)
         self.transformer = nn.ModuleDict({"wte": wte, "emb_drop": nn.Dropout(0.0), "ln_f": RMSNorm(config.d_model)})

@@ -51,7 +51,7 @@ class LLaDA2MoeModelLM(DecoderLM):
     config_class, model_class = LLaDA2MoeConfig, LLaDA2MoeModel
     _no_split_modules = ["LLaDA2MoeDecoderLayer"]  # noqa: RUF012
 
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        output = super().forward(input_ids, attention_mask, position_ids, **kwargs)
         output.logits = output.logits.float()
         return output

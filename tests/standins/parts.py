@@ -30,13 +30,13 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.original_inv_freq = self.inv_freq
 
-    def forward(self, length):
-        angles = torch.arange(length, device=self.inv_freq.device)[:, None] * self.inv_freq.float()
+    def forward(self, positions):
+        angles = positions[:, None, :, None] * self.inv_freq.float()
         return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotate [batch, heads, length, width] by [length, width / 2], in float32."""
+    """Rotate [batch, heads, length, width] by [batch or 1, 1, length, width / 2], in float32."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
@@ -143,9 +143,11 @@ class DecoderModel(DecoderPreTrained):
         """Mask of the call -> mask of the layers."""
         return key_mask(attention_mask, x.dtype)
 
-    def forward(self, input_ids, attention_mask=None, use_cache=None):
+    def forward(self, input_ids, attention_mask=None, use_cache=None, position_ids=None):
         assert not (self.config.use_cache if use_cache is None else use_cache), "a cache would be made"
-        x, table = self.embed_tokens(input_ids), self.rotary_emb(input_ids.shape[1])
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        x, table = self.embed_tokens(input_ids), self.rotary_emb(position_ids)
         mask = self.prepare(attention_mask, x)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
@@ -173,6 +175,6 @@ class DecoderLM(DecoderPreTrained):
     def get_output_embeddings(self):
         return self.lm_head
 
-    def forward(self, input_ids=None, attention_mask=None, use_cache=None, num_logits_to_keep=0, **kwargs):
-        x = self.model(input_ids, attention_mask, use_cache)
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None, num_logits_to_keep=0, **kwargs):
+        x = self.model(input_ids, attention_mask, use_cache, position_ids)
         return CausalLMOutput(logits=self.lm_head(x[:, -num_logits_to_keep:, :]))
