@@ -23,7 +23,7 @@ from prism_plugin.core import (
     terms,
     uniforms,
 )
-from prism_plugin.decoding import CorrectedLook, GuidedLook, ShadowLook
+from prism_plugin.decoding import CachedLook, CorrectedLook, GuidedLook, ShadowLook
 from prism_plugin.modeling import PrismConfig, QualityHead, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler
 from prism_plugin.training import get_objective
@@ -33,13 +33,13 @@ BATCH, PROMPT, NEW, BLOCK, STEPS = 3, 8, 24, 8, 12
 LENGTH, RANK, T = 40, 4, 0.5
 
 
-def build(lora=None):
+def build(lora=None, attention="eager"):  # whose products are counted
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=2 * WIDTH,
         is_causal=False, tie_word_embeddings=False, pad_token_id=0,
     )  # fmt: skip
-    backbone = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # whose products are counted
+    backbone = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return attach_quality_head(backbone, PrismConfig(mask_token_id=MASK), lora=lora)
 
 
@@ -173,8 +173,9 @@ def test_no_preset_waits_more_than_once_a_look(name):
 
 
 def test_a_look_computes_the_positions_that_it_counts():
-    """Guided, two canvases; with shadows, a position more for each in reach; corrected, a canvas more at each rewriting."""
-    model, lengths = build(), []
+    """Guided, two canvases; with shadows, a position more for each in reach; corrected, a canvas more at each rewriting; with a
+    cache, the block but for its first look."""
+    model, lengths = build(attention="sdpa"), []
     handle = model.plain_backbone.get_input_embeddings().register_forward_hook(
         lambda module, args, out: lengths.append(out.shape[:2])
     )
@@ -183,6 +184,7 @@ def test_a_look_computes_the_positions_that_it_counts():
         "guided": {"look": GuidedLook(1.0)},
         "shadow": {"look": ShadowLook(), "decider": WinoDecider(), "schedule": OwnPaceSchedule(9)},
         "corrected": {"look": CorrectedLook(1, 2), "editing": CorrectedEditing()},
+        "cached": {"look": CachedLook()},
     }
     for name, settings in cases.items():
         sampler = RemaskingSampler(model, num_steps=STEPS, block_length=BLOCK, **settings)

@@ -12,7 +12,7 @@ from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
 from prism_plugin.core import BelowRemasking, EvenSchedule, QualityRemasking
 from prism_plugin.data import PrismCollator
-from prism_plugin.decoding import GuidedLook, LeftOutLook, SoftLook
+from prism_plugin.decoding import CachedLook, GuidedLook, LeftOutLook, SoftLook
 from prism_plugin.evaluation.tasks.enumerable import draft_states, proposal_of, three_letter_table
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
@@ -92,7 +92,7 @@ SAMPLERS = (
     "prism", "remdm-conf", "redraft", "prism-threshold", "remdm-loop", "t2m", "t2t", "history-mean", "rcr", "wino", "klass",
     "remedi", "proseco", "backplay", "gidd", "backtrack",
 )  # fmt: skip
-LOOKS = {"guided": GuidedLook(1.0), "soft": SoftLook(), "left out": LeftOutLook(2)}
+LOOKS = {"guided": GuidedLook(1.0), "soft": SoftLook(), "left out": LeftOutLook(2), "cached": CachedLook("prefix", every=2)}
 
 
 def test_samplers_give_the_tokens_of_the_cpu(folder, monkeypatch):

@@ -154,7 +154,8 @@ class CacheRows:
 
     def index_copy(self, dim: int, rows: Tensor, part: "CacheRows") -> "CacheRows":
         """The same with some rows put in place of its own, as for a tensor."""
-        slots, stamps = self.slots.index_copy(dim, rows, part.slots), self.stamps.index_copy(dim, rows, part.stamps)
+        whole = self if self.store is part.store else self.nothing(len(self.slots))  # what another cache holds is not here
+        slots, stamps = whole.slots.index_copy(dim, rows, part.slots), whole.stamps.index_copy(dim, rows, part.stamps)
         return CacheRows(part.store, slots, stamps)
 
 

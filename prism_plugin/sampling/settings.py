@@ -13,6 +13,7 @@ from prism_plugin.core.schedules import SCHEDULES, EvenSchedule, RedraftSchedule
 from prism_plugin.core.unmasking import UNMASKING, ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.validation import require_ints, require_number
 from prism_plugin.core.view import Decider
+from prism_plugin.decoding.cached import CachedLook
 from prism_plugin.decoding.corrected import CorrectedLook
 from prism_plugin.decoding.decide import Separate, name_of, needs_of, revises
 from prism_plugin.decoding.features import get_features
@@ -34,6 +35,7 @@ from prism_plugin.sampling.trajectories import TRAJECTORIES
 _OF_OTHER_MODULES = (
     BelowRemasking,
     RemdmCapRemasking,
+    CachedLook,
     CorrectedLook,
     GuidedLook,
     LeftOutLook,

@@ -32,7 +32,7 @@ from prism_plugin.core import (
     RefineSchedule,
     ThresholdUnmasking,
 )
-from prism_plugin.decoding import LOOKS, GuidedLook, LeftOutLook, SoftLook, UnmaskingPolicy
+from prism_plugin.decoding import LOOKS, CachedLook, GuidedLook, LeftOutLook, SoftLook, UnmaskingPolicy
 from prism_plugin.evaluation.tasks import sudoku
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import PRESETS, RemaskingSampler, export_sampler
@@ -107,7 +107,7 @@ def samplers_of(model, folder):
     torch.nn.init.normal_(policy.outer.weight)
     policy.save(folder / "policy.safetensors", model)
     yield RemaskingSampler.from_preset("prism", model, num_steps=6, policy=folder / "policy.safetensors")
-    for look in (GuidedLook(1.5), SoftLook()):
+    for look in (GuidedLook(1.5), SoftLook(), CachedLook(every=3)):
         yield RemaskingSampler(model, num_steps=6, remasking=QualityRemasking(), schedule=EvenSchedule(1), look=look)
 
 
