@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 @torch.no_grad()
@@ -97,3 +98,35 @@ def training_loss(
     right = (draft_ids == clean_ids)[drafted].float()
     quality = F.binary_cross_entropy_with_logits(quality_logits, right, reduction="sum") / (batch * num_drafted)
     return quality + diffusion_weight * of_masks.sum() / (batch * length)
+
+
+class ReplaceCache(Cache):
+    """A cache of transformers that a decoder writes into at given columns: the least that a window of a canvas can cost."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[_ReplaceLayer() for _ in range(num_layers)])
+
+    def at(self, columns: Tensor | None) -> "ReplaceCache":
+        """The cache, where the next call computes these columns of every row; None: all, and it begins anew."""
+        for layer in self.layers:
+            layer.columns = columns
+        return self
+
+
+class _ReplaceLayer(DynamicLayer):
+    columns: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.columns is None:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys[:, :, self.columns], self.values[:, :, self.columns] = key_states, value_states
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (query_length if self.columns is None else self.keys.shape[-2]), 0
+
+    def get_seq_length(self) -> int:
+        return 0 if self.columns is None else super().get_seq_length()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import sampler as reference
 
-from benchmarks import contest, field, report, sampling, shapes, training
+from benchmarks import cache, contest, field, report, sampling, shapes, training
 from prism_plugin.sampling import RemaskingSampler
 
 CPU = contest.Machine()
@@ -163,3 +163,53 @@ def test_a_sweep_is_drawn(tmp_path):
     report.draw({"batch": {1: results, 2: results}, "length": {64: results}}, tmp_path / "sweep.svg", "median")
     drawn = (tmp_path / "sweep.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {word} -->" in drawn for word in ("batch", "length", "seconds", *PLACES))
+
+
+CACHED = replace(SMALL, max_new_tokens=16, num_steps=8)  # two looks at each of four blocks, of which two are filled
+
+
+def test_with_a_cache_all_fill_the_same_blocks(monkeypatch):
+    plain, reference_tokens = cache.prepare_ours(CACHED, CPU)(), cache.prepare_reference(CACHED, CPU)()
+    cached = cache.prepare_cached(CACHED, CPU)()
+    assert torch.equal(plain, reference_tokens)
+    filled = cached[:, : CACHED.prompt_length + 2 * CACHED.block_length]
+    assert not (filled == CACHED.mask_token_id).any()
+    assert (cached[:, filled.shape[1] :] == CACHED.mask_token_id).all()
+
+
+@pytest.mark.parametrize(("floor", "ours"), [("prepare_floor", "prepare_ours"), ("prepare_cached_floor", "prepare_cached")])
+def test_the_floors_compute_the_positions_and_rows_of_ours(floor, ours, monkeypatch):
+    computed, build = [], cache.build_model
+
+    def listening(*args):
+        model = build(*args)
+        model.get_input_embeddings().register_forward_hook(lambda module, args, out: computed.append(tuple(out.shape[:2])))
+        return model
+
+    monkeypatch.setattr(cache, "build_model", listening)
+    of_ours = getattr(cache, ours)(CACHED, CPU)
+    del computed[:]  # the trial when a sampler is made
+    of_ours()
+    looks = computed.copy()
+    del computed[:]
+    getattr(cache, floor)(CACHED, CPU)()
+    assert computed == looks
+    assert len(looks) == 4
+
+
+def test_the_cache_benchmark_prints_its_ratios(monkeypatch, capsys):
+    def measured(contestants, cases, machine, rounds):
+        seconds = {"floor": 8.0, "ours": 9.0, "reference": 30.0, "cached floor": 2.0, "cached": 3.0}
+        assert [case.num_steps for case in cases] == [8 * 30, 16 * 30]
+        return [{name: contest.Result(name, (one,), (one,), 0, 0) for name, one in seconds.items()}] * len(cases)
+
+    monkeypatch.setattr(cache, "compete", measured)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--looks", "8", "16"])
+    cache.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if "4.00 x" in line]
+    assert len(rows) == 2
+    assert all(figure in row for row in rows for figure in ("3.00 x", "0.75", "1.12 x", "1.50 x"))
+    for options in (["--looks", "0"], ["--rounds", "0"], ["--checkouts", "/nowhere"]):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+        with pytest.raises(SystemExit, match="must be"):
+            cache.main()

@@ -1,29 +1,8 @@
 """Sampling with a dual cache, one row at a time, on transformers' own cache: slow, and by other means than the product's."""
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
 
-
-class _Layer(DynamicLayer):
-    """Writes at given columns, or begins anew."""
-
-    where = None
-
-    def update(self, key, value, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key, value)
-        if self.where is None:
-            self.keys, self.values = key, value
-        else:
-            self.keys, self.values = self.keys.clone(), self.values.clone()
-            self.keys[:, :, self.where], self.values[:, :, self.where] = key, value
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length):
-        return (query_length if self.where is None else self.keys.shape[-2]), 0
-
-    def get_seq_length(self):
-        return 0 if self.where is None else super().get_seq_length()
+from benchmarks.field import ReplaceCache
 
 
 @torch.no_grad()
@@ -45,7 +24,7 @@ def sample(backbone, head, tokens, mask_token_id, *, num_steps, block_length, pr
         The tokens, and how many positions were computed.
     """
     tokens, computed = tokens.clone(), 0
-    cache = Cache(layers=[_Layer() for _ in range(backbone.config.num_hidden_layers)])
+    cache = ReplaceCache(backbone.config.num_hidden_layers)
     first = int((tokens == mask_token_id).nonzero()[0])
     for start in range(first, len(tokens), block_length):
         block = list(range(start, start + block_length))
@@ -53,12 +32,9 @@ def sample(backbone, head, tokens, mask_token_id, *, num_steps, block_length, pr
         for step in range(num_steps):
             whole = step == 0 or (every is not None and step % every == 0)
             columns = list(range(len(tokens))) if whole else window
-            for layer in cache.layers:
-                layer.where = None if whole else torch.tensor(columns)
-            output = backbone(
-                input_ids=tokens[None, columns], position_ids=torch.tensor([columns]), past_key_values=cache, use_cache=True,
-                output_hidden_states=True,
-            )  # fmt: skip
+            past = cache.at(None if whole else torch.tensor(columns))
+            options = {"use_cache": True, "output_hidden_states": True, "past_key_values": past}
+            output = backbone(input_ids=tokens[None, columns], position_ids=torch.tensor([columns]), **options)
             computed += len(columns)
             logits, hidden = output.logits[0].float(), output.hidden_states[-1]
             quality = head(hidden)[0].float()
