@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import fast_dllm, field
+from benchmarks import field, loops
 from benchmarks.contest import Machine, Prepare, Result, compete
 from benchmarks.shapes import SHAPES, Shape, blocks, build_model, request
 from prism_plugin.backbones.modes import evaluation_mode
@@ -158,8 +158,8 @@ def main() -> None:
     machine = Machine(args.device, args.dtype, args.threads)
     clock = "cpu_median" if machine.device == "cpu" else "median"
     if args.checkouts is not None:
-        found = fast_dllm.measure(args.checkouts, machine, args.looks, args.rounds)
-        print(json.dumps(found) if args.json else fast_dllm.in_words(found))
+        found = loops.measure(args.checkouts, machine, args.looks, args.rounds)
+        print(json.dumps(found) if args.json else loops.in_words(found))
         return
     num_blocks = SHAPE.max_new_tokens // SHAPE.block_length
     cases = [replace(SHAPE, batch=args.batch, num_steps=looks * num_blocks) for looks in args.looks]

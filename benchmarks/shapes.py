@@ -59,6 +59,10 @@ SHAPES = {
     shape.name: shape
     for shape in (
         Shape("llada", "llama", vocab_size=126_464),
+        Shape(
+            "llada-8b", "llama", vocab_size=126_464, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
+            intermediate_size=12_288, batch=4, prompt_length=448, max_new_tokens=64, num_steps=16, training_length=512,
+        ),
         Shape("bert", "bert", vocab_size=30_522, intermediate_size=1024),
         # 0.8 M parameters, 81 cells; a puzzle of the test set has 30 givens
         Shape(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import sampler as reference
 
-from benchmarks import cache, contest, field, report, sampling, shapes, training
+from benchmarks import cache, contest, field, gpu, report, sampling, shapes, training
 from prism_plugin.sampling import RemaskingSampler
 
 CPU = contest.Machine()
@@ -213,3 +213,43 @@ def test_the_cache_benchmark_prints_its_ratios(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["benchmark", *options])
         with pytest.raises(SystemExit, match="must be"):
             cache.main()
+
+
+def test_the_gpu_benchmark_runs_small(monkeypatch, capsys):
+    """All of its parts, in this process, on the CPU."""
+
+    def here(contestants, cases, machine, rounds):
+        for prepare in contestants.values():
+            prepare(cases[0], machine)()
+        return [{name: contest.Result(name, (2.0,) * rounds, (1.0,) * rounds, 0, 3e9) for name in contestants}]
+
+    monkeypatch.setattr(gpu, "compete", here)
+    monkeypatch.setitem(gpu.SHAPES, "llada", replace(SMALL, block_length=32))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--device", "cpu", "--shape", "llada", "--dtype", "float32", "--json"])
+    gpu.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["sampling"]) == set(gpu.SAMPLING)
+    assert set(found["training"]) == set(gpu.TRAINING)
+    shape, layers = replace(SMALL, prompt_length=448, max_new_tokens=64), SMALL.num_hidden_layers
+    kept = 2 * layers * 4 * shape.length * SMALL.hidden_size * 4  # keys and values of 4 rows, float32
+    assert found["estimates"]["ours, cached"] - found["estimates"]["ours"] == kept
+    assert found["looks"]["ours"]["operators"] > 100
+    assert 1 <= found["looks"]["ours"]["waits"] < found["looks"]["ours, cached"]["waits"] + 1
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "--minutes", "1e-9"])
+    gpu.main()
+    assert capsys.readouterr().out.count("no time left") >= len(gpu.SAMPLING) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--minutes", "0"], "must be above 0, found 0.0"),
+        (["--device", "cuda"], "give `--device cpu --shape llada`"),
+        (["--device", "cpu", "--checkouts", "/nowhere"], r"holds LLaDA/generate.py, found none in /nowhere"),
+    ],
+)
+def test_the_gpu_benchmark_says_what_it_lacks(options, words, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+    with pytest.raises(SystemExit, match=words):
+        gpu.main()

@@ -78,3 +78,21 @@ def require_windows(model: HeadedBackbone) -> None:
             f"A look with a cache needs a backbone whose positions all see each other, or that attends by blocks, but the "
             f"logits of {name} differ by {apart.item():.1%} with one; choose another look, or another backbone."
         )
+
+
+@torch.no_grad()
+def cache_bytes(model: HeadedBackbone, rows: int, length: int) -> int:
+    """Memory that a look with a cache keeps for some rows, by one small forward: keys and values of every layer, and the final
+    hidden states where the quality head looks at neighbours.
+
+    Args:
+        model: A backbone with a quality head, which takes windows (`require_windows`).
+        rows: Rows that are filled at a time; with a trajectory, its runs of each row.
+        length: Tokens of the longest row, those to generate among them.
+    """
+    kept = KeyValues(1, 2)
+    ids = torch.tensor([plain_tokens(model.plain_backbone.config, (model.mask_token_id,))[:2]], device=model.device)
+    with evaluation_mode(model):
+        model(ids, window=Window(kept))
+    model.call_changes.put_back()
+    return kept.num_bytes // 2 * rows * length

@@ -11,10 +11,11 @@ from prism_plugin.core.remasking import NeverRemasking, RemaskingRule
 from prism_plugin.core.schedules import EvenSchedule, Schedule
 from prism_plugin.core.unmasking import ConfidenceUnmasking, RedraftUnmasking, UnmaskingRule
 from prism_plugin.core.view import Decider
-from prism_plugin.decoding.looks import Look
+from prism_plugin.decoding.looks import LOOKS, Look
 from prism_plugin.decoding.policy import PolicyUnmasking
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.reader import from_mapping
+from prism_plugin.registry import Registry
 from prism_plugin.sampling.particles import TRAJECTORIES, Trajectory
 
 # What a preset is made of.
@@ -59,7 +60,7 @@ class Preset:
         takes: Settings that it takes beyond those of all presets, and what each changes.
         editing: Which tokens to overwrite; None: none.
         decider: Ranks masks and tokens together, in place of the rules; None: the rules decide.
-        look: How the network is asked; None: by one plain forward.
+        look: How the network is asked; None: by one plain forward, or what the setting `look` says.
         trajectory: Several runs, of which one is kept; None: one run, or what the setting `trajectory` says.
         safety: Settings of `SamplerSettings` about what is spared, and their numbers.
     """
@@ -81,9 +82,10 @@ class Preset:
         """Names of all settings that it takes."""
         changes = not isinstance(self.remasking, NeverRemasking) or self.editing is not None or self.decider is not None
         rules = () if isinstance(self.remasking, NeverRemasking) else ("remask_neighbours",)
+        looks = ("look",) if self.look is None else ()
         runs = ("trajectory",) if self.trajectory is None else ()
         order = ("policy",) if self.decider is None and not isinstance(self.unmasking, RedraftUnmasking) else ()
-        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules, *order, *runs)
+        return (*COMMON, *self.takes, *(SAFETY if changes else ()), *rules, *order, *looks, *runs)
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -107,11 +109,20 @@ def takes(**changes: Change) -> Mapping[str, Change]:
     return MappingProxyType(changes)
 
 
+def look_of(given: Any) -> Look:
+    """A look by its name, by its name and settings, or as it is."""
+    return _named("look", LOOKS, given)
+
+
 def trajectory_of(given: Any) -> Trajectory:
     """A trajectory by its name, by its name and settings, or as it is."""
+    return _named("trajectory", TRAJECTORIES, given)
+
+
+def _named(setting: str, registry: Registry[Any], given: Any) -> Any:
     if isinstance(given, str):
         given = {"name": given}
-    return TRAJECTORIES.from_dict(given, source="`trajectory`") if isinstance(given, Mapping) else given
+    return registry.from_dict(given, source=f"`{setting}`") if isinstance(given, Mapping) else given
 
 
 def policy_of(given: Any, others: Collection[str]) -> PolicyUnmasking:

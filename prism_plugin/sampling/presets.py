@@ -41,7 +41,7 @@ from prism_plugin.core.unmasking import (
 from prism_plugin.decoding.corrected import CorrectedLook
 from prism_plugin.decoding.shadow import ShadowLook
 from prism_plugin.errors import ConfigurationError, UnknownKeyError, UnknownNameError, did_you_mean
-from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, policy_of, takes, trajectory_of
+from prism_plugin.sampling.preset import COMMON, PARTS, SAFETY, Change, Preset, look_of, policy_of, takes, trajectory_of
 from prism_plugin.sampling.trajectories import BestOfN, PartialRefinement, ParticleGibbs, SelfRewardingSMC
 
 # More than any canvas holds: the schedule's own limit, what the rest of the steps can refill, is then the only one.
@@ -368,6 +368,8 @@ def preset_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(preset.safety)
     arguments |= {key: settings[key] for key in (*COMMON, *SAFETY, "remask_neighbours") if key in settings}
     arguments.setdefault("temperature", preset.temperature)
+    if settings.get("look") is not None:
+        parts["look"] = look_of(settings["look"])
     if settings.get("trajectory") is not None:
         arguments["trajectory"] = trajectory_of(settings["trajectory"])
     if settings.get("policy") is not None:

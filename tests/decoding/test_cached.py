@@ -17,7 +17,7 @@ from prism_plugin.core import EvenSchedule, QualityRemasking, QualityThresholdRe
 from prism_plugin.decoding import CachedLook, ShadowLook
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
-from prism_plugin.modeling.windows import require_windows
+from prism_plugin.modeling.windows import cache_bytes, require_windows
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.preset import trajectory_of
 from prism_plugin.testing import tiny_backbone
@@ -322,3 +322,13 @@ def test_attention_is_torchs_own_again_and_others_keep_theirs(model):
         model(prompts(1, 4), window=Window(kept))
     assert F.scaled_dot_product_attention is PLAIN_ATTENTION
     assert "get_rotary_embedding" not in vars(model.plain_backbone)
+
+
+@pytest.mark.parametrize(("head", "config"), [("mlp", {}), ("transformer", {"head_blocks": 2})])
+def test_memory_is_told_before(head, config):
+    model = build(head=head, **config)
+    kept = KeyValues(3, 20)
+    with torch.no_grad():
+        model(prompts(3, 20), window=Window(kept))
+    assert cache_bytes(model, 3, 20) == kept.num_bytes
+    assert kept.num_bytes == 4 * 3 * 20 * 16 * (2 * 2 + (head == "transformer"))
