@@ -25,8 +25,8 @@ class CachedLook:
     Fast-dLLM's dual and prefix cache (arXiv 2505.22618), for rows that are at different places. Positions that change outside
     the block, as an editing rule may do, are computed with it. In a family that attends by blocks this is exact, and only the
     first look is at the whole canvas. Elsewhere what is outside the window keeps the keys and values of the last whole look:
-    they know the block as it stood then. So that remasking is not judged by what was taken back, a whole look follows once
-    `refresh_share` of a block has been.
+    they know the block as it stood then. Where that is its beginning, they know nothing of it; where it is later, they go on
+    knowing tokens that have been taken back since, and with remasking that was the worse of the two (Countdown's page).
 
     Rows that need a whole look and rows that do not are two calls of the network, one forward for each row. The cache is
     written in place, so a state that was left behind, as trajectories do, finds its rows used and is looked at whole again.
@@ -36,13 +36,13 @@ class CachedLook:
         keep: "dual" computes the active block; "prefix" also all that comes after it.
         every: Looks from one whole look to the next within a block, >= 1; None: only where a block begins. In a family that
             attends by blocks there is nothing to refresh.
-        refresh_share: A whole look follows once so many of the block's positions have been taken back since the last, in
-            (0, inf), 1 is as many as the block has; None: never.
+        refresh_share: A whole look follows once so many of the block's positions have been taken back since the last, above
+            0, 1 is as many as the block has; None: never.
     """
 
     keep: Literal["dual", "prefix"] = "dual"
     every: int | None = None
-    refresh_share: float | None = 0.5
+    refresh_share: float | None = None
 
     def __post_init__(self) -> None:
         require_choice(self, "keep", ("dual", "prefix"))
