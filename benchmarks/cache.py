@@ -5,10 +5,10 @@
 A LLaDA-shaped random model, 64 prompt and 960 new tokens, blocks of 32; only the first two blocks are filled, since all cost
 the same. Nothing is taken back, and the temperature is 0. `floor`: the transformer on the whole canvas at each look, and the LM
 head's product on the rows that have to be read. `cached floor`: the whole once a block, then the block alone against a cache of
-transformers' own kind, and the same rows. `ours`, `cached`: `RemaskingSampler` with a plain look and with `CachedLook`.
-`reference`: the field's way without a cache. With `--checkouts`, a folder that holds Fast-dLLM's repository, its
-`generate_with_dual_cache` and ours fill the same canvas with its model, one row at a time and, ours, all at once; the tokens
-are compared.
+transformers' own kind, and the same rows. `ours`, `cached`, `compiled`: `RemaskingSampler` with a plain look, with `CachedLook`,
+and with its windows compiled. `reference`: the field's way without a cache. With `--checkouts`, a folder that holds Fast-dLLM's
+repository, its `generate_with_dual_cache` and ours fill the same canvas with its model, one row at a time and, ours, all at
+once; the tokens are compared.
 """
 
 import argparse
@@ -73,6 +73,11 @@ def prepare_cached(shape: Shape, machine: Machine) -> Callable[[], object]:
     return _prepare(CachedLook())(shape, machine)
 
 
+def prepare_compiled(shape: Shape, machine: Machine) -> Callable[[], object]:
+    """`RemaskingSampler` with a cache, whose windows are compiled."""
+    return _prepare(CachedLook(widths=(shape.block_length or shape.max_new_tokens,), compile_mode="default"))(shape, machine)
+
+
 def prepare_reference(shape: Shape, machine: Machine) -> Callable[[], object]:
     """The field's way."""
     model = build_model(shape, machine)
@@ -123,20 +128,31 @@ CONTESTANTS: dict[str, Prepare] = {
     "reference": prepare_reference,
     "cached floor": prepare_cached_floor,
     "cached": prepare_cached,
+    "compiled": prepare_compiled,
 }
 
 
 def table_of(title: str, found: dict[int, dict[str, Result]], clock: str) -> Table:
     """Seconds for each number of looks, and what they are of their floors, as Markdown that can be pasted."""
     table = Table(title=title, box=box.MARKDOWN, title_justify="left")
-    headings = ("looks a block", *CONTESTANTS, "floors apart", "ours apart", "share", "ours of floor", "cached of floor")
+    headings = (
+        "looks a block",
+        *CONTESTANTS,
+        "floors apart",
+        "ours apart",
+        "share",
+        "ours of floor",
+        "cached of floor",
+        "compiled of floor",
+    )
     for heading in headings:
         table.add_column(heading, justify="right")
     for looks, results in found.items():
         seconds = {name: getattr(result, clock) for name, result in results.items()}
         floors, ours = seconds["floor"] / seconds["cached floor"], seconds["ours"] / seconds["cached"]
         apart = (f"{floors:.2f} x", f"{ours:.2f} x", f"{ours / floors:.2f}")
-        of_floor = (seconds["ours"] / seconds["floor"], seconds["cached"] / seconds["cached floor"])
+        of_floor = [seconds["ours"] / seconds["floor"]]
+        of_floor += [seconds[name] / seconds["cached floor"] for name in ("cached", "compiled")]
         table.add_row(str(looks), *(f"{one:.3f}" for one in seconds.values()), *apart, *(f"{one:.2f} x" for one in of_floor))
     return table
 

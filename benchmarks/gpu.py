@@ -40,6 +40,7 @@ Contestants = dict[str, tuple[str, Prepare]]
 SAMPLING: Contestants = {
     "ours, cached": ("cached floor", cache.prepare_cached),
     "cached floor": ("cached floor", cache.prepare_cached_floor),
+    "ours, compiled": ("cached floor", cache.prepare_compiled),
     "ours": ("floor", cache.prepare_ours),
     "floor": ("floor", cache.prepare_floor),
     "reference": ("floor", cache.prepare_reference),

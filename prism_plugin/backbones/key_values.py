@@ -77,12 +77,14 @@ class Window:
         columns: Columns that are computed, [batch, width] int64, no column twice in a row; None: all of them.
         own: Which of `columns` a row asked for, where rows ask for different numbers; the others are computed, and nothing is
             written or told of them. None: all.
+        compile_mode: The backbone is called through `torch.compile` of this mode; None: as it is.
     """
 
     kept: KeyValues
     slots: PerRow | None = None
     columns: Tensor | None = None
     own: TokenMask | None = None
+    compile_mode: str | None = None
 
     def gathered(self, values: Tensor) -> Tensor:
         """Values of a canvas, [batch, length], at the window."""
@@ -182,6 +184,9 @@ class _Call:
 
 _CALL: ContextVar[_Call | None] = ContextVar("prism_plugin_windowed_call", default=None)
 _LOCK = threading.Lock()
+# A compiled graph cannot read a context variable, so one call at a time stands here.
+_COMPILED: list[_Call] = []
+_ONE_AT_A_TIME = threading.RLock()
 _OPEN: list[Callable[..., Tensor]] = []  # torch's own function, once for each open call
 
 
@@ -194,7 +199,7 @@ def _attention(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """Stands in for `torch.nn.functional.scaled_dot_product_attention` while a call is open."""
-    call = _CALL.get()
+    call = _COMPILED[-1] if torch.compiler.is_compiling() and _COMPILED else _CALL.get()
     if call is None:
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         return _torch_attention()(query, key, value, attn_mask=attn_mask, **options)
@@ -223,7 +228,7 @@ def attending(backbone: PreTrainedModel, spec: BackboneSpec, window: Window, may
         F.scaled_dot_product_attention = _attention
     token = _CALL.set(call)
     try:
-        with _rotary_rows(backbone, spec, window):
+        with _rotary_rows(backbone, spec, window), _compiling(call):
             yield call
     finally:
         _CALL.reset(token)
@@ -237,6 +242,20 @@ def attending(backbone: PreTrainedModel, spec: BackboneSpec, window: Window, may
             f"but {call.layer} of {max(1, len(window.kept.layers))} layers did; load the model with "
             '`attn_implementation="sdpa"`, or choose another look.'
         )
+
+
+@contextmanager
+def _compiling(call: _Call) -> Iterator[None]:
+    """While open, a compiled graph finds the call."""
+    if call.window.compile_mode is None:
+        yield
+        return
+    with _ONE_AT_A_TIME:
+        _COMPILED.append(call)
+        try:
+            yield
+        finally:
+            _COMPILED.pop()
 
 
 @contextmanager

@@ -12,9 +12,24 @@ from prism_plugin.backbones.key_values import KeyValues, Window
 from prism_plugin.core.validation import require_choice, require_int, require_number
 from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of
 from prism_plugin.decoding.state import Memory, State
+from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.windows import require_windows
 from prism_plugin.types import PerRow, TokenMask
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+
+def require_widths(look: "CachedLook") -> None:
+    """Check that widths are numbers of positions, and make them a tuple.
+
+    Raises:
+        ConfigurationError: If they are not.
+    """
+    widths = look.widths
+    if not isinstance(widths, list | tuple) or not widths or not all(type(one) is int and one > 0 for one in widths):
+        raise ConfigurationError(f"`widths` must be numbers of positions, each at least 1, got {widths!r}.")
+    object.__setattr__(look, "widths", tuple(sorted(widths)))
 
 
 @LOOKS.register("cached")
@@ -38,13 +53,23 @@ class CachedLook:
             attends by blocks there is nothing to refresh.
         refresh_share: A whole look follows once so many of the block's positions have been taken back since the last, above
             0, 1 is as many as the block has; None: never.
+        widths: Numbers of positions that windows are rounded up to, so that there are few sizes of them; a window that is wider
+            than all stays as it is. None: each is as wide as the longest row's.
+        compile_mode: Windows go through `torch.compile` of this mode, "default", "reduce-overhead" (CUDA graphs) or
+            "max-autotune"; each size and number of rows is compiled once. Whole looks do not. None: nothing is compiled.
     """
 
     keep: Literal["dual", "prefix"] = "dual"
     every: int | None = None
     refresh_share: float | None = None
+    widths: tuple[int, ...] | None = None
+    compile_mode: str | None = None
 
     def __post_init__(self) -> None:
+        if self.widths is not None:
+            require_widths(self)
+        if self.compile_mode is not None:
+            require_choice(self, "compile_mode", COMPILE_MODES)
         require_choice(self, "keep", ("dual", "prefix"))
         if self.every is not None:
             require_int(self, "every", minimum=1)
@@ -60,7 +85,7 @@ class CachedLook:
         rows: CacheRows = memory.get("rows") or CacheRows.none(len(due), due.device)  # type: ignore[assignment]  # a handle
         counts = torch.stack((due.long(), wanted.sum(-1), want.masked.sum(-1), _visible(want).sum(-1)), dim=-1)
         plan = _Plan.of(rows, counts, state.tokens.shape[1])
-        seen = _look(model, state, want, wanted, plan)
+        seen = _look(model, state, want, wanted, plan, self)
         whole = torch.tensor(plan.whole, device=due.device)
         since = {name: torch.where(whole, now, memory[name]) for name, now in self._marks(state).items()} if memory else {}
         looks = torch.where(whole, 0, memory["looks"]) + 1 if memory else torch.ones_like(state.block)
@@ -219,13 +244,13 @@ def _visible(want: Want) -> TokenMask:
     return torch.zeros_like(want.masked) if want.visible is None else want.visible
 
 
-def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, plan: _Plan) -> Seen:
+def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, plan: _Plan, how: CachedLook) -> Seen:
     """One or two calls of the network, and what they gave together."""
     asked, length = Asked.of(want), state.tokens.shape[1]
     positions = state.canvas.attention_mask.sum(-1)
     parts = [rows for rows in (plan.some(True), plan.some(False)) if rows]
     if len(parts) == 1:
-        rows, quality = _call(model, state, want, wanted, plan, parts[0], asked.index)
+        rows, quality = _call(model, state, want, wanted, plan, how, parts[0], asked.index)
     else:
         rows, quality = None, None
         row_of = asked.index // length
@@ -236,7 +261,7 @@ def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, pl
             number = sum(plan.masked[row] + plan.visible[row] for row in part)
             mine = (place_of[row_of] >= 0).to(torch.int8).argsort(descending=True, stable=True)[:number]
             index = place_of[row_of[mine]] * length + asked.index[mine] % length
-            found, judged = _call(model, state, want, wanted, plan, part, index)
+            found, judged = _call(model, state, want, wanted, plan, how, part, index)
             rows = found.new_empty(len(asked.index), found.shape[-1]) if rows is None else rows
             rows.index_copy_(0, mine, found)
             if judged is not None:
@@ -249,7 +274,14 @@ def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, pl
 
 
 def _call(
-    model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, plan: _Plan, rows: Sequence[int], index: Tensor
+    model: HeadedBackbone,
+    state: State,
+    want: Want,
+    wanted: TokenMask,
+    plan: _Plan,
+    how: CachedLook,
+    rows: Sequence[int],
+    index: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """One call, of rows that are all looked at whole, or none of them."""
     device = wanted.device
@@ -265,9 +297,11 @@ def _call(
         history = None if history is None else history.moved(lambda one: one[members])
     if not plan.whole[rows[0]]:
         widths = [plan.widths[row] for row in rows]
-        columns = wanted.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, : max(widths)]
-        ragged = min(widths) < max(widths)
+        width = min((one for one in how.widths or () if one >= max(widths)), default=max(widths))
+        columns = wanted.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :width]
+        ragged = min(widths) < columns.shape[1]
         options |= {"columns": columns, "own": wanted.gather(1, columns) if ragged else None}
+        options |= {"compile_mode": how.compile_mode}
     window = Window(plan.store.kept, **options)
     output = model(tokens, mask, logits_at=index, with_quality=want.quality, history=history, window=window)
     return output.logits, output.quality_logits

@@ -1,8 +1,9 @@
 """HeadedBackbone: a backbone and a quality head behind one forward. All that looks, saving and probes know of a model."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -192,33 +193,40 @@ class HeadedBackbone(BackbonePassthrough):
             quality, returned = (one if one is None else turning.back(one) for one in (quality, returned))
         return PrismModelOutput(None if logits_at is None else logits.squeeze(0), quality, returned)
 
-    def _called(self, call: "_Call", row_index: FlatIndex) -> tuple[Tensor, Tensor]:
+    def _called(self, asked: "_Call", row_index: FlatIndex) -> tuple[Tensor, Tensor]:
         """One call of the backbone: the logits of some rows, and the final hidden states."""
-        input_ids, mask, window = call.input_ids, call.attention_mask, call.window
+        input_ids, mask, window = asked.input_ids, asked.attention_mask, asked.window
         kind = (input_ids.shape[1], mask is None, self.training, torch.is_grad_enabled())
         row_index = row_index if window is None else window.rows_of(row_index)
+        mode, every = None if window is None else window.compile_mode, None
+        if window is not None and mode is not None:  # graphs are of one size: all rows, of which some are taken
+            every = torch.arange(window.gathered(input_ids).numel(), device=input_ids.device)
         attention: AbstractContextManager[Any] = nullcontext()
         if window is not None:
             arguments, may_see = windowed_arguments(self.spec, window, input_ids, mask, self.plain_backbone)
             attention = attending(self.plain_backbone, self.spec, window, may_see)
-        with self.call_changes.watched(kind), gathered_rows(self._final_hidden_module, row_index) as request:
+        with (
+            self.call_changes.watched(kind),
+            gathered_rows(self._final_hidden_module, row_index if every is None else every) as request,
+        ):
             if window is None:
                 arguments = call_arguments(self.spec, input_ids, mask)
-            if call.shadows is not None:
+            if asked.shadows is not None:
                 arguments |= shadowed(
-                    self.spec, input_ids, mask, call.shadows, self.mask_token_id, first_position(self.plain_backbone)
+                    self.spec, input_ids, mask, asked.shadows, self.mask_token_id, first_position(self.plain_backbone)
                 )
                 arguments["attention_mask"] = as_attended(arguments["attention_mask"], self.plain_backbone)
-            if call.soft is not None:
-                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), call.soft)
+            if asked.soft is not None:
+                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), asked.soft)
             with one_sentence(self.plain_backbone), attention:
-                logits = getattr(self.backbone(**arguments), "logits", None)
+                call = _call_backbone if mode is None else _compiled(mode)
+                logits = getattr(call(self.backbone, arguments), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "
                 f"return `logits`, but it did not; load the model with `{self.spec.auto_class}`, or correct its BackboneSpec."
             )
-        return logits, request.hidden_states
+        return logits if every is None else logits.index_select(1, row_index), request.hidden_states
 
     def _judged(self, call: "_Call", hidden_states: Tensor, taps: Sequence[Tensor] | None, history: History | None) -> Tensor:
         """The quality's logit at every position, NaN where it was not computed."""
@@ -269,3 +277,13 @@ class _Call:
     soft: SoftTokens | None
     shadows: Tensor | None
     window: Window | None
+
+
+def _call_backbone(backbone: nn.Module, arguments: dict[str, Any]) -> Any:
+    return backbone(**arguments)
+
+
+@cache
+def _compiled(mode: str) -> Callable[[nn.Module, dict[str, Any]], Any]:
+    """The call through `torch.compile`, which compiles anew for each backbone."""
+    return torch.compile(_call_backbone, mode=mode)

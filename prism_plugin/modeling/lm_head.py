@@ -33,6 +33,8 @@ class RowRequest:
     hidden_states: HiddenStates | None = None
 
 
+# A compiled graph cannot read a context variable: whoever calls one sees to it that there is one call at a time.
+_COMPILED: list[RowRequest] = []
 _REQUEST: ContextVar[RowRequest | None] = ContextVar("prism_plugin_row_request", default=None)
 
 
@@ -46,9 +48,11 @@ def gathered_rows(module: nn.Module, row_index: FlatIndex) -> Iterator[RowReques
     """
     request = RowRequest(module, row_index)
     token = _REQUEST.set(request)
+    _COMPILED.append(request)
     try:
         yield request
     finally:
+        _COMPILED.pop()
         _REQUEST.reset(token)
 
 
@@ -63,7 +67,7 @@ def has_row_gathering(module: nn.Module) -> bool:
 
 
 def _gather_rows(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    request = _REQUEST.get()
+    request = _COMPILED[-1] if torch.compiler.is_compiling() and _COMPILED else _REQUEST.get()
     if request is None or request.module is not module:
         return None
     hidden_states = args[0]

@@ -1,5 +1,6 @@
 """Looks with a cache: a window equals the whole where nothing else changed, and what is old is as old as it should be."""
 
+import shutil
 import threading
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from prism_plugin.backbones.key_values import KeyValues, Window
 from prism_plugin.core import EvenSchedule, QualityRemasking, QualityThresholdRemasking, ThresholdEditing, ThresholdUnmasking
 from prism_plugin.decoding import CachedLook, ShadowLook
 from prism_plugin.errors import BackboneError, ConfigurationError
-from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.modeling import PrismConfig, attach_quality_head, headed
 from prism_plugin.modeling.windows import cache_bytes, require_windows
 from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.sampling.preset import trajectory_of
@@ -332,3 +333,73 @@ def test_memory_is_told_before(head, config):
         model(prompts(3, 20), window=Window(kept))
     assert cache_bytes(model, 3, 20) == kept.num_bytes
     assert kept.num_bytes == 4 * 3 * 20 * 16 * (2 * 2 + (head == "transformer"))
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """torch.compile without a C++ compiler: what is traced runs as it is. Gives the graphs."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(headed, "_compiled", lambda mode: torch.compile(headed._call_backbone, backend=backend))
+    torch._dynamo.utils.counters.clear()
+    yield graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch.compile warns about changes with its version
+def test_compiled_windows_equal_eager_ones(model, compiling):
+    """Ragged rows, blocks at different columns and padded widths: one graph for each number of rows."""
+    ids, mask = request((5, 2))
+    look = CachedLook(widths=(3, 6))
+    eager, compiled = (
+        prism(model, replace(look, compile_mode=mode)).sample(ids, mask, max_new_tokens=NEW, return_trace=True)
+        for mode in (None, "default")
+    )
+    assert torch.equal(compiled.sequences, eager.sequences)
+    assert torch.equal(compiled.num_positions, eager.num_positions)
+    torch.testing.assert_close(compiled.quality, eager.quality, equal_nan=True, atol=1e-5, rtol=1e-4)
+    for one, other in zip(compiled.trace, eager.trace, strict=True):
+        torch.testing.assert_close(one.confidence, other.confidence, equal_nan=True, atol=1e-5, rtol=1e-4)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert len(compiling) == 1
+
+
+def test_windows_are_rounded_up(model, monkeypatch):
+    widths, forward = [], model.forward
+
+    def noted(tokens, *args, window=None, **kwargs):
+        widths.extend([] if window is None or window.columns is None else [window.columns.shape[1]])
+        return forward(tokens, *args, window=window, **kwargs)
+
+    monkeypatch.setattr(model, "forward", noted)
+    ids = prompts(2, 4)
+    plain = prism(model, CachedLook()).sample(ids, max_new_tokens=NEW)
+    for given, expected in (((8, 6), 6), ([3], 4), ((64,), 16)):
+        del widths[:]
+        padded = prism(model, CachedLook(widths=given)).sample(ids, max_new_tokens=NEW)
+        assert set(widths[2:]) == {expected}  # the first two are the trial's
+        assert torch.equal(padded.sequences, plain.sequences)
+        assert torch.equal(padded.num_positions, plain.num_positions)
+    for wrong in ((), (0,), "4", (1.5,)):
+        with pytest.raises(ConfigurationError, match="`widths` must be numbers of positions"):
+            CachedLook(widths=wrong)
+    with pytest.raises(ConfigurationError, match="compile_mode"):
+        CachedLook(compile_mode="fast")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("clang") is None, reason="no C compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_gives_the_same(model):
+    ids = prompts(2, 4)
+    eager, compiled = (
+        prism(model, CachedLook(compile_mode=mode)).sample(ids, max_new_tokens=NEW) for mode in (None, "default")
+    )
+    assert torch.equal(compiled.sequences, eager.sequences)
+    torch.testing.assert_close(compiled.quality, eager.quality, equal_nan=True, atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
