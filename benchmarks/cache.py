@@ -3,12 +3,12 @@
     python -m benchmarks.cache [--looks 8 16 32] [--batch 1] [--checkouts FOLDER]
 
 A LLaDA-shaped random model, 64 prompt and 960 new tokens, blocks of 32; only the first two blocks are filled, since all cost
-the same. Nothing is taken back, and the temperature is 0. `floor`: the transformer on the whole canvas at each look, and the LM
-head's product on the rows that have to be read. `cached floor`: the whole once a block, then the block alone against a cache of
-transformers' own kind, and the same rows. `ours`, `cached`, `compiled`: `RemaskingSampler` with a plain look, with `CachedLook`,
-and with its windows compiled. `reference`: the field's way without a cache. With `--checkouts`, a folder that holds Fast-dLLM's
-repository, its `generate_with_dual_cache` and ours fill the same canvas with its model, one row at a time and, ours, all at
-once; the tokens are compared.
+the same. Nothing is taken back, and the temperature is 0. `floor`: the transformer on the whole canvas at each look, and the
+LM head's product on the rows that have to be read. `cached floor`: the whole once a block, then the block alone against a
+cache of transformers' own kind, and the same rows. `ours`, `cached`, `compiled`: `RemaskingSampler` with a plain look, with
+`CachedLook`, and with its windows compiled. `reference`: the field's way without a cache. With `--checkouts`, a folder that
+holds Fast-dLLM's repository, its `generate_with_dual_cache` and ours fill the same canvas with its model, one row at a time
+and, ours, all at once; the tokens are compared.
 """
 
 import argparse
