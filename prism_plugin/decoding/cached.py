@@ -20,7 +20,7 @@ from prism_plugin.types import PerRow, TokenMask
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
-def require_widths(look: "CachedLook") -> None:
+def _require_widths(look: "CachedLook") -> None:
     """Check that widths are numbers of positions, and make them a tuple.
 
     Raises:
@@ -67,7 +67,7 @@ class CachedLook:
 
     def __post_init__(self) -> None:
         if self.widths is not None:
-            require_widths(self)
+            _require_widths(self)
         if self.compile_mode is not None:
             require_choice(self, "compile_mode", COMPILE_MODES)
         require_choice(self, "keep", ("dual", "prefix"))
@@ -77,27 +77,33 @@ class CachedLook:
             require_number(self, "refresh_share", "a number above 0", low=0, open_low=True)
 
     def may_look_at(self, model: HeadedBackbone) -> None:
-        """Refuse a model that cannot compute a part of a canvas."""
+        """Refuse a model that cannot compute a part of a canvas, and settings that mean nothing to it."""
+        if model.spec.attention_block_length is not None:
+            ignored = [name for name in ("every", "refresh_share") if getattr(self, name) is not None]
+            ignored += ["keep"] * (self.keep == "prefix")
+            if ignored:
+                raise ConfigurationError(
+                    f"`{ignored[0]}` of CachedLook is about what goes stale, but {model.spec.model_type} attends by blocks, "
+                    "where nothing that is kept does; leave it out."
+                )
         require_windows(model)
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         wanted, due = self._window(model, state, want, memory)
         rows: CacheRows = memory.get("rows") or CacheRows.none(len(due), due.device)  # type: ignore[assignment]  # a handle
+        due |= wanted.sum(-1) >= state.canvas.attention_mask.sum(-1)
         counts = torch.stack((due.long(), wanted.sum(-1), want.masked.sum(-1), _visible(want).sum(-1)), dim=-1)
         plan = _Plan.of(rows, counts, state.tokens.shape[1])
         seen = _look(model, state, want, wanted, plan, self)
-        whole = torch.tensor(plan.whole, device=due.device)
-        since = {name: torch.where(whole, now, memory[name]) for name, now in self._marks(state).items()} if memory else {}
-        looks = torch.where(whole, 0, memory["looks"]) + 1 if memory else torch.ones_like(state.block)
-        marks = since or self._marks(state)
-        computed = (wanted | whole.unsqueeze(-1)) & state.canvas.attention_mask.bool()
-        before = memory.get("tokens", state.tokens)
-        tokens = torch.where(computed, state.tokens, before)
-        return seen, {"rows": plan.rows, "tokens": tokens, "looks": looks, **marks}  # type: ignore[dict-item]  # a handle
-
-    def _marks(self, state: State) -> dict[str, Tensor]:
-        """What is noted of a whole look."""
-        return {"block": state.block, "num_remasked": state.num_remasked}
+        # what a whole look notes; one at a window keeps what the last whole one noted
+        noted = {"tokens": state.tokens, "block": state.block, "num_remasked": state.num_remasked}
+        noted["looks"] = torch.zeros_like(state.block)
+        if memory:
+            whole = torch.tensor(plan.whole, device=due.device)
+            noted = {name: torch.where(whole, now, memory[name]) for name, now in noted.items() if name != "tokens"}
+            noted["tokens"] = torch.where(wanted | whole.unsqueeze(-1), state.tokens, memory["tokens"])
+        noted["looks"] = noted["looks"] + 1
+        return seen, {"rows": plan.rows, **noted}  # type: ignore[dict-item]  # a handle
 
     def _window(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[TokenMask, Tensor]:
         """The positions that each row's look has to compute, and which rows have to be looked at whole."""
@@ -226,7 +232,7 @@ class _Plan:
             free = [*range(len(store.stamps) + needed - 1, len(store.stamps) - 1, -1), *free]
             store.kept.grow(len(store.stamps) + needed)
             store.stamps += [0] * needed
-        whole = [bool(one) or slot < 0 or width >= length for one, slot, width in zip(due, slots, widths, strict=True)]
+        whole = [bool(one) or slot < 0 for one, slot in zip(due, slots, strict=True)]
         slots = [free.pop() if slot < 0 else slot for slot in slots]
         store.looks += 1
         for slot in slots:

@@ -134,6 +134,10 @@ def test_other_refusals(tmp_path, model):
     with pytest.raises(ConfigurationError, match='load the model with `attn_implementation="sdpa"`'):
         require_windows(model)
     model.plain_backbone.set_attn_implementation("sdpa")
+    by_blocks = remote("llada2_moe", tmp_path / "by_blocks")
+    for ignored in ({"every": 1}, {"refresh_share": 0.5}, {"keep": "prefix"}):
+        with pytest.raises(ConfigurationError, match=f"`{next(iter(ignored))}` of CachedLook is about what goes stale"):
+            CachedLook(**ignored).may_look_at(by_blocks)
     for wrong in ({"keep": "both"}, {"every": 0}, {"refresh_share": 0.0}):
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
             CachedLook(**wrong)
@@ -193,7 +197,7 @@ def test_by_blocks_it_is_exact(tmp_path, monkeypatch, settings):
     ids, mask = request()
     plain, cached = (
         prism(model, look, block_length=None, **settings).sample(ids, mask, max_new_tokens=NEW, return_trace=True)
-        for look in (None, CachedLook(every=1, refresh_share=0.1))
+        for look in (None, CachedLook())
     )
     assert torch.equal(cached.sequences, plain.sequences)
     assert cached.num_remasked.sum() > 0
@@ -205,7 +209,7 @@ def test_by_blocks_it_is_exact(tmp_path, monkeypatch, settings):
         torch.testing.assert_close(one.quality[both], other.quality[both], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("look", [CachedLook(), CachedLook("prefix", every=2), CachedLook(refresh_share=0.25)])
+@pytest.mark.parametrize("look", [CachedLook(), CachedLook("prefix", every=2), CachedLook(refresh_share=0.25, widths=(5,))])
 def test_rows_do_not_depend_on_each_other(model, look):
     """Thresholds and an EOS bring rows apart: they begin blocks, and are looked at whole, at different looks."""
     ids, mask = request((5, 2, 7, 4))

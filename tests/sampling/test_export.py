@@ -107,7 +107,7 @@ def samplers_of(model, folder):
     torch.nn.init.normal_(policy.outer.weight)
     policy.save(folder / "policy.safetensors", model)
     yield RemaskingSampler.from_preset("prism", model, num_steps=6, policy=folder / "policy.safetensors")
-    for look in (GuidedLook(1.5), SoftLook(), CachedLook(every=3)):
+    for look in (GuidedLook(1.5), SoftLook(), CachedLook(every=3, widths=(4, 8))):
         yield RemaskingSampler(model, num_steps=6, remasking=QualityRemasking(), schedule=EvenSchedule(1), look=look)
 
 
