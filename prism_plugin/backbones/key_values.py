@@ -233,9 +233,9 @@ def attending(backbone: PreTrainedModel, spec: BackboneSpec, window: Window, may
     finally:
         _CALL.reset(token)
         with _LOCK:
-            plain = _OPEN.pop()
-            if not _OPEN:
-                F.scaled_dot_product_attention = plain
+            if len(_OPEN) == 1:  # put back before it is forgotten: other threads may be on their way through here
+                F.scaled_dot_product_attention = _OPEN[0]
+            _OPEN.pop()
     if call.layer == 0 or call.layer != len(window.kept.layers):
         raise BackboneError(
             f"a look with a cache keeps keys and values where {type(backbone).__name__} calls `scaled_dot_product_attention`, "

@@ -87,6 +87,11 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
             f"`train_backbone` with {weights} would unlearn the language model, since only the quality head's term "
             "is left; give it a weight, or use `lora`."
         )
+    if learning and not any(term.weight for term in of_language):
+        logger.warning(
+            f"No term of {objective.title} keeps the language model as it is, but LoRA is trained, so it will fill masks worse "
+            "than before; attach without `lora`, or give a term of the language model a weight, such as `diffusion_weight`."
+        )
     if args.head_learning_rate is not None and not objective.reads_quality:
         raise ConfigurationError(
             f"`head_learning_rate` {args.head_learning_rate} would be ignored, since no term of {objective.title} reads the "

@@ -16,7 +16,7 @@ from prism_plugin.data import Origin
 from prism_plugin.errors import ConfigurationError, DataFormatError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import tiny_backbone
-from prism_plugin.training import Objective, PrismTrainingArguments, get_objective
+from prism_plugin.training import Objective, PrismTrainingArguments, checks, get_objective
 from prism_plugin.training.given_rows import as_prepared
 from prism_plugin.training.meters import figures_of
 
@@ -320,3 +320,11 @@ def test_an_optimizer_with_groups_of_its_own_is_refused(lab, tmp_path):
     trainer.optimizer_cls_and_kwargs = (torch.optim.AdamW, {"params": []})  # what Trainer makes of GaLore and its like
     with pytest.raises(ConfigurationError, match="`optim: adamw_torch_fused` chooses its own parameter groups"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("lora", "weight", "warned"), [(True, 0.0, True), (True, 0.5, False), (False, 0.0, False)])
+def test_lora_that_only_judging_trains_is_warned_of(lab, tmp_path, monkeypatch, lora, weight, warned):
+    said = []
+    monkeypatch.setattr(checks.logger, "warning", said.append)
+    lab.make_trainer(tmp_path, model=lab.build_model(lora=lora), objective=get_objective("prism", diffusion_weight=weight))
+    assert any("it will fill masks worse than before" in one for one in said) == warned
