@@ -85,7 +85,7 @@ def check_together(model: PrismModel, objective: Objective, args: PrismTrainingA
         weights = " and ".join(f"`{term.name}_weight: 0`" for term in of_language) or "no term of the language model"
         raise ConfigurationError(
             f"`train_backbone` with {weights} would unlearn the language model, since only the quality head's term "
-            "is left; give it a weight, or use `lora`."
+            "is left; give it a weight, or leave `train_backbone` out."
         )
     if learning and not any(term.weight for term in of_language):
         logger.warning(
