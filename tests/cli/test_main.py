@@ -242,6 +242,7 @@ def test_help_names_every_verb_without_importing_torch():
 
 
 def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "prism_plugin.__main__", raising=False)  # tests that import all modules may run before
     monkeypatch.setattr(sys, "argv", ["prism-plugin", "--help"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("prism_plugin", run_name="__main__")
