@@ -149,6 +149,17 @@ def test_what_changes_elsewhere_is_computed_with_the_block(model, monkeypatch):
     assert edited, "nothing was overwritten before the active block"
 
 
+def test_what_somebody_changes_between_looks_is_computed_with_the_block(model, monkeypatch):
+    sampler = prism(model, CachedLook())
+    canvas = sampler.lay_infill(torch.cat((prompts(2, 4), torch.full((2, 8), MASK)), dim=1))
+    loop = sampler.loop(canvas)
+    state = loop.advance(loop.begin(canvas)).state
+    watched = Watched(model, monkeypatch)
+    other = torch.where(state.tokens[0, 1] == 5, 6, 5)
+    loop.advance(replace(state, tokens=state.tokens.index_put((torch.tensor([0]), torch.tensor([1])), other)))
+    assert watched.calls == [[[1, 4, 5, 6, 7], [4, 5, 6, 7]]]
+
+
 def test_copies_of_a_row_do_not_write_into_each_other(model):
     sampler = prism(model, CachedLook(refresh_share=None), num_steps=12, temperature=1.0)
     canvas = sampler.lay_infill(torch.cat((prompts(2, 4), torch.full((2, 8), MASK)), dim=1))
