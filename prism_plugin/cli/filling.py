@@ -31,12 +31,14 @@ class Filled:
     Attributes:
         sequences: As there.
         num_forward_passes: As there.
+        num_positions: As there.
         num_remasked: As there.
         runs: Of each text that had masks, where the sampler makes several.
     """
 
     sequences: TokenIds
     num_forward_passes: PerRow
+    num_positions: PerRow
     num_remasked: PerRow
     runs: dict[int, Runs] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ def fill_in_batches(
     for rows in batches:
         sampler.lay_infill(*_cut(input_ids, attention_mask, rows), min_new_tokens=min_new_tokens)
     nothing = torch.zeros(len(input_ids), dtype=torch.int64)
-    filled = Filled(input_ids.clone(), nothing, nothing.clone())
+    filled = Filled(input_ids.clone(), nothing, nothing.clone(), nothing.clone())
     with ExitStack() as stack:
         note = None
         if len(batches) > 1 and not show.is_watched:
@@ -89,6 +91,7 @@ def fill_in_batches(
             show.keep(rows, mask, output)
             filled.sequences[rows, : ids.shape[1]] = output.sequences.cpu()
             filled.num_forward_passes[rows] = output.num_forward_passes.cpu()
+            filled.num_positions[rows] = output.num_positions.cpu()
             filled.num_remasked[rows] = output.num_remasked.cpu()
             if output.particles is not None:
                 parts = zip(output.particles.sequences.cpu(), output.particles.scores, output.particles.kept, strict=True)

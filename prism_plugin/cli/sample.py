@@ -24,7 +24,7 @@ from prism_plugin.sampling.prompts import lay_prompts
 from prism_plugin.tokenizing import encode, require_chat
 
 # The answer to a blank line.
-_NOTHING = {"answer": "", "token_ids": [], "quality": [], "num_forward_passes": 0, "num_remasked": 0}
+_NOTHING = {"answer": "", "token_ids": [], "quality": [], "num_forward_passes": 0, "num_positions": 0, "num_remasked": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     quality = rated(model, output.sequences, attention_mask, batch_size=args.batch_size)
     rates = [row[where].tolist() for row, where in zip(quality, own, strict=True)]
-    figures = zip(answers, new, rates, output.num_forward_passes.tolist(), output.num_remasked.tolist(), strict=True)
+    counts = (one.tolist() for one in (output.num_forward_passes, output.num_positions, output.num_remasked))
+    figures = zip(answers, new, rates, *counts, strict=True)
     asked = ({"messages": prompt} if args.chats else {"text": prompt} for prompt in prompts)
     runs = [_runs(output.runs.get(row), where, tokenizer) for row, where in enumerate(own)]
     several = [{} if sampler.trajectory is None else {"runs": one} for one in runs]

@@ -74,7 +74,9 @@ def test_chats_are_answered_as_the_sampler_answers_them(talker, tmp_path, capsys
     )
     rows = asked(capsys, "sample", "--chats", "--file", file, "--adapter", talker, "--max-new-tokens", "5")
     assert rows[0]["messages"] == CHAT
-    assert rows[1] == {"text": "", "answer": "", "token_ids": [], "quality": [], "num_forward_passes": 0, "num_remasked": 0}
+    nothing = {"num_forward_passes": 0, "num_positions": 0, "num_remasked": 0}
+    assert rows[1] == {"text": "", "answer": "", "token_ids": [], "quality": [], **nothing}
+    assert rows[0]["num_positions"] % rows[0]["num_forward_passes"] == 0 < rows[0]["num_positions"]
     sampler = RemaskingSampler.from_pretrained(talker)
     assert [rows[0]["answer"]] == sampler.generate([CHAT], max_new_tokens=5)
     assert [rows[2]["answer"]] == sampler.generate([rows[2]["messages"]], max_new_tokens=5)
