@@ -82,9 +82,7 @@ def profiled(shape: Shape, machine: Machine, *, cached: bool) -> dict[str, float
     return {name: count / looks for name, count in counts.items()}
 
 
-def measure(
-    contestants: dict[str, tuple[str, Prepare]], shape: Shape, machine: Machine, rounds: int, until: float
-) -> dict[str, Result]:
+def measure(contestants: Contestants, shape: Shape, machine: Machine, rounds: int, until: float) -> dict[str, Result]:
     """Let contestants work one after the other, each in a process of its own, as long as there is time."""
     found: dict[str, Result] = {}
     longest = 0.0
@@ -97,9 +95,7 @@ def measure(
     return found
 
 
-def table_of(
-    title: str, contestants: dict[str, tuple[str, Prepare]], found: dict[str, Result], estimates: dict[str, float]
-) -> Table:
+def table_of(title: str, contestants: Contestants, found: dict[str, Result], estimates: dict[str, float]) -> Table:
     """Seconds, ratios to each one's floor, and memory, as Markdown that can be pasted."""
     table = Table(title=title, box=box.MARKDOWN, title_justify="left")
     for heading in ("contestant", "seconds", "of its floor", "peak GB", "estimate GB"):

@@ -70,8 +70,7 @@ def fast_dllm_model(theirs: ModuleType, shape: Shape, machine: Machine) -> Prism
 def prepare(name: str, checkouts: Path, shape: Shape, machine: Machine) -> Callable[[], Tensor]:
     """A loop that fills a request of a shape."""
     theirs = module_of(name, checkouts)
-    options = {"steps": shape.num_steps, "gen_length": shape.max_new_tokens, "block_length": shape.block_length}
-    options["mask_id"] = shape.mask_token_id
+    options = _options(shape)
     prompts = request(shape, machine, shape.mask_token_id)[:, : shape.prompt_length]
     if name == "LLaDA":
         backbone = build_model(shape, machine).plain_backbone
@@ -88,8 +87,7 @@ def measure(checkouts: Path, machine: Machine, looks: list[int], rounds: int) ->
     found: dict[str, Any] = {}
     for count in looks:
         steps = count * BESIDE.max_new_tokens // BESIDE.block_length
-        options = {"steps": steps, "gen_length": BESIDE.max_new_tokens, "block_length": BESIDE.block_length}
-        options["mask_id"] = BESIDE.mask_token_id
+        options = _options(replace(BESIDE, num_steps=steps))
         sampler = RemaskingSampler(model, num_steps=steps, block_length=BESIDE.block_length, look=CachedLook())
         for rows in (1, BESIDE.batch):
             prompts = request(BESIDE, machine, BESIDE.mask_token_id)[:rows, : BESIDE.prompt_length]
@@ -107,6 +105,12 @@ def measure(checkouts: Path, machine: Machine, looks: list[int], rounds: int) ->
             medians = {name: statistics.median(every) for name, every in seconds.items()}
             found[f"{count} looks, {rows} rows"] = {**medians, "tokens_that_agree": same}
     return found
+
+
+def _options(shape: Shape) -> dict[str, Any]:
+    """Of either loop's `generate`."""
+    sizes = {"steps": shape.num_steps, "gen_length": shape.max_new_tokens, "block_length": shape.block_length}
+    return {**sizes, "mask_id": shape.mask_token_id}
 
 
 def _filling(theirs: ModuleType, model: PrismModel, prompts: Tensor, options: dict[str, Any]) -> Callable[[], Tensor]:

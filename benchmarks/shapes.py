@@ -92,7 +92,8 @@ def build_backbone(shape: Shape, machine: Machine) -> PreTrainedModel:
         attention_probs_dropout_prob=0.0,
     )
     auto_class = "AutoModelForMaskedLM" if shape.model_type == "bert" else "AutoModelForCausalLM"
-    model = getattr(transformers, auto_class).from_config(config, dtype=getattr(torch, machine.dtype))
+    with torch.device(machine.device):  # eight billion numbers are drawn where they are wanted
+        model = getattr(transformers, auto_class).from_config(config, dtype=getattr(torch, machine.dtype))
     return model.to(machine.device).eval()
 
 

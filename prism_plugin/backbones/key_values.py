@@ -59,13 +59,6 @@ class KeyValues:
         self.hidden_states = None if self.hidden_states is None else longer(self.hidden_states)
         self.num_slots = num_slots
 
-    def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy slots, [slots] each."""
-        for kept in [one for layer in self.layers for one in layer]:
-            kept.index_copy_(0, target.to(kept.device), kept.index_select(0, source.to(kept.device)))
-        if self.hidden_states is not None:
-            self.hidden_states.index_copy_(0, target, self.hidden_states.index_select(0, source))
-
 
 @dataclass(frozen=True)
 class Window:
@@ -184,9 +177,9 @@ class _Call:
 
 _CALL: ContextVar[_Call | None] = ContextVar("prism_plugin_windowed_call", default=None)
 _LOCK = threading.Lock()
-# A compiled graph cannot read a context variable, so one call at a time stands here.
+# A compiled graph cannot read a context variable, so its call stands here, and whoever makes it holds the lock.
 _COMPILED: list[_Call] = []
-_ONE_AT_A_TIME = threading.RLock()
+ONE_COMPILED_CALL = threading.RLock()
 _OPEN: list[Callable[..., Tensor]] = []  # torch's own function, once for each open call
 
 
@@ -250,12 +243,11 @@ def _compiling(call: _Call) -> Iterator[None]:
     if call.window.compile_mode is None:
         yield
         return
-    with _ONE_AT_A_TIME:
-        _COMPILED.append(call)
-        try:
-            yield
-        finally:
-            _COMPILED.pop()
+    _COMPILED.append(call)
+    try:
+        yield
+    finally:
+        _COMPILED.pop()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Nothing here calls the model. `prism_plugin.modeling.probing` makes the forward 
 sampling; the functions below judge the tensors that came back.
 """
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -120,6 +121,11 @@ def first_position(backbone: PreTrainedModel) -> int:
     """The position of a row's first token: RoBERTa and its kin count from `padding_idx + 1`, all others from 0."""
     table = _table_of_positions(backbone)
     return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def takes_positions(backbone: PreTrainedModel) -> bool:
+    """Whether a backbone's forward can be told where tokens stand."""
+    return "position_ids" in inspect.signature(backbone.forward).parameters
 
 
 def _table_of_positions(backbone: PreTrainedModel) -> nn.Embedding | None:

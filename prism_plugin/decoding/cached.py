@@ -99,7 +99,7 @@ class CachedLook:
         noted = {"tokens": state.tokens, "block": state.block, "num_remasked": state.num_remasked}
         noted["looks"] = torch.zeros_like(state.block)
         if memory:
-            whole = torch.tensor(plan.whole, device=due.device)
+            whole = plan.whole_rows
             noted = {name: torch.where(whole, now, memory[name]) for name, now in noted.items() if name != "tokens"}
             noted["tokens"] = torch.where(wanted | whole.unsqueeze(-1), state.tokens, memory["tokens"])
         noted["looks"] = noted["looks"] + 1
@@ -202,6 +202,7 @@ class _Plan:
         masked: Masked positions that each row asks about.
         visible: Tokens whose logits each row asks for.
         rows: What the state remembers.
+        whole_rows: `whole`, on the device.
     """
 
     store: CacheStore
@@ -211,6 +212,7 @@ class _Plan:
     masked: list[int]
     visible: list[int]
     rows: CacheRows
+    whole_rows: Tensor
 
     @classmethod
     def of(cls, rows: CacheRows, counts: Tensor, length: int) -> "_Plan":
@@ -238,12 +240,17 @@ class _Plan:
         for slot in slots:
             store.stamps[slot] = store.looks
         device = rows.slots.device
-        now = CacheRows(store, torch.tensor(slots, device=device), torch.full((len(slots),), store.looks, device=device))
-        return cls(store, slots, whole, widths, masked, visible, now)
+        now = CacheRows(store, _brought(slots, device), torch.full((len(slots),), store.looks, device=device))
+        return cls(store, slots, whole, widths, masked, visible, now, _brought(whole, device))
 
     def some(self, whole: bool) -> list[int]:
         """The rows that are looked at whole, or those that are not."""
         return [row for row, one in enumerate(self.whole) if one is whole]
+
+
+def _brought(values: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers of the host, on the device, without waiting for what it is doing."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def _visible(want: Want) -> TokenMask:
@@ -261,7 +268,7 @@ def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, pl
         rows, quality = None, None
         row_of = asked.index // length
         for part in parts:
-            members = torch.tensor(part, device=row_of.device)
+            members = _brought(part, row_of.device)
             place_of = torch.full((len(plan.slots),), -1, device=row_of.device)
             place_of[members] = torch.arange(len(part), device=row_of.device)
             number = sum(plan.masked[row] + plan.visible[row] for row in part)
@@ -273,7 +280,7 @@ def _look(model: HeadedBackbone, state: State, want: Want, wanted: TokenMask, pl
             if judged is not None:
                 quality = judged.new_empty(len(plan.slots), length) if quality is None else quality
                 quality.index_copy_(0, members, judged)
-    whole = torch.tensor(plan.whole, device=wanted.device)
+    whole = plan.whole_rows
     computed = torch.where(whole, positions, wanted.sum(-1))
     where = None if all(plan.whole) else wanted | whole.unsqueeze(-1)
     return asked.seen(model, rows, quality, num_positions=computed, where=where)  # type: ignore[arg-type]  # some part is there
@@ -292,10 +299,10 @@ def _call(
     """One call, of rows that are all looked at whole, or none of them."""
     device = wanted.device
     everyone = list(rows) == list(range(len(plan.slots)))
-    members = None if everyone else torch.tensor(rows, device=device)
+    members = None if everyone else _brought(rows, device)
     slots = [plan.slots[row] for row in rows]
     in_order = slots == list(range(plan.store.kept.num_slots))
-    options: dict[str, Any] = {"slots": None if in_order else torch.tensor(slots, device=device)}
+    options: dict[str, Any] = {"slots": None if in_order else _brought(slots, device)}
     tokens, mask, history = state.tokens, state.canvas.attention_mask if want.padded else None, history_of(model, state, want)
     if members is not None:
         tokens, wanted = tokens[members], wanted[members]

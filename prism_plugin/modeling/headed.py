@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from prism_plugin.backbones.call import call_arguments, one_sentence, pairwise_mask, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
-from prism_plugin.backbones.key_values import Window, attending
+from prism_plugin.backbones.key_values import ONE_COMPILED_CALL, Window, attending
 from prism_plugin.backbones.modes import stay_in_evaluation_mode
-from prism_plugin.backbones.probe import first_position
+from prism_plugin.backbones.probe import first_position, takes_positions
 from prism_plugin.backbones.spec import BackboneSpec, vocab_size_of
 from prism_plugin.backbones.turning import RowTurning
 from prism_plugin.core.history import History
@@ -117,6 +117,11 @@ class HeadedBackbone(BackbonePassthrough):
         """The backbone got tokens after it was loaded, whose rows are saved with the head."""
         return self.prism_config.backbone_resized_from is not None and not self.holds_own_backbone
 
+    @cached_property
+    def _first_position(self) -> int | None:
+        """Position of a row's first token; None where the backbone takes none. Looked up once for all looks."""
+        return first_position(self.plain_backbone) if takes_positions(self.plain_backbone) else None
+
     @property
     def _final_hidden_module(self) -> nn.Module:
         return self.plain_backbone.get_submodule(self.spec.final_hidden_at)
@@ -196,31 +201,32 @@ class HeadedBackbone(BackbonePassthrough):
     def _called(self, asked: "_Call", row_index: FlatIndex) -> tuple[Tensor, Tensor]:
         """One call of the backbone: the logits of some rows, and the final hidden states."""
         input_ids, mask, window = asked.input_ids, asked.attention_mask, asked.window
+        attention: AbstractContextManager[Any]
         kind = (input_ids.shape[1], mask is None, self.training, torch.is_grad_enabled())
         row_index = row_index if window is None else window.rows_of(row_index)
         mode, every = None if window is None else window.compile_mode, None
-        if window is not None and mode is not None:  # graphs are of one size: all rows, of which some are taken
-            every = torch.arange(window.gathered(input_ids).numel(), device=input_ids.device)
-        attention: AbstractContextManager[Any] = nullcontext()
-        if window is not None:
-            arguments, may_see = windowed_arguments(self.spec, window, input_ids, mask, self.plain_backbone)
+        if window is None:
+            arguments, attention = call_arguments(self.spec, input_ids, mask), nullcontext()
+        else:
+            arguments, may_see = windowed_arguments(self.spec, window, input_ids, mask, self._first_position)
             attention = attending(self.plain_backbone, self.spec, window, may_see)
+        if mode is not None:  # graphs are of one size: all rows of the window, of which some are taken
+            every = torch.arange(arguments["input_ids"].numel(), device=input_ids.device)
+        if asked.shadows is not None:
+            arguments |= shadowed(self.spec, input_ids, mask, asked.shadows, self.mask_token_id, self._first_position or 0)
+            arguments["attention_mask"] = as_attended(arguments["attention_mask"], self.plain_backbone)
+        if asked.soft is not None:
+            arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), asked.soft)
+        rows = row_index if every is None else every
         with (
+            nullcontext() if mode is None else ONE_COMPILED_CALL,
             self.call_changes.watched(kind),
-            gathered_rows(self._final_hidden_module, row_index if every is None else every) as request,
+            gathered_rows(self._final_hidden_module, rows, compiled=mode is not None) as request,
+            one_sentence(self.plain_backbone),
+            attention,
         ):
-            if window is None:
-                arguments = call_arguments(self.spec, input_ids, mask)
-            if asked.shadows is not None:
-                arguments |= shadowed(
-                    self.spec, input_ids, mask, asked.shadows, self.mask_token_id, first_position(self.plain_backbone)
-                )
-                arguments["attention_mask"] = as_attended(arguments["attention_mask"], self.plain_backbone)
-            if asked.soft is not None:
-                arguments["inputs_embeds"] = embedded(self.get_input_embeddings(), arguments.pop("input_ids"), asked.soft)
-            with one_sentence(self.plain_backbone), attention:
-                call = _call_backbone if mode is None else _compiled(mode)
-                logits = getattr(call(self.backbone, arguments), "logits", None)
+            call = _call_backbone if mode is None else _compiled(mode)
+            logits = getattr(call(self.backbone, arguments), "logits", None)
         if request.hidden_states is None or logits is None:
             raise BackboneError(
                 f"The forward of {type(self.plain_backbone).__name__} must pass through `{self.spec.final_hidden_at}` and "

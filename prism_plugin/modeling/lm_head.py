@@ -33,26 +33,29 @@ class RowRequest:
     hidden_states: HiddenStates | None = None
 
 
-# A compiled graph cannot read a context variable: whoever calls one sees to it that there is one call at a time.
+# A compiled graph cannot read a context variable, so its request stands here, and whoever makes it holds a lock.
 _COMPILED: list[RowRequest] = []
 _REQUEST: ContextVar[RowRequest | None] = ContextVar("prism_plugin_row_request", default=None)
 
 
 @contextmanager
-def gathered_rows(module: nn.Module, row_index: FlatIndex) -> Iterator[RowRequest]:
+def gathered_rows(module: nn.Module, row_index: FlatIndex, *, compiled: bool = False) -> Iterator[RowRequest]:
     """While open, `module` sees only the rows of its input at `row_index`, as a [1, rows, hidden] tensor.
 
     Args:
         module: The module that carries the hook of `install_row_gathering`.
         row_index: Flat positions in row-major order of [batch, length]; may be empty.
+        compiled: The call goes through a compiled graph, and the caller holds `key_values.ONE_COMPILED_CALL`.
     """
     request = RowRequest(module, row_index)
     token = _REQUEST.set(request)
-    _COMPILED.append(request)
+    if compiled:
+        _COMPILED.append(request)
     try:
         yield request
     finally:
-        _COMPILED.pop()
+        if compiled:
+            _COMPILED.pop()
         _REQUEST.reset(token)
 
 

@@ -1,11 +1,9 @@
 """Which backbones take shadows: positions and a mask of pairs."""
 
-import inspect
-
 import torch
 
 from prism_plugin.backbones.modes import evaluation_mode
-from prism_plugin.backbones.probe import plain_tokens, why_not_run
+from prism_plugin.backbones.probe import plain_tokens, takes_positions, why_not_run
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.windows import require_far_sight
@@ -24,7 +22,7 @@ def require_shadows(model: HeadedBackbone) -> None:
     """
     backbone = model.plain_backbone
     name = type(backbone).__name__
-    if "position_ids" not in inspect.signature(backbone.forward).parameters or model.spec.attention_mask == "none":
+    if not takes_positions(backbone) or model.spec.attention_mask == "none":
         raise ConfigurationError(
             f"A look with shadows needs a backbone whose forward takes `position_ids` and an attention mask, but that of "
             f"{name} does not; choose another look, or another backbone."

@@ -4,10 +4,9 @@ import torch
 
 from prism_plugin.backbones.key_values import KeyValues, Window
 from prism_plugin.backbones.modes import evaluation_mode
-from prism_plugin.backbones.probe import plain_tokens, sees_at_most, why_not_run
+from prism_plugin.backbones.probe import plain_tokens, sees_at_most, takes_positions, why_not_run
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
-from prism_plugin.modeling.windowed import takes_positions
 
 _LENGTH, _TOLERANCE = 8, 1e-3
 # Not contiguous, and another number in each row.
