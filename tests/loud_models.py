@@ -1,7 +1,6 @@
 """Tiny models whose heads and attention tell positions apart, for tests of what a look computes."""
 
 import torch
-from remote_families import STANDIN_FAMILIES
 from sampling.small_samplers import MASK
 
 from prism_plugin.backbones import load_backbone
@@ -22,8 +21,8 @@ def build(name="llama", head="mlp", **config):
     return loud(attach_quality_head(tiny_backbone(name), PrismConfig(mask_token_id=MASK, head=head, **config)))
 
 
-def remote(name, folder):
-    STANDIN_FAMILIES[name].save(folder)
+def remote(family, folder):
+    family.save(folder)
     return loud(attach_quality_head(load_backbone(folder, trust_remote_code=True), PrismConfig(mask_token_id=MASK)))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from loud_models import grouped, remote
 from reference import replace_cache
+from remote_families import STANDIN_FAMILIES
 from sampling.small_samplers import MASK, generators, prompts
 
 from prism_plugin.core import EvenSchedule, QualityRemasking, QualityThresholdRemasking, ThresholdEditing, ThresholdUnmasking
@@ -71,7 +72,7 @@ def test_a_whole_look_each_time_is_the_plain_look(model, settings):
 
 @pytest.mark.parametrize("settings", [{}, {"unmasking": ThresholdUnmasking(0.3), "schedule": EvenSchedule(2)}])
 def test_by_blocks_it_is_exact(tmp_path, monkeypatch, settings):
-    model = remote("llada2_moe", tmp_path)
+    model = remote(STANDIN_FAMILIES["llada2_moe"], tmp_path)
     monkeypatch.setattr(model, "spec", replace(model.spec, attention_block_length=4))
     ids, mask = request()
     plain, cached = (

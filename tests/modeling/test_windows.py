@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from families import with_marks
 from loud_models import build, grouped, remote
+from remote_families import STANDIN_FAMILIES, checked_out_families
 from sampling.small_samplers import prompts
 
 from prism_plugin.backbones.key_values import KeyValues, Window
@@ -77,9 +78,22 @@ def test_a_window_of_an_unchanged_canvas_equals_the_whole(name):
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_so_it_does_in_code_of_the_families_own(name, tmp_path):
-    model = remote(name, tmp_path)
+    model = remote(STANDIN_FAMILIES[name], tmp_path)
     check_a_window(model)
     assert not any("get_rotary_embedding" in vars(module) for module in model.modules()), "a patch was left behind"
+
+
+@pytest.mark.parametrize("name", checked_out_families())
+def test_so_it_does_in_released_code(name, tmp_path):
+    """Where `PRISM_REMOTE_CODE` says where that is, as for the contract of the families."""
+    family = checked_out_families()[name]
+    with family.described():
+        model = remote(family, tmp_path)
+        if name in ("dream:Fast-dLLM", "dream:Dream-Coder") or name.startswith("proseco"):  # they count from the left
+            with pytest.raises(ConfigurationError, match="A look with a cache needs a backbone"):
+                require_windows(model)
+        else:
+            check_a_window(model)
 
 
 @pytest.mark.parametrize(("head", "config"), [("transformer", {"head_blocks": 2}), ("multi_tap", {"head_taps": (0, -1)})])
@@ -95,12 +109,12 @@ def test_what_cannot_compute_a_window_is_refused(name):
 
 def test_other_refusals(tmp_path, model):
     with pytest.raises(ConfigurationError, match="the forward of MDLM takes no `position_ids`"):
-        require_windows(remote("mdlm", tmp_path))
+        require_windows(remote(STANDIN_FAMILIES["mdlm"], tmp_path))
     model.plain_backbone.set_attn_implementation("eager")
     with pytest.raises(ConfigurationError, match='load the model with `attn_implementation="sdpa"`'):
         require_windows(model)
     model.plain_backbone.set_attn_implementation("sdpa")
-    by_blocks = remote("llada2_moe", tmp_path / "by_blocks")
+    by_blocks = remote(STANDIN_FAMILIES["llada2_moe"], tmp_path / "by_blocks")
     for ignored in ({"every": 1}, {"refresh_share": 0.5}, {"keep": "prefix"}):
         with pytest.raises(ConfigurationError, match=f"`{next(iter(ignored))}` of CachedLook is about what goes stale"):
             CachedLook(**ignored).may_look_at(by_blocks)
