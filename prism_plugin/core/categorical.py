@@ -21,6 +21,8 @@ _CHUNK_ENTRIES_CPU, _CHUNK_ENTRIES = 2**20, 2**23
 _BLOCK = 256
 # Blocks with forbidden ids that are copied one by one; with more of them, the whole chunk is.
 _MOST_BLOCKS = 8
+# The sum of a vocabulary's exponentials up to this logit is far from overflow in float32, and its own far from 0.
+_PLAIN_EXP = 60.0
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
@@ -86,15 +88,15 @@ def draw_rows(
             scaled = not_these.write(to_float64(chunk, copy=True)).div_(temperature)
             own = to_float64(uniforms[here])  # type: ignore[index]  # there, as `_check_drawing` saw to
             candidates = _inverse_cdf(torch.softmax(scaled, -1), top_p, own).to(chunk.device)
-        chosen = chunk.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-        weights = not_these.write(torch.sub(chunk, largest.unsqueeze(-1), out=room.of(chunk))).exp_()
+        weights = _weights(chunk, _shift(largest), not_these, room)
         total = _sum(weights)
-        stats = [candidates, ((chosen - largest).exp() / total).float()]
+        stats = [candidates, (_at(weights, candidates) / total).float()]
         if want_entropy:
             stats.append(_sum(torch.special.entr(weights / total.unsqueeze(-1))).float())
         if want_margin:
+            first = _at(weights, argmax)
             second = weights.scatter_(-1, argmax.unsqueeze(-1), 0.0).amax(-1)
-            stats.append(((1 - second) / total).float())
+            stats.append(((first - second) / total).float())
         parts.append(tuple(stats))
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     candidates, confidence = joined[:2]
@@ -141,8 +143,8 @@ def token_confidence(
     parts, room = [], Room()
     for chunk, here in _chunks(rows, at, chunk_rows):
         largest, _ = _first_max(chunk, forbidden.at(here))
-        weights = forbidden.at(here).write(torch.sub(chunk, largest.unsqueeze(-1), out=room.of(chunk))).exp_()
-        parts.append((weights.gather(-1, token_ids[here].unsqueeze(-1)).squeeze(-1) / _sum(weights)).float())
+        weights = _weights(chunk, _shift(largest), forbidden.at(here), room)
+        parts.append((_at(weights, token_ids[here]) / _sum(weights)).float())
     return torch.cat(parts)
 
 
@@ -155,9 +157,8 @@ def log_sum_exp(rows: Rows, at: DrawnIndex | None = None) -> DrawnValues:
     """
     parts, room = [], Room()
     for chunk, _ in _chunks(rows, at, 4096):
-        chunk = chunk.float()
-        largest = chunk.amax(-1, keepdim=True)
-        parts.append(largest.squeeze(-1) + _sum(torch.sub(chunk, largest, out=room.of(chunk)).exp_()).log())
+        shift = _shift(chunk.amax(-1))
+        parts.append((shift + _sum(_weights(chunk, shift, Forbidden(()), room)).log()).float())
     return torch.cat(parts)
 
 
@@ -228,6 +229,31 @@ def _first_max(chunk: Rows, forbidden: Forbidden) -> tuple[RowValues, RowTokens]
         argmax = torch.where(of_rest > largest, place + whole, argmax)
         largest = torch.maximum(of_rest, largest)
     return largest, argmax
+
+
+def _shift(largest: RowValues) -> RowValues:
+    """What is taken from a row's logits before `exp`: nothing where the largest is neither huge nor tiny. NaN stays NaN."""
+    return torch.where(largest.abs() <= _PLAIN_EXP, 0.0, largest)
+
+
+def _weights(chunk: Rows, shift: RowValues, forbidden: Forbidden, room: Room) -> Rows:
+    """What each row's softmax is proportional to: exp(logit - shift), 0 for what is forbidden.
+
+    Where no row of the chunk is shifted, the CPU is spared a pass over it. Taking 0 away changes nothing, so a row's weights do
+    not depend on its neighbours; an accelerator, which would have to wait to know, makes the pass.
+    """
+    if is_at_hand(shift) and not shift.any():
+        return forbidden.write(torch.exp(chunk, out=room.of(chunk)), 0.0)
+    return forbidden.write(torch.sub(chunk, shift.unsqueeze(-1), out=room.of(chunk))).exp_()
+
+
+def is_at_hand(values: Tensor) -> bool:
+    """Whether a branch may depend on the values: they are here, and computed. Tensors without data have a class of their own."""
+    return values.device.type == "cpu" and type(values) is Tensor
+
+
+def _at(rows: Rows, columns: RowTokens) -> RowValues:
+    return rows.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
 
 
 def _sum(chunk: Rows) -> RowValues:

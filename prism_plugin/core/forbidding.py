@@ -71,16 +71,16 @@ class Forbidden:
         clipped = (*_clipped(self.everywhere, 0, end), *_clipped(self.held_back, 0, end))
         return sorted({number for first, last in clipped for number in range(first // size, -(-last // size))})
 
-    def write(self, chunk: Rows) -> Rows:
-        """Write -inf into rows of logits, in place, and give them back."""
+    def write(self, chunk: Rows, value: float = float("-inf")) -> Rows:
+        """Write -inf into rows of logits, or another value into what was made of them, in place, and give them back."""
         if len(self.everywhere) > MOST_RUNS:
             ids = torch.tensor([one for first, end in self.everywhere for one in range(first, end)])
-            chunk.index_fill_(-1, ids.to(chunk.device, non_blocking=True), float("-inf"))
+            chunk.index_fill_(-1, ids.to(chunk.device, non_blocking=True), value)
         else:
             for first, end in self.everywhere:
-                chunk[:, first:end] = float("-inf")
+                chunk[:, first:end] = value
         for first, end in self.held_back:
-            chunk[:, first:end].masked_fill_(self._rows(chunk), float("-inf"))
+            chunk[:, first:end].masked_fill_(self._rows(chunk), value)
         return chunk
 
     def write_at(self, values: Rows, columns: RowUnits) -> Rows:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prism_plugin.core.categorical import Room, chunk_slices, log_sum_exp
+from prism_plugin.core.categorical import Room, chunk_slices, is_at_hand, log_sum_exp
 from prism_plugin.core.selection import true_places
 from prism_plugin.types import DrawnIndex, DrawnTokens, DrawnValues, Rows, RowValues
 
@@ -46,26 +46,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows, targets, log_total, *some = ctx.saved_tensors
         of_loss, log_total, targets = (one.unsqueeze(-1) for one in (of_loss, log_total, targets))
         gradient = rows.detach() if ctx.overwrite else torch.empty_like(rows)
+        of_rows = _OfRows(log_total, targets, of_loss)
         if some:
-            return _some_rows(rows, gradient, targets, log_total, of_loss, some[0]), None, None, None
+            return _some_rows(rows, gradient, of_rows, some[0]), None, None, None
         for here in chunk_slices(rows):
             # in float32 the gradient is made where it will stand; 16 bits are too few to compute in
             into = gradient[here] if rows.dtype == torch.float32 else None
-            chunk = torch.sub(rows[here].float(), log_total[here], out=into).exp_().mul_(of_loss[here])
-            chunk.scatter_add_(-1, targets[here], -of_loss[here])
+            chunk = of_rows.gradient(rows[here].float(), here, into)
             if into is None:
                 gradient[here] = chunk
         return gradient, None, None, None
 
 
-def _some_rows(rows: Rows, gradient: Rows, targets: Tensor, log_total: Tensor, of_loss: Tensor, at: DrawnIndex) -> Rows:
+class _OfRows:
+    """What the gradient of a cross-entropy needs beside the rows, a column each: w (softmax - 1 at the target)."""
+
+    def __init__(self, log_total: Tensor, targets: Tensor, of_loss: Tensor) -> None:
+        self.targets, self.of_loss = targets, of_loss
+        # the weight goes into the exponent, which spares a pass over the rows: |w| softmax = exp(logit - (log_total - log |w|))
+        self.shift = log_total - of_loss.abs().log()
+        self.has_signs = not is_at_hand(of_loss) or bool((of_loss < 0).any())
+
+    def gradient(self, chunk: Rows, here: slice, into: Rows | None) -> Rows:
+        """Of some of the rows, in float32.
+
+        Args:
+            chunk: The rows.
+            here: Which they are.
+            into: Where it is made, `chunk` itself among others; None: in memory of its own.
+        """
+        weighted = torch.sub(chunk, self.shift[here], out=into).exp_()
+        if self.has_signs:
+            weighted.mul_(self.of_loss[here].sign())
+        return weighted.scatter_add_(-1, self.targets[here], -self.of_loss[here])
+
+
+def _some_rows(rows: Rows, gradient: Rows, of_rows: _OfRows, at: DrawnIndex) -> Rows:
     """Write the gradient of some rows, and 0 for the others."""
     room = Room()
     for here in chunk_slices(rows, len(at)):
         chunk = torch.index_select(rows, 0, at[here], out=room.of(rows, len(at[here]))).float()
-        chunk.sub_(log_total[here]).exp_().mul_(of_loss[here])
-        chunk.scatter_add_(-1, targets[here], -of_loss[here])
-        gradient.index_copy_(0, at[here], chunk.to(gradient.dtype))
+        gradient.index_copy_(0, at[here], of_rows.gradient(chunk, here, chunk).to(gradient.dtype))
     others = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, at, False)
     return gradient.index_fill_(0, true_places(others, len(rows) - len(at)), 0.0)
 

@@ -263,10 +263,8 @@ class Loop:
                 age=at.age.masked_fill(after_eos, -1),
                 quality=at.quality.masked_fill(after_eos, float("nan")),
             )
-        at = replace(at, block=block)
-        masked, revealed = (part.sum(-1) for part in self._reach(at))
-        begun = self.pace.seek(at, block, torch.zeros_like(block), masked, revealed)
-        return replace(at, step=torch.where(closed, begun, step))
+        # if the next block's first step grants nothing, `_counts` seeks the one that does
+        return replace(at, block=block, step=step.masked_fill(closed, 0))
 
     # ---- one look ----
 

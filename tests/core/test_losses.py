@@ -165,12 +165,16 @@ def test_per_row_losses_average_to_the_loss():
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("vocab", [7, 300])
-def test_cross_entropy_is_torchs(dtype, atol, overwrite, vocab, monkeypatch):
+@pytest.mark.parametrize("weights", ["positive", "of every sign"])
+def test_cross_entropy_is_torchs(dtype, atol, overwrite, vocab, weights, monkeypatch):
     monkeypatch.setattr("prism_plugin.core.categorical._CHUNK_ENTRIES_CPU", 3 * vocab)  # several chunks, the last ragged
     generator = torch.Generator().manual_seed(vocab)
     hidden = torch.randn(11, 8, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(vocab, 8, generator=generator).to(dtype)
     targets, scale = torch.randint(vocab, (11,), generator=generator), torch.rand(11, generator=generator)
+    scale[2] = 0.0
+    if weights == "of every sign":
+        scale[::3] *= -1
     ours = cross_entropy(F.linear(hidden, weight), targets, overwrite_rows=overwrite)
     theirs = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
