@@ -248,7 +248,7 @@ def _weights(chunk: Rows, shift: RowValues, forbidden: Forbidden, room: Room) ->
 
 
 def is_at_hand(values: Tensor) -> bool:
-    """Whether a branch may depend on the values: they are here, and computed. Tensors without data have a class of their own."""
+    """Whether a branch may depend on the values: they are here, and computed. Tensors without data are of another class."""
     return values.device.type == "cpu" and type(values) is Tensor
 
 

@@ -211,6 +211,15 @@ class CellResult:
         return (self.first,) if self.chooses else tuple(self.task.task.figures)
 
     @cached_property
+    def forwards_differ(self) -> bool:
+        """Whether some sampler computes a fifth more positions in a forward than another, so that forwards alone mislead.
+
+        Adaptive samplers spend their forwards on other rows, longer ones among them, which is less than that.
+        """
+        widths = [entry.test.positions / entry.test.forwards for entry in self.entries if entry.test.forwards]
+        return bool(widths) and max(widths) > 1.2 * min(widths)
+
+    @cached_property
     def differences(self) -> tuple[Difference, ...]:
         """The differences that were asked for, with each number of steps that both were run with."""
         found = {(entry.preset, entry.num_steps): entry for entry in self.entries}

@@ -138,8 +138,14 @@ def formed(value: float | None, form: str) -> str:
 
 
 def cell_text(cell: CellResult, entry: Entry, figure: str | None = None) -> str:
-    """A figure, by default the one that counts, with its standard error, and the forwards that were used."""
-    return f"{estimate_text(cell, entry.test.estimate(figure or cell.first), figure)} ({entry.test.forwards:.1f} used)"
+    """A figure, by default the one that counts, with its standard error, and what it took.
+
+    Forwards tell that, unless some of the cell's samplers compute fewer or more positions in a forward than others.
+    """
+    used = f"{entry.test.forwards:.1f} used"
+    if cell.forwards_differ:
+        used = f"{entry.test.forwards:.1f} forwards, {entry.test.positions:,.0f} positions"
+    return f"{estimate_text(cell, entry.test.estimate(figure or cell.first), figure)} ({used})"
 
 
 def estimate_text(cell: CellResult, estimate: Estimate, figure: str | None = None) -> str:

@@ -60,6 +60,20 @@ def test_what_reads_the_head_and_what_draws_follows_from_the_rules(results):
     assert all(one.with_head.validation.forwards <= one.budget >= one.without.validation.forwards for one in cell.best)
 
 
+def test_positions_are_told_where_a_forward_is_not_what_it_is_elsewhere(results):
+    (cell,) = results.cells
+    assert not cell.forwards_differ
+    assert "positions" not in comparison_markdown(results)
+    first, *others = cell.entries
+    (run,) = first.test.runs
+    cached = replace(first, test=replace(first.test, runs=(replace(run, positions=[one / 3 for one in run.positions]),)))
+    told = comparison_markdown(Results(None, (replace(cell, entries=(cached, *others)),)))
+    steps = first.num_steps
+    assert f"({steps:.1f} forwards, {27 * steps:,} positions)" in told
+    assert f"({steps:.1f} forwards, {81 * steps:,} positions)" in told
+    assert "used" not in told
+
+
 def test_tables_are_readable_in_80_columns(results):
     console = Console(width=80, file=io.StringIO())
     for table in comparison_tables(results):
