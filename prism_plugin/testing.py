@@ -9,10 +9,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from prism_plugin.backbones import get_spec_by_model_type
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.backbones.spec import FAMILY
 
 # Families whose classes are transformers' own, so that they can be built without a repository's code.
 TINY_FAMILIES = tuple(
-    spec.model_type for spec in BUILTIN_SPECS if dict(spec.known_by).get("model_type", spec.model_type) in CONFIG_MAPPING_NAMES
+    spec.model_type
+    for spec in BUILTIN_SPECS
+    if (spec.loads_as or dict(spec.known_by).get("model_type", spec.model_type)) in CONFIG_MAPPING_NAMES
 )
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -75,7 +78,11 @@ def tiny_backbone(
         "norm_rel_ebd": "layer_norm",
     }
     spec = get_spec_by_model_type(model_type)
-    marks: dict[str, Any] = {"model_type": model_type, **dict(spec.known_by)}
+    marks: dict[str, Any] = {"model_type": spec.loads_as or model_type, **dict(spec.known_by)}
+    if spec.loads_as is not None:
+        marks[FAMILY] = model_type
+    if spec.block_length_name is not None:
+        marks[spec.block_length_name] = 4
     config_class = type(AutoConfig.for_model(marks.pop("model_type")))
     known = config_class().to_dict() | dict.fromkeys(config_class.attribute_map)
     if "sliding_attention" in known.get("layer_types", ()):  # some layers of each kind

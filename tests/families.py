@@ -15,6 +15,8 @@ AXES = {
     "llama": "a decoder with its mask turned off",
     "qwen3_moe": "experts",
     "gemma3_text": "windows on both sides, rotary tables for each kind of layer",
+    "sdar": "attention by blocks of a length that its config says, in a class of another model type",
+    "Fast_dLLM_Qwen": "the same with logits about the next token",
     "gpt2": "weights the other way round, positions under another name",
 }
 

@@ -170,6 +170,54 @@ _ADAPTED_DECODERS = tuple(
     )
 )
 
+# Adapted from autoregressive models by block diffusion. Their own code runs under no transformers 5, or in training makes noise
+# and loss itself; the weights have the names of transformers' classes, which give the same logits
+# (tests/backbones/test_released_code.py).
+_BY_BLOCKS = tuple(
+    BackboneSpec(
+        model_type=model_type,
+        architectures=(class_name,),
+        final_hidden_at="lm_head",
+        lora_target_modules=_DECODER_TARGETS,
+        layer_classes=(layer_class,),
+        attention_mask="4d",
+        auto_class="AutoModelForCausalLM",
+        settings_while_attached=_NO_CACHE,
+        **more,
+    )
+    for model_type, class_name, layer_class, more in (
+        (
+            "sdar", "SDARForCausalLM", "Qwen3DecoderLayer",
+            {
+                "loads_as": "qwen3", "block_length_name": "block_size", "mask_token_id": 151669,
+                "mask_token_vocab_size": 151936, "reference": "https://github.com/JetAstra/SDAR",
+            },
+        ),
+        (
+            "sdar_moe", "SDARMoeForCausalLM", "Qwen3MoeDecoderLayer",
+            {
+                "loads_as": "qwen3_moe", "block_length_name": "block_size", "mask_token_id": 151669,
+                "mask_token_vocab_size": 151936, "reference": "https://github.com/JetAstra/SDAR",
+            },
+        ),
+        (
+            "Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", "Qwen2DecoderLayer",
+            {
+                "loads_as": "qwen2", "block_length_name": "bd_size", "logits_alignment": "next_token",
+                "mask_token_id": 151665,  # a constant of its code, whatever the vocabulary: 152,064 for 7B
+                "reference": "https://huggingface.co/Efficient-Large-Model/Fast_dLLM_v2_7B",
+            },
+        ),
+        (
+            "stable_diffcoder", "StableDiffcoderForCausalLM", "LlamaDecoderLayer",
+            {
+                "loads_as": "llama", "attention_block_length": 4, "mask_token_id": 5, "mask_token_vocab_size": 155136,
+                "reference": "https://huggingface.co/ByteDance-Seed/Stable-DiffCoder-8B-Instruct",
+            },
+        ),
+    )
+)  # fmt: skip
+
 # These bring code of their own, written for transformers 4: prism_plugin/backbones/compat.py makes it run.
 _WITH_REMOTE_CODE = (
     BackboneSpec(
@@ -281,4 +329,4 @@ _WITH_REMOTE_CODE = (
     ),
 )
 
-BUILTIN_SPECS = (*_ENCODERS, *_ADAPTED_DECODERS, *_WITH_REMOTE_CODE)
+BUILTIN_SPECS = (*_ENCODERS, *_ADAPTED_DECODERS, *_BY_BLOCKS, *_WITH_REMOTE_CODE)

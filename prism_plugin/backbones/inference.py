@@ -26,7 +26,8 @@ def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
     A family without a registered spec is looked at (`infer_spec`), and a warning says what it was taken for.
 
     Raises:
-        BackboneError: If the object has no `config.model_type`, or no spec is registered for it and none can be inferred.
+        BackboneError: If the object has no `config.model_type`, its config lacks what those of its family say, or no spec is
+            registered for it and none can be inferred.
     """
     model_type = getattr(getattr(backbone, "config", None), "model_type", None)
     if not isinstance(backbone, nn.Module) or not model_type:
@@ -36,7 +37,7 @@ def get_backbone_spec(backbone: PreTrainedModel) -> BackboneSpec:
         )
     spec = find_spec(model_type, [type(backbone).__name__], vars(backbone.config))
     if spec is not None:
-        return spec
+        return spec.of_config(backbone.config)
     spec = infer_spec(backbone)
     warnings.warn(
         f"No BackboneSpec is registered for model type {model_type!r}; {type(backbone).__name__} was looked at and is taken "

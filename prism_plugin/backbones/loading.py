@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from prism_plugin.backbones.compat import finish_loading, patch_config_class, patch_model_class, transformers_4_names
 from prism_plugin.backbones.devices import DeviceMap, require_placement
 from prism_plugin.backbones.quantization import quantization_config
-from prism_plugin.backbones.spec import BackboneSpec, find_spec, get_spec_by_model_type
+from prism_plugin.backbones.spec import FAMILY, BackboneSpec, find_spec, get_spec_by_model_type
 from prism_plugin.errors import BackboneError, PrismError, UnreachableBackboneError, first_line
 from prism_plugin.reader import fits
 
@@ -97,7 +97,7 @@ def _make(where: str, options: dict[str, Any], make: Callable[..., PreTrainedMod
     stated = _read_config(where, options["revision"])
     model_type, auto_map = stated.get("model_type") or "", stated.get("auto_map") or {}
     spec = find_spec(model_type, stated.get("architectures"), stated)
-    adapted = spec is not None and model_type in spec.adapted_model_types
+    adapted = spec is not None and (spec.loads_as is not None or model_type in spec.adapted_model_types)
     has_own_code = model_type in CONFIG_MAPPING_NAMES  # what transformers brings, not what was registered since
     prefers_own_code = (spec is not None and spec.prefers_own_code) or not options["trust_remote_code"]
     runs_remote_code = bool(auto_map) and not (adapted or (has_own_code and prefers_own_code))
@@ -152,11 +152,18 @@ def _one_sentence(where: str, model_type: str) -> Iterator[None]:
         raise BackboneError(f"The weights of the {model_type!r} backbone {where!r} could not be loaded ({cause}).") from error
 
 
+# What a config.json says that is no business of another class.
+_OF_ITS_OWN_CODE = ("model_type", "architectures", "auto_map", "attn_implementation")
+
+
 def _adapted(where: str, stated: Mapping[str, Any], spec: BackboneSpec) -> PreTrainedConfig:
     """The config of the class that a checkpoint was adapted from, attending to both sides."""
-    sizes = {key: value for key, value in stated.items() if key not in ("model_type", "architectures", "auto_map")}
-    config = AutoConfig.for_model(spec.model_type, **sizes)
+    sizes = {key: value for key, value in stated.items() if key not in _OF_ITS_OWN_CODE}
+    config = AutoConfig.for_model(spec.loads_as or spec.model_type, **sizes)
     config.is_causal, config.name_or_path = False, where
+    if spec.loads_as is not None:
+        setattr(config, FAMILY, spec.model_type)
+        spec.of_config(config)  # raises before any weight is read
     return config
 
 

@@ -1,7 +1,7 @@
 """BackboneSpec: everything that prism_plugin has to know about a family of models, and the table of known families."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from prism_plugin.errors import BackboneError, MaskTokenError, did_you_mean
 
 Setting = bool | int | float | str | None
 ALIGNMENTS = ("same_position", "next_token")  # what logits may be about
+FAMILY = "masked_diffusion_family"  # what a config says of a family whose weights are in a class of another model type
 Settings = tuple[tuple[str, Setting], ...]
 
 
@@ -49,6 +50,7 @@ class BackboneSpec:
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too, and samplers keep these blocks. None: it sees the whole
             row.
+        block_length_name: Attribute of the config that holds `attention_block_length`, where checkpoints differ in it.
         needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
         keeps_evaluation_mode: In training mode the code does something else, such as taking labels and making noise and loss
             itself (SDAR, Fast-dLLM v2), so its modules stay in evaluation mode while it is trained. Dropout layers follow the
@@ -61,6 +63,9 @@ class BackboneSpec:
             `config.use_bidirectional_attention` is True).
         adapted_model_types: Model types under which the same weights, trained further with attention to both sides, are saved.
             Such a checkpoint is loaded into this family's class, with `config.is_causal=False` and without code of its own.
+        loads_as: Model type of transformers whose class takes the family's weights as they are named. A checkpoint is loaded
+            into that, with `config.is_causal=False` and without code of its own, and its config says the family's name under
+            `masked_diffusion_family`, saved copies too. None: the class is the family's own.
         required_config: Pairs of a config attribute and the value that it must have, where it is there at all.
         call_arguments: Pairs of a name and a value that every call of the model is given.
         time_argument: Name of an argument that takes one time per row. It gets zeros: such families ignore it unless they
@@ -87,6 +92,7 @@ class BackboneSpec:
     mask_token_vocab_size: int | None = None
     attention_mask: Literal["2d", "4d", "none"] = "2d"
     attention_block_length: int | None = None
+    block_length_name: str | None = None
     needs_visible_token: bool = False
     keeps_evaluation_mode: bool = False
     pads: Literal["ignored", "supervised"] = "ignored"
@@ -94,6 +100,7 @@ class BackboneSpec:
     prefers_own_code: bool = False
     causal_by_default: bool = False
     adapted_model_types: tuple[str, ...] = ()
+    loads_as: str | None = None
     required_config: Settings = ()
     call_arguments: Settings = ()
     time_argument: str | None = None
@@ -121,8 +128,26 @@ class BackboneSpec:
                 "`attention_block_length` must be at least 1 and goes with `attention_mask='4d'`, got "
                 f"{self.attention_block_length} with {self.attention_mask!r}."
             )
+        if self.block_length_name is not None and self.attention_mask != "4d":
+            raise BackboneError(f"`block_length_name` goes with `attention_mask='4d'`, got {self.attention_mask!r}.")
         if self.mask_token_vocab_size is not None and self.mask_token_id is None:
             raise BackboneError("`mask_token_vocab_size` says which vocabulary `mask_token_id` belongs to, but that is None.")
+
+    def of_config(self, config: PreTrainedConfig) -> "BackboneSpec":
+        """The same with what this checkpoint's config says of it.
+
+        Raises:
+            BackboneError: If the config says nothing of use where the family's configs say it.
+        """
+        if self.block_length_name is None:
+            return self
+        length = getattr(config, self.block_length_name, None)
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise BackboneError(
+                f"The config of a {self.model_type!r} model must say by `{self.block_length_name}` how many positions its "
+                f"attention takes as a block, at least 1, found {length!r}; take config.json from the checkpoint's repository."
+            )
+        return replace(self, attention_block_length=length)
 
 
 def lm_head_of(backbone: PreTrainedModel, spec: BackboneSpec) -> Any:
@@ -183,13 +208,18 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> None:
 
 def is_registered(spec: BackboneSpec) -> bool:
     """Whether a spec is in the table of known families, as against one that was inferred."""
-    return _SPECS.get(spec.model_type) == spec
+    known = _SPECS.get(spec.model_type)
+    if known is not None and known.block_length_name is not None:
+        known = replace(known, attention_block_length=spec.attention_block_length)  # of one checkpoint
+    return known == spec
 
 
 def find_spec(
     model_type: str, architectures: Iterable[str] | None = (), stated: Mapping[str, Any] | None = None
 ) -> BackboneSpec | None:
     """The registered spec of a family, or None: by what its config says, by its class names, then by its model type.
+
+    What depends on the checkpoint is not in it: that is for `BackboneSpec.of_config`.
 
     LLaDA-MoE calls itself "llada" as the dense models do, which only its class name tells apart; DPLM has the model type of
     ESM-2, is loaded into its class, and says in `dplm_type` that it is another family.
@@ -200,6 +230,8 @@ def find_spec(
         stated: All that the config says.
     """
     names, stated = set(architectures or ()), {**(stated or {}), "model_type": model_type}
+    if stated.get(FAMILY) in _SPECS:
+        return _SPECS[stated[FAMILY]]
     by_config = (
         spec for spec in _SPECS.values() if spec.known_by and all(stated.get(name) == value for name, value in spec.known_by)
     )

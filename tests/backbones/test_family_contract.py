@@ -110,7 +110,7 @@ def looked_at(model, ids, mask=None):
 
 
 def test_there_are_families():
-    assert len(TINY_FAMILIES) == 30
+    assert len(TINY_FAMILIES) == 34
     assert len(STANDIN_FAMILIES) == 9
     assert set(TINY_FAMILIES) >= AXES.keys()
     configs = [family.config for family in STANDIN_FAMILIES.values()]
@@ -299,7 +299,9 @@ def test_sampling(family):
     assert output.sequences.shape == (4, 12)
     assert torch.equal(output.sequences[:, :7][mask], IDS[mask])
     assert not (output.sequences == MASK).any()
-    assert output.num_forward_passes.tolist() == [4] * 4
+    looks = output.num_forward_passes
+    # a row whose masks are in two blocks of the attention shares its steps over them, and may need fewer
+    assert (looks <= 4).all() if model.spec.attention_block_length == 4 else (looks == 4).all()
     alone = [sampler(model).sample(IDS[[row], :length], max_new_tokens=5) for row, length in enumerate(mask.sum(-1))]
     assert torch.equal(output.sequences[:, 7:], torch.cat([one.sequences[:, -5:] for one in alone]))
 
