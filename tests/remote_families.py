@@ -106,6 +106,11 @@ STANDIN_FAMILIES = {
         ),
         spec_changes={"attention_mask": "none"},
     ),
+    "mmada": RemoteFamily(
+        ("modeling_mmada.py", "configuration_llada.py", "modeling_llada.py", "parts.py"),
+        {"AutoConfig": "modeling_mmada.MMadaConfig", "AutoModel": "modeling_mmada.MMadaModelLM"},
+        {"model_type": "mmada", "architectures": ["MMadaModelLM"], "dtype": "float32", **_MASK},
+    ),
     "remedi": _family(
         "remedi", "RemeDiConfig RemeDiUPMModelLM configuration_remedi", "AutoModel", {"model_type": "RemeDi", **_MASK},
         "configuration_llada.py", "modeling_llada.py", "parts.py",
@@ -192,6 +197,18 @@ _REAL = {
     ),
     "dream": _family("dream", "DreamConfig DreamModel configuration_dream", "AutoModel", _DREAM, "generation_utils.py"),
     "proseco": _family("proseco", "ProsecoConfig Proseco configuration_proseco", "AutoModelForMaskedLM", _PROSECO),
+    "mmada": RemoteFamily(
+        ("configuration_llada.py", "modeling_llada.py", "sampling.py", "modeling_mmada.py"),
+        {"AutoConfig": "modeling_mmada.MMadaConfig", "AutoModel": "modeling_mmada.MMadaModelLM"},
+        # its config has no defaults
+        {
+            "architectures": ["MMadaModelLM"], "dtype": "float32", **_LLADA, "model_type": "mmada", "mlp_ratio": 4,
+            "block_group_size": 1, "alibi_bias_max": 8.0, "multi_query_attention": None, "attention_layer_norm": False,
+            "input_emb_norm": False, "layer_norm_with_affine": True, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "attention_layer_norm_with_affine": True, "include_qkv_bias": False, "scale_logits": False, "init_fn": "normal",
+            "init_std": 0.02, "init_cutoff_factor": None, "precision": None, "use_cache": False,
+        },
+    ),
     "remedi": RemoteFamily(
         ("configuration_remedi.py", "modelling_remedi_bitowel.py"),
         {
@@ -212,6 +229,7 @@ _CHECKOUTS = {
     "proseco/models/hf": ("proseco",),
     "Dream-Coder/instruct/src/inference/fast_dllm": ("dream",),
     "RemeDi/remedi": ("remedi",),
+    "MMaDA/models": ("mmada",),
 }
 
 

@@ -236,6 +236,23 @@ _WITH_REMOTE_CODE = (
         reference="https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct",
     ),
     BackboneSpec(
+        model_type="mmada",  # LLaDA-8B with 8,192 tokens for images behind its vocabulary: its text alone is written here
+        architectures=("MMadaModelLM",),
+        final_hidden_at="model.transformer.ff_out",
+        lora_target_modules=("q_proj", "k_proj", "v_proj"),
+        layer_classes=("LLaDALlamaBlock",),
+        mask_token_id=126336,
+        mask_token_vocab_size=134656,
+        attention_mask="4d",  # a 2-D mask with a zero makes the whole batch causal
+        mask_argument="attention_bias",
+        auto_class="AutoModel",
+        hidden_size_name="d_model",
+        required_config=(("weight_tying", False),),
+        call_arguments=_NO_CACHE_IN_CALL,
+        rotary_method="get_rotary_embedding",
+        reference="https://github.com/Gen-Verse/MMaDA",
+    ),
+    BackboneSpec(
         model_type="RemeDi",  # LLaDA-8B with a second stream, whose own confidences are not read
         architectures=("RemeDiUPMModelLM",),
         final_hidden_at="model.transformer.ff_out",
@@ -273,7 +290,7 @@ _WITH_REMOTE_CODE = (
         reference="https://huggingface.co/inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
     ),
     BackboneSpec(
-        model_type="llada2_moe",  # LLaDA2.0 and 2.1
+        model_type="llada2_moe",  # LLaDA2.0, 2.1 and 2.2
         architectures=("LLaDA2MoeModelLM",),
         final_hidden_at="lm_head",
         lora_target_modules=("query_key_value", "dense"),
@@ -283,12 +300,13 @@ _WITH_REMOTE_CODE = (
         # Its last phase of training was block diffusion, and a 2-D mask with a zero makes the whole batch causal.
         attention_mask="4d",
         attention_block_length=32,
+        edit_tokens=("delete_token_id", "split_token_id"),  # LLaDA2.2
         auto_class="AutoModelForCausalLM",  # its `AutoModel` has no LM head
         call_arguments=_NO_CACHE_IN_CALL,
         reference="https://huggingface.co/inclusionAI/LLaDA2.0-mini",
     ),
     BackboneSpec(
-        model_type="Dream",  # Dream-7B, Dream-Coder-7B and DiffuCoder-7B
+        model_type="Dream",  # Dream-7B, Dream-Coder-7B, DiffuCoder-7B and DreamOn-7B
         architectures=("DreamModel",),
         final_hidden_at="lm_head",
         lora_target_modules=_DECODER_TARGETS,
@@ -296,6 +314,7 @@ _WITH_REMOTE_CODE = (
         logits_alignment="next_token",
         mask_token_id=151666,
         mask_token_vocab_size=152064,
+        edit_tokens=("expand_id", "expand_token_id", "<|expand|>"),  # DreamOn
         attention_mask="4d",  # the released code takes no 2-D mask, and reads an additive one upside down
         auto_class="AutoModel",
         call_arguments=_NO_CACHE_IN_CALL,

@@ -25,10 +25,10 @@ def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: Toke
     if spec.time_argument is not None:
         arguments[spec.time_argument] = torch.zeros(input_ids.shape[0], device=input_ids.device)
     if spec.attention_mask == "2d" and attention_mask is not None:
-        arguments["attention_mask"] = attention_mask.long()
+        arguments[spec.mask_argument] = attention_mask.long()
     elif spec.attention_mask == "4d" and (attention_mask is not None or spec.attention_block_length is not None):
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        arguments["attention_mask"] = pairwise_mask(present.bool(), spec.attention_block_length)
+        arguments[spec.mask_argument] = pairwise_mask(present.bool(), spec.attention_block_length)
     return arguments
 
 

@@ -45,8 +45,12 @@ class BackboneSpec:
         mask_token_id: Id of the mask token when neither config nor tokenizer tells; None when there is no such rule.
         mask_token_vocab_size: Vocabulary that `mask_token_id` belongs to: in a model with another one it says nothing.
             None: any vocabulary.
+        edit_tokens: Tokens by which a text whose length changes is edited (delete, split, expand): names of attributes of the
+            config or the tokenizer that hold their ids, or the tokens as they are written. A canvas keeps its length, so they
+            are never drawn; where none of them is there, as in the family's other checkpoints, there is nothing to leave out.
         attention_mask: "2d" when the model honours a [batch, length] mask; "4d" when it wants the bool mask [batch, 1,
             length, length], True where a query may look; "none" when it takes none: then rows must be equally long.
+        mask_argument: Name of the argument that takes the mask.
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too, and samplers keep these blocks. None: it sees the whole
             row.
@@ -90,7 +94,9 @@ class BackboneSpec:
     logits_alignment: Literal["same_position", "next_token"] = "same_position"
     mask_token_id: int | None = None
     mask_token_vocab_size: int | None = None
+    edit_tokens: tuple[str, ...] = ()
     attention_mask: Literal["2d", "4d", "none"] = "2d"
+    mask_argument: str = "attention_mask"
     attention_block_length: int | None = None
     block_length_name: str | None = None
     needs_visible_token: bool = False

@@ -28,7 +28,7 @@ from prism_plugin.modeling.output import PrismModelOutput
 from prism_plugin.modeling.passthrough import BackbonePassthrough
 from prism_plugin.modeling.shadowed import as_attended, shadowed
 from prism_plugin.modeling.taps import in_order, install_taps, kept_taps
-from prism_plugin.modeling.unknown_ids import unknown_ids
+from prism_plugin.modeling.unknown_ids import edit_ids, unknown_ids
 from prism_plugin.modeling.windowed import windowed_arguments
 from prism_plugin.types import FlatIndex, TokenIds, TokenMask
 
@@ -90,14 +90,16 @@ class HeadedBackbone(BackbonePassthrough):
 
     @property
     def unknown_ids(self) -> tuple[int, ...]:
-        """Ids that the LM head can write and the tokenizer does not have, in order: they are never drawn.
+        """Ids that the LM head can write and that are never drawn, in order; the mask token is none of them.
 
-        Most are what pads a vocabulary to a round number. The mask token is none of them; without a tokenizer none is known.
+        Most are what pads a vocabulary to a round number, which the tokenizer does not have; without one none is known. The
+        others are a family's `edit_tokens`.
         """
         vocab_size = vocab_size_of(self.get_output_embeddings())
         state = (self.tokenizer, len(self.tokenizer) if isinstance(self.tokenizer, Sized) else 0, vocab_size)
         if self._unknown[0] != state:
-            self._unknown = state, unknown_ids(self.tokenizer, vocab_size)
+            edits = edit_ids(self.spec.edit_tokens, self.config, self.tokenizer)
+            self._unknown = state, tuple(sorted({*unknown_ids(self.tokenizer, vocab_size), *edits}))
         return tuple(one for one in self._unknown[1] if one != self.mask_token_id)
 
     @property

@@ -28,7 +28,7 @@ def windowed_arguments(
         [batch, window or 1, length], None: all.
     """
     arguments = call_arguments(spec, window.gathered(input_ids), None)
-    arguments.pop("attention_mask", None)
+    arguments.pop(spec.mask_argument, None)
     if window.columns is not None and first_position is not None:
         arguments["position_ids"] = window.columns + first_position
     present = None if attention_mask is None or spec.attention_mask == "none" else attention_mask.bool()

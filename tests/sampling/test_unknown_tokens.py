@@ -1,6 +1,7 @@
 """Tokens that the tokenizer does not have, which a matrix longer than it has rows for, are never drawn: by whoever draws."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,3 +110,18 @@ def test_an_export_writes_the_same(padded, tmp_path):
     theirs = generate(model, input_ids=ids, sampler_path=tmp_path / "out", max_new_tokens=6, generator=seeded[0])
     assert theirs.max() < MASK
     assert torch.equal(theirs, sampler.sample(ids, max_new_tokens=6, generator=seeded[1]).sequences)
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer", "vocabulary", "nowhere"])
+def test_tokens_that_edit_a_text_of_changing_length_are_never_drawn(where):
+    tokenizer, names = tiny_tokenizer(), ("delete_token_id", "a")
+    model = build_model(tokenizer if where != "config" else None)
+    model.spec = replace(model.spec, edit_tokens=() if where == "nowhere" else names[: 1 + (where == "vocabulary")])
+    if where in ("config", "tokenizer"):
+        (model.config if where == "config" else tokenizer).delete_token_id = 7
+    expected = {"config": (7,), "tokenizer": (7,), "vocabulary": (tokenizer.get_vocab()["a"],), "nowhere": ()}[where]
+    assert model.unknown_ids == expected
+    with torch.no_grad():
+        model.get_output_embeddings().bias[list(expected)] += 30
+    output = RemaskingSampler(model, num_steps=4).sample(torch.tensor([[5, 6]]), max_new_tokens=6)
+    assert not set(output.sequences[0, 2:].tolist()) & set(expected)
