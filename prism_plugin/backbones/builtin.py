@@ -1,5 +1,7 @@
 """The families that we ship, one literal each; tests put every one through the same contract."""
 
+from typing import Any
+
 from prism_plugin.backbones.spec import BackboneSpec
 
 _DECODER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -170,11 +172,12 @@ _ADAPTED_DECODERS = tuple(
     )
 )
 
+
 # Adapted from autoregressive models by block diffusion. Their own code runs under no transformers 5, or in training makes noise
 # and loss itself; the weights have the names of transformers' classes, which give the same logits
 # (tests/backbones/test_released_code.py).
-_BY_BLOCKS = tuple(
-    BackboneSpec(
+def _by_blocks(model_type: str, class_name: str, loads_as: str, layer_class: str, **more: Any) -> BackboneSpec:
+    return BackboneSpec(
         model_type=model_type,
         architectures=(class_name,),
         final_hidden_at="lm_head",
@@ -182,41 +185,40 @@ _BY_BLOCKS = tuple(
         layer_classes=(layer_class,),
         attention_mask="4d",
         auto_class="AutoModelForCausalLM",
+        loads_as=loads_as,
         settings_while_attached=_NO_CACHE,
         **more,
     )
-    for model_type, class_name, layer_class, more in (
-        (
-            "sdar", "SDARForCausalLM", "Qwen3DecoderLayer",
-            {
-                "loads_as": "qwen3", "block_length_name": "block_size", "mask_token_id": 151669,
-                "mask_token_vocab_size": 151936, "reference": "https://github.com/JetAstra/SDAR",
-            },
-        ),
-        (
-            "sdar_moe", "SDARMoeForCausalLM", "Qwen3MoeDecoderLayer",
-            {
-                "loads_as": "qwen3_moe", "block_length_name": "block_size", "mask_token_id": 151669,
-                "mask_token_vocab_size": 151936, "reference": "https://github.com/JetAstra/SDAR",
-            },
-        ),
-        (
-            "Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", "Qwen2DecoderLayer",
-            {
-                "loads_as": "qwen2", "block_length_name": "bd_size", "logits_alignment": "next_token",
-                "mask_token_id": 151665,  # a constant of its code, whatever the vocabulary: 152,064 for 7B
-                "reference": "https://huggingface.co/Efficient-Large-Model/Fast_dLLM_v2_7B",
-            },
-        ),
-        (
-            "stable_diffcoder", "StableDiffcoderForCausalLM", "LlamaDecoderLayer",
-            {
-                "loads_as": "llama", "attention_block_length": 4, "mask_token_id": 5, "mask_token_vocab_size": 155136,
-                "reference": "https://huggingface.co/ByteDance-Seed/Stable-DiffCoder-8B-Instruct",
-            },
-        ),
-    )
-)  # fmt: skip
+
+
+_SDAR = {
+    "block_length_name": "block_size", "mask_token_id": 151669, "mask_token_vocab_size": 151936,
+    "reference": "https://github.com/JetAstra/SDAR",
+}  # fmt: skip
+_BY_BLOCKS = (
+    _by_blocks("sdar", "SDARForCausalLM", "qwen3", "Qwen3DecoderLayer", **_SDAR),
+    _by_blocks("sdar_moe", "SDARMoeForCausalLM", "qwen3_moe", "Qwen3MoeDecoderLayer", **_SDAR),
+    _by_blocks(
+        "Fast_dLLM_Qwen",
+        "Fast_dLLM_QwenForCausalLM",
+        "qwen2",
+        "Qwen2DecoderLayer",
+        block_length_name="bd_size",
+        logits_alignment="next_token",
+        mask_token_id=151665,  # a constant of its code, whatever the vocabulary: 152,064 for 7B
+        reference="https://huggingface.co/Efficient-Large-Model/Fast_dLLM_v2_7B",
+    ),
+    _by_blocks(
+        "stable_diffcoder",
+        "StableDiffcoderForCausalLM",
+        "llama",
+        "LlamaDecoderLayer",
+        attention_block_length=4,
+        mask_token_id=5,
+        mask_token_vocab_size=155136,
+        reference="https://huggingface.co/ByteDance-Seed/Stable-DiffCoder-8B-Instruct",
+    ),
+)
 
 # These bring code of their own, written for transformers 4: prism_plugin/backbones/compat.py makes it run.
 _WITH_REMOTE_CODE = (

@@ -56,6 +56,7 @@ class Corruptor(Protocol):
     - `first_look`, False: its plans have no first look, so no term can read one.
     - `leaves_masks`, False: its drafts hold no mask, so no term can learn there.
     - `soft_inputs`, True: its drafts mix embeddings, so the model must take them in place of ids.
+    - `within(batch, noise)`, which leaves less to be masked: what it gives is what `plan` gets.
     - `history_hidden`, a share: its drafts know what their tokens have been through, and so many rows hide it from the head.
     """
 
@@ -107,6 +108,9 @@ class Masking:
         t_min: Smallest masking probability, > 0.
         t_max: Largest masking probability, <= 1.
         masks: "independent": each token by itself; "permuted_prefix": all but a prefix of a random order (`mask_after_prefix`).
+        noised_blocks: Of a family that attends by blocks: "one": one block of each row, drawn by its maskable tokens, behind
+            clean ones, as such families are pretrained (block diffusion, arXiv 2503.09573); "all": every block, behind blocks
+            that are noised too. "auto": one where the family attends by blocks; others have no blocks.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -115,12 +119,33 @@ class Masking:
     t_min: float = 1e-3
     t_max: float = 1.0
     masks: Literal["independent", "permuted_prefix"] = "independent"
+    noised_blocks: Literal["auto", "one", "all"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("t_min", "t_max"):
             require_number(self, name, "a finite number", low=-math.inf)
         draw_times(torch.zeros(1), self.t_min, self.t_max)
         require_choice(self, "masks", tuple(MASKINGS))
+        require_choice(self, "noised_blocks", ("auto", "one", "all"))
+
+    def within(self, batch: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
+        """The batch with one block of each row left to be masked, where that is asked for.
+
+        Raises:
+            ConfigurationError: If it is asked for and the family does not attend by blocks.
+        """
+        block = batch.get("attention_block")
+        if block is None and self.noised_blocks == "one":
+            raise ConfigurationError(
+                "`noised_blocks: one` needs a family that attends by blocks, which this model's does not; leave it at auto."
+            )
+        if block is None or self.noised_blocks == "all":
+            return batch
+        maskable = batch["maskable"]
+        count = maskable.sum(-1, keepdim=True)
+        number = (noise("noised_block", 1).to(maskable.device) * count).long().minimum((count - 1).clamp(min=0))
+        chosen = maskable & (maskable.cumsum(-1) == number + 1)
+        return {**batch, "maskable": maskable & (block == (block * chosen).sum(-1, keepdim=True))}
 
     def noised(self, batch: Mapping[str, Tensor], noise: Noise, mask_token_id: int) -> Corrupted:
         """The noised batch, each row at a rate of its own."""
@@ -139,6 +164,7 @@ class Fill(Masking):
         t_min: As for `Masking`.
         t_max: As for `Masking`.
         masks: As for `Masking`.
+        noised_blocks: As for `Masking`.
         history_hidden: As for `Recorded`. With its history, a head sees which tokens were drafted, and learns p(right | draft,
             what was drafted): the posterior that leaves all drafted tokens out, exact for any number of them.
 
@@ -243,6 +269,7 @@ class RandomTokens(Masking):
         t_min: As for `Masking`.
         t_max: As for `Masking`.
         masks: As for `Masking`.
+        noised_blocks: As for `Masking`.
 
     Raises:
         ConfigurationError: If a setting is out of range, or not exactly one rate is given.

@@ -180,6 +180,9 @@ class Objective:
 
         if (block_length := unwrapped.spec.attention_block_length) is not None:
             batch = {**batch, "attention_block": attention_blocks(batch["attention_mask"], block_length)}
+        within = getattr(self.corruptor, "within", None)
+        if within is not None:
+            batch = within(batch, noise)
         if getattr(self.corruptor, "draws_tokens", False):
             batch = {**batch, "known_ids": _known_ids(unwrapped).to(batch["input_ids"].device, non_blocking=True)}
         plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)

@@ -62,6 +62,7 @@ class PredictAll(Masking):
         t_min: As for `Masking`.
         t_max: As for `Masking`.
         masks: As for `Masking`.
+        noised_blocks: As for `Masking`.
 
     Raises:
         ConfigurationError: If a setting is out of range.
@@ -96,6 +97,7 @@ class LookBack(Masking):
         t_min: Smallest masking probability of the cleaner state, > 0.
         t_max: Largest masking probability of the noisier state, <= 1.
         masks: As for `Masking`.
+        noised_blocks: As for `Masking`.
 
     Raises:
         ConfigurationError: If a setting is out of range, or the step does not fit between `t_min` and `t_max`.

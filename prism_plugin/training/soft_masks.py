@@ -30,6 +30,7 @@ class SoftMasks(Masking):
         t_min: As for `Masking`.
         t_max: As for `Masking`.
         masks: As for `Masking`.
+        noised_blocks: As for `Masking`.
 
     Raises:
         ConfigurationError: If a setting is out of range.
