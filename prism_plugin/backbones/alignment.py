@@ -60,7 +60,7 @@ def judge_alignment_on_data(name: str, spec: BackboneSpec, filled: Tensor) -> Ch
             f"Logits of {name} are taken to be aligned as {spec.logits_alignment!r}, but as {right!r} they fill the masks of "
             f"this data better, at {other:.2f} nats a token against {claimed:.2f} ({figures}); {_align_by(right)}.",
         )  # fmt: skip
-    learnt = min(claimed, other) < _unlearnt(filled[:, 0]) - _CLEAR_NATS
+    learnt = min(claimed, other) < unlearnt(filled[:, 0]) - _CLEAR_NATS
     seen = f"seen on this data, {figures}" if learnt else "not to be seen: it fills masks hardly better than by frequency"
     return Check("alignment_on_data", True, other - claimed, f"{spec.logits_alignment}, {seen}; lead over the other in nats")
 
@@ -69,14 +69,14 @@ def _is_clear(filled: Tensor) -> bool:
     """The other alignment is better, and good."""
     worse = filled[:, 1] - filled[:, 2]
     clear = worse.mean() > max(_CLEAR_NATS, _CLEAR_ERRORS * _standard_error(worse))
-    return bool(clear and filled[:, 2].mean() < _unlearnt(filled[:, 0]) - _CLEAR_NATS)
+    return bool(clear and filled[:, 2].mean() < unlearnt(filled[:, 0]) - _CLEAR_NATS)
 
 
 def _standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item()
 
 
-def _unlearnt(tokens: Tensor) -> float:
+def unlearnt(tokens: Tensor) -> float:
     """Cross-entropy of tokens in nats for whoever knows how often each of them occurs, and nothing else."""
     shares = tokens.unique(return_counts=True)[1] / len(tokens)
     return -(shares * shares.log()).sum().item()

@@ -37,6 +37,8 @@ from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.alignment import fill_both_ways
 from prism_plugin.modeling.attached_settings import changed_settings
+from prism_plugin.modeling.block_context import NAME as BLOCK_CONTEXT
+from prism_plugin.modeling.block_context import fill_behind_blocks, judge_block_context
 from prism_plugin.modeling.probing import probe_model
 from prism_plugin.report.tables import checks_table, memory_table
 from prism_plugin.training import get_objective
@@ -187,7 +189,7 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
         checks.append(Check(stage, True, None, "LM head, attention and vocabulary are as the spec says"))
         stage = "forward"
         checks += probe_model(model)
-        checks += [] if rows is None else [_check_on_data(model, rows, args)]
+        checks += [] if rows is None else _checks_on_data(model, rows, args)
     except BackboneError as error:
         checks.append(Check(stage, False, None, str(error)))
         return Diagnosis(**known, checks=checks, trainable_parameters=None, memory_gb={}, model=None, seconds=0.0)
@@ -216,20 +218,25 @@ def _length(args: argparse.Namespace, backbone: PreTrainedModel) -> int:
     return args.length
 
 
-def _check_on_data(model: PrismModel, rows: datasets.Dataset, args: argparse.Namespace) -> Check:
-    """Compare both alignments on the first rows of the data, as training does on its first batch."""
+def _checks_on_data(model: PrismModel, rows: datasets.Dataset, args: argparse.Namespace) -> list[Check]:
+    """Compare both alignments on the first rows of the data, as training does on its first batch; and what blocks know."""
+    by_blocks = model.spec.attention_block_length is not None
     reason = why_not_run(model.plain_backbone)
     if reason is not None:
-        return not_run("alignment_on_data", reason)
+        return [not_run(name, reason) for name in ("alignment_on_data", *([BLOCK_CONTEXT] if by_blocks else []))]
     datasets.disable_progress_bars()
     origin, settings = Origin(args.data, counted=True), DataSettings(max_length=_length(args, model.plain_backbone))
     first = rows.select(range(min(len(rows), _ROWS_OF_DATA)))
     how: dict[str, Any] = {"mask_token_id": model.mask_token_id, "settings": settings, "origin": origin}
     prepared, collate = as_prepared(prepare_rows(first, model.tokenizer, **how), model, origin), collator_of(model)
     size = 1 if collate.equal_lengths else args.batch_size
-    batches = [[prepared[i] for i in range(start, min(start + size, len(prepared)))] for start in range(0, len(prepared), size)]
-    filled = torch.cat([fill_both_ways(model, collate(batch)) for batch in batches])
-    return judge_alignment_on_data(type(model.plain_backbone).__name__, model.spec, filled)
+    starts = range(0, len(prepared), size)
+    batches = [collate([prepared[i] for i in range(start, min(start + size, len(prepared)))]) for start in starts]
+    filled = torch.cat([fill_both_ways(model, batch) for batch in batches])
+    checks = [judge_alignment_on_data(type(model.plain_backbone).__name__, model.spec, filled)]
+    if by_blocks:
+        checks.append(judge_block_context(torch.cat([fill_behind_blocks(model, batch) for batch in batches])))
+    return checks
 
 
 def _check_spec(spec: BackboneSpec) -> Check:
