@@ -268,7 +268,7 @@ def _rotary_rows(backbone: nn.Module, spec: BackboneSpec, window: Window) -> Ite
     def patched(module: nn.Module) -> Callable[..., KeyValue]:
         whole = getattr(module, spec.rotary_method)  # type: ignore[arg-type]  # a name, as was asked above
 
-        def rows(length: int, device: torch.device) -> KeyValue:
+        def rows(length: int, device: torch.device, **_: object) -> KeyValue:  # RemeDi names positions too, which are these
             sines, cosines = whole(window.kept.length, device)
             return rows_of(sines), rows_of(cosines)
 

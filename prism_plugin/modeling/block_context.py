@@ -89,7 +89,7 @@ def judge_block_context(filled: Tensor) -> Check:
     if len(filled) < _FEWEST_TOKENS:
         return not_run(NAME, f"{len(filled)} tokens could be compared, and comparing needs {_FEWEST_TOKENS}; give more rows")
     clean, noised, hidden = (one.item() for one in to_float64(filled[:, 1:]).mean(0))
-    figures = f"{clean:.2f} nats a token behind clean blocks, {noised:.2f} behind half-masked ones, {hidden:.2f} with those masks hidden"
+    figures = f"{clean:.2f} nats a token behind clean blocks, {noised:.2f} behind half-masked ones, {hidden:.2f} masks hidden"
     learnt = clean < unlearnt(filled[:, 0]) - _LEARNT_NATS
     if not (learnt and _is_clear(filled[:, 2] - filled[:, 1])):
         return Check(NAME, True, noised - clean, f"not to be seen: blocks before a block tell too little of it; {figures}")

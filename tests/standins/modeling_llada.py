@@ -23,7 +23,7 @@ class RotaryEmbedding(nn.Module):
         device = torch.device("cpu" if config.init_device is None else config.init_device)
         self.get_rotary_embedding(config.max_sequence_length, device)
 
-    def get_rotary_embedding(self, seq_len, device):
+    def get_rotary_embedding(self, seq_len, device, position_ids=None):  # the last is RemeDi's, which says it at each call
         if "rope" not in self.cache:
             width = self.config.d_model // self.config.n_heads
             inv_freq = self.config.rope_theta ** -(torch.arange(0, width, 2, device=device).float() / width)
@@ -47,7 +47,7 @@ class LLaDALlamaBlock(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, x, attention_bias=None, layer_past=None, use_cache=False):
-        sines, cosines = self.rotary_emb.get_rotary_embedding(x.shape[1], x.device)
+        sines, cosines = self.rotary_emb.get_rotary_embedding(x.shape[1], x.device, position_ids=None)
         normed, dropout = self.attn_norm(x), self.config.attention_dropout if self.training else 0.0
         heads = [self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)]
         x = x + self.dropout(self.attn_out(attend(*heads, self.config.n_heads, (cosines, sines), attention_bias, dropout)))
