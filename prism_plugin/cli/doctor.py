@@ -31,6 +31,7 @@ from prism_plugin.backbones import (
 from prism_plugin.backbones.alignment import judge_alignment_on_data
 from prism_plugin.backbones.probe import not_run, why_not_run
 from prism_plugin.backbones.spec import ALIGNMENTS
+from prism_plugin.backbones.tested_code import check_own_code
 from prism_plugin.cli.errors import in_options
 from prism_plugin.data import DataSettings, Origin, prepare_rows, read_rows
 from prism_plugin.errors import BackboneError, ConfigurationError
@@ -173,7 +174,8 @@ def examine(args: argparse.Namespace, shape: StepShape) -> Diagnosis:
     known: dict[str, Any] = {"family": spec.model_type, "spec": spec, "alignment": alignment}
     known |= {"mask_token_id": mask_token_id, "mask_token_source": source}
     known |= {"shape": _shape(args, _length(args, backbone), backbone.dtype), "changed_while_attached": {}}
-    checks = [_check_spec(spec)]
+    own_code = check_own_code(backbone)
+    checks = [_check_spec(spec), *([] if own_code is None else [own_code])]
     with_lora = args.lora_rank and (args.lora_targets or spec.lora_target_modules)
     if args.lora_rank and not with_lora:
         checks.append(

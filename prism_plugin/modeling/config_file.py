@@ -7,7 +7,7 @@ It holds `format_version`, `has_adapter` and the fields of PrismConfig; those th
 import json
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prism_plugin.backbones.spec import BackboneSpec, hidden_size_of
 from prism_plugin.errors import StoredStateError
@@ -52,7 +52,7 @@ def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTraine
     """Check that a backbone is of the kind that the head in a folder was trained on.
 
     Raises:
-        StoredStateError: If it is not, or the recorded mask token is outside its vocabulary.
+        StoredStateError: If it is not, or of another revision, or the recorded mask token is outside its vocabulary.
     """
     path = folder / CONFIG_FILE
     text_config = backbone.config.get_text_config()
@@ -73,8 +73,21 @@ def require_same_backbone(config: PrismConfig, folder: Path, backbone: PreTraine
                 f"{path}: `{key}` must be {expected!r} to fit this backbone, found {found!r}; "
                 "load it with the backbone that it was trained on."
             )
+    _require_same_revision(config, path, backbone.config)
     if not isinstance(config.mask_token_id, int) or not 0 <= config.mask_token_id < text_config.vocab_size:
         raise StoredStateError(
             f"{path}: `mask_token_id` must lie in the backbone's vocabulary, [0, {text_config.vocab_size}), "
             f"found {config.mask_token_id!r}."
         )
+
+
+def _require_same_revision(config: PrismConfig, path: Path, found: PreTrainedConfig) -> None:
+    """Refuse a backbone that was loaded from the Hub at another commit than the head was trained on. A folder has none."""
+    trained_on, commit = config.backbone_revision, getattr(found, "_commit_hash", None)
+    if None in (trained_on, commit) or trained_on == commit or found.name_or_path != config.backbone_name:
+        return
+    raise StoredStateError(
+        f"{path}: the head was trained on {config.backbone_name!r} at revision {trained_on}, and this backbone is of revision "
+        f"{commit}, whose weights may be others; leave `backbone` out or load it with `revision={trained_on!r}`, or give a "
+        "folder that holds it if you know that its weights are the same."
+    )

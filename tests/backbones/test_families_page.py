@@ -1,29 +1,20 @@
-"""The page of families says what the specs say."""
+"""The page of families says what the specs and the contract's last run say."""
 
-from pages import ROOT, tables, text_of
+import runpy
+
+from pages import ROOT
 
 from prism_plugin.backbones.builtin import BUILTIN_SPECS
+from prism_plugin.backbones.tested_code import recorded
 
-PAGE = ROOT / "docs" / "families.md"
-
-
-def row(spec):
-    """A spec as the page shows it."""
-    known = "" if spec.mask_token_id is None else f"{spec.mask_token_id} of {spec.mask_token_vocab_size}"
-    block = "" if spec.attention_block_length is None else f", blocks of {spec.attention_block_length}"
-    return [
-        spec.model_type,
-        spec.final_hidden_at,
-        spec.logits_alignment.replace("_", " "),
-        known,
-        spec.attention_mask + block,
-        spec.pads if spec.attention_mask != "none" else "none",
-        ", ".join(spec.lora_target_modules),
-        ", ".join(spec.layer_classes),
-        "yes" if spec.activation_checkpointing else "no",
-        ", ".join(f"{path}={value}" for path, value in spec.settings_while_attached),
-    ]
+FAMILIES = runpy.run_path(str(ROOT / ".ci" / "families.py"))
 
 
-def test_the_table_is_the_specs():
-    assert tables(text_of(PAGE, "Known families"))[0] == [row(spec) for spec in BUILTIN_SPECS]
+def test_the_page_is_what_the_specs_and_the_last_run_give():
+    assert FAMILIES["PAGE"].read_text(encoding="utf-8") == FAMILIES["page"](), "run `python .ci/families.py`"
+
+
+def test_the_last_run_was_of_every_family():
+    names = {FAMILIES["STANDINS"].get(spec.model_type, spec.model_type) for spec in BUILTIN_SPECS}
+    assert names <= recorded()["passed"].keys(), "run `python .ci/families.py --run FOLDER`"
+    assert {name for name, count in recorded()["passed"].items() if count < 15} == set()

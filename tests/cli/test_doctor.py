@@ -124,6 +124,15 @@ def test_data_shows_which_position_logits_are_about(tmp_path, capsys):
     assert "nowhere.jsonl" in capsys.readouterr().err
 
 
+def test_data_shows_which_blocks_a_model_knows(tmp_path, capsys):
+    tiny_backbone("sdar").save_pretrained(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    code, found = ask(capsys, str(tmp_path), "--mask-token-id", "31", "--data", str(tmp_path / "rows.jsonl"))
+    (check,) = (one for one in found["checks"] if one["name"] == "block_context_on_data")
+    assert (code, check["ok"]) == (0, True)
+    assert check["detail"].startswith("not to be seen: blocks before a block tell too little of it"), "it learnt nothing"
+
+
 def test_a_config_alone_will_do(tmp_path, capsys):
     tiny_backbone("llama").config.save_pretrained(tmp_path)
     arguments = [str(tmp_path), "--mask-token-id", "31"]
@@ -192,9 +201,11 @@ def test_a_model_that_cannot_be_called(tmp_path, capsys):
     assert code == 1
     assert [(check["name"], check["ok"]) for check in found["checks"]] == [
         ("spec", True),
+        ("own_code", True),
         ("attributes", True),
         ("forward", False),
     ]
+    assert "modeling_llada.py" in found["checks"][1]["detail"]
     assert "failed (AttributeError" in found["checks"][-1]["detail"]
 
 

@@ -8,7 +8,7 @@ from moved_weights import trained
 
 from prism_plugin.backbones import load_backbone
 from prism_plugin.cli import main as cli
-from prism_plugin.errors import BackboneError, ConfigurationError, SavingError, UnreachableBackboneError
+from prism_plugin.errors import BackboneError, ConfigurationError, SavingError, StoredStateError, UnreachableBackboneError
 from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.modeling.config_file import read_config
 from prism_plugin.sampling import RemaskingSampler, export_sampler
@@ -99,3 +99,24 @@ def test_every_verb_that_takes_an_adapter_takes_its_backbone(moved, project, mon
         assert "vocabulary" in err or "tokens and mask token" in err
     else:
         assert code == 0
+
+
+@pytest.mark.parametrize(("commit", "name", "refused"), [
+    ("bbb", "org/tiny", True), ("aaa", "org/tiny", False), (None, "org/tiny", False), ("bbb", "org/copy", False),
+])  # fmt: skip
+def test_a_backbone_of_another_revision_is_refused(commit, name, refused, tmp_path):
+    def backbone(commit, name):
+        torch.manual_seed(0)
+        made = tiny_backbone()
+        made.config._commit_hash, made.config.name_or_path = commit, name
+        return made
+
+    model = attach_quality_head(backbone("aaa", "org/tiny"), PrismConfig(mask_token_id=31))
+    assert model.prism_config.backbone_revision == "aaa"
+    model.save_pretrained(tmp_path)
+    if not refused:
+        PrismModel.from_pretrained(tmp_path, backbone=backbone(commit, name))
+        return
+    words = "was trained on 'org/tiny' at revision aaa, and this backbone is of revision bbb.*load it with `revision='aaa'`"
+    with pytest.raises(StoredStateError, match=words):
+        PrismModel.from_pretrained(tmp_path, backbone=backbone(commit, name))

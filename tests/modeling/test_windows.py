@@ -19,8 +19,9 @@ from prism_plugin.sampling import RemaskingSampler
 PLAIN_ATTENTION = F.scaled_dot_product_attention
 # Everything else is refused, with a reason.
 CACHED = ("bert", "roberta", "distilbert", "albert", "electra", "nomic_bert", "eurobert", "esm", "dplm", "esmc", "llama",
-          "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2", "gpt2")  # fmt: skip
-REMOTE = ("llada", "remedi", "illada", "lladamoe", "llada2_moe", "dream")
+          "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2", "gpt2", "sdar", "sdar_moe", "Fast_dLLM_Qwen",
+          "stable_diffcoder")  # fmt: skip
+REMOTE = ("llada", "mmada", "remedi", "illada", "lladamoe", "llada2_moe", "dream")
 REFUSED = {
     "deberta-v2": "calls `scaled_dot_product_attention`, but 0 of 1 layers did",
     "mpnet": "calls `scaled_dot_product_attention`, but 0 of 1 layers did",
