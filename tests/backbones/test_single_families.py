@@ -1,14 +1,17 @@
 """What single families of transformers have of their own: windows, words for attention, heads that are not there."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DebertaV2ForMaskedLM, ElectraConfig, ElectraForPreTraining
 
-from prism_plugin.backbones import load_backbone
-from prism_plugin.errors import BackboneError
+from prism_plugin.backbones import get_backbone_spec, is_registered, load_backbone
+from prism_plugin.backbones.call import call_arguments
+from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
+from prism_plugin.sampling import RemaskingSampler
 from prism_plugin.testing import tiny_backbone
 
 MASK = PrismConfig(mask_token_id=31)
@@ -58,3 +61,53 @@ def test_a_deberta_with_the_released_head_says_so_in_its_config(tmp_path):
     config.write_text(json.dumps({key: value for key, value in json.loads(config.read_text()).items() if key != "legacy"}))
     with pytest.raises(BackboneError, match=r"every weight of DebertaV2ForMaskedLM, but 6 are missing, `cls.predictions"):
         load_backbone(tmp_path)
+
+
+def saved_as_released(folder, **changes):
+    """A tiny SDAR as its repository has it: its own model type, and code that is not to run."""
+    torch.manual_seed(0)
+    tiny_backbone("sdar").save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in ("masked_diffusion_family", "is_causal")}
+    code = {"AutoConfig": "gone.SDARConfig", "AutoModelForCausalLM": "gone.SDARForCausalLM"}
+    config |= {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "auto_map": code, **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_a_family_that_loads_as_another_is_itself_when_saved_and_loaded(tmp_path, trust_remote_code):
+    released = load_backbone(saved_as_released(tmp_path / "released", block_size=8), trust_remote_code=trust_remote_code)
+    assert type(released).__name__ == "Qwen3ForCausalLM"
+    released.save_pretrained(tmp_path / "saved")
+    saved = load_backbone(tmp_path / "saved")
+    ids = torch.arange(3, 23)[None]
+    for backbone in (released, saved):
+        spec = get_backbone_spec(backbone)
+        assert (spec.model_type, spec.attention_block_length, is_registered(spec)) == ("sdar", 8, True)
+        arguments = call_arguments(spec, ids, None)
+        assert torch.equal(backbone(**arguments).logits, released(**arguments).logits)
+
+
+@pytest.mark.parametrize("length", [None, 0, "4", True])
+def test_a_block_length_that_a_config_does_not_say_is_one_sentence(tmp_path, length):
+    saved_as_released(tmp_path, block_size=length)
+    words = rf"config of a 'sdar' model must say by `block_size` how many positions .*, at least 1, found {length!r}; take"
+    with pytest.raises(BackboneError, match=words):
+        load_backbone(tmp_path)
+
+
+def test_weights_of_another_family_under_the_same_model_type_are_one_sentence(tmp_path):
+    saved_as_released(tmp_path)
+    tiny_backbone("gpt2").save_pretrained(tmp_path / "gpt2")
+    shutil.copy(tmp_path / "gpt2" / "model.safetensors", tmp_path)
+    with pytest.raises(BackboneError, match=r"must hold every weight of Qwen3ForCausalLM, but .* are missing"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("block_length", [3, 16])
+def test_blocks_that_the_attention_does_not_know_are_refused(block_length):
+    model = attach_quality_head(tiny_backbone("sdar"), MASK)
+    with pytest.raises(ConfigurationError, match="`block_length` must divide 4, since sdar attends by blocks"):
+        RemaskingSampler(model, num_steps=4, block_length=block_length)

@@ -171,14 +171,19 @@ def cases(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exports")
     cases = Cases(folder)
-    for family, kind, auto_class in (("bert", "call", "AutoModelForMaskedLM"), ("llama", "method", "AutoModelForCausalLM")):
+    for family, kind, auto_class in (
+        ("bert", "call", "AutoModelForMaskedLM"),
+        ("llama", "method", "AutoModelForCausalLM"),
+        ("sdar", "method", "AutoModelForCausalLM"),
+        ("Fast_dLLM_Qwen", "call", "AutoModelForCausalLM"),
+    ):
         scaling = {"quality_temperature": 0.5, "quality_bias": 0.3} if family == "bert" else {}
         model = text_model(family, **scaling)
         export_sampler(RemaskingSampler.from_preset("prism", model, num_steps=6), folder / family)
         model.merge_and_unload()
         samplers = samplers_of(model, folder) if family == "bert" else [
             RemaskingSampler.from_preset("prism-confidence", model, num_steps=6),
-            RemaskingSampler.from_preset("prism", model, num_steps=6, block_length=2),
+            RemaskingSampler.from_preset("prism", model, num_steps=10, block_length=2),
         ]  # fmt: skip
         cases.add(kind, folder / family, samplers, REQUESTS, auto_class=auto_class)
     for name, head in HEADS.items():
@@ -232,7 +237,7 @@ def add_unmerged(cases, folder):
     cases.add("adapter", folder, [sampler], REQUESTS, auto_class="AutoModelForMaskedLM", base=str(base))
 
 
-NAMES = ["bert", "llama", *HEADS, "sudoku", *REMOTE, "unmerged"]
+NAMES = ["bert", "llama", "sdar", "Fast_dLLM_Qwen", *HEADS, "sudoku", *REMOTE, "unmerged"]
 
 
 @pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)
