@@ -43,6 +43,7 @@ CHECKPOINTS = {
     "sdar": "SDAR-1.7B, 4B and 8B, TraDo",
     "sdar_moe": "SDAR-30B-A3B",
     "Fast_dLLM_Qwen": "Fast-dLLM v2, 1.5B and 7B",
+    "nemotron_labs_diffusion": "Nemotron-Labs-Diffusion-3B and 8B",
     "stable_diffcoder": "Stable-DiffCoder-8B",
     "llada": "LLaDA-8B, LLaDA-1.5",
     "mmada": "MMaDA-8B, its text",
@@ -72,7 +73,9 @@ def facts(spec: BackboneSpec) -> list[str]:
         f"`{spec.final_hidden_at}`",
         spec.logits_alignment.replace("_", " "),
         known,
-        spec.attention_mask + ("" if length is None else f", blocks of {length}"),
+        spec.attention_mask
+        + ("" if length is None else f", blocks of {length}")
+        + (", causal before the block" if spec.causal_context else ""),
         spec.pads if spec.attention_mask != "none" else "none",
         ", ".join(spec.lora_target_modules),
         ", ".join(f"`{name}`" for name in spec.layer_classes),

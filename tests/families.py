@@ -16,6 +16,7 @@ AXES = {
     "qwen3_moe": "experts",
     "gemma3_text": "windows on both sides, rotary tables for each kind of layer",
     "sdar": "attention by blocks of a length that its config says, in a class of another model type",
+    "nemotron_labs_diffusion": "causal before the block that is written, weights under other names",
     "Fast_dLLM_Qwen": "the same with logits about the next token",
     "gpt2": "weights the other way round, positions under another name",
 }

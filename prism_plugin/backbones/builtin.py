@@ -209,6 +209,17 @@ _BY_BLOCKS = (
         reference="https://huggingface.co/Efficient-Large-Model/Fast_dLLM_v2_7B",
     ),
     _by_blocks(
+        "nemotron_labs_diffusion",
+        "NemotronLabsDiffusionModel",
+        "ministral3",
+        "Ministral3DecoderLayer",
+        weight_names=(("encoder.", "model."), ("diffusion_head.", "lm_head.")),
+        block_length_name="block_size",
+        causal_context=True,
+        mask_token_id=100,
+        reference="https://huggingface.co/nvidia/Nemotron-Labs-Diffusion-8B",
+    ),
+    _by_blocks(
         "stable_diffcoder",
         "StableDiffcoderForCausalLM",
         "llama",

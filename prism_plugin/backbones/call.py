@@ -12,6 +12,8 @@ from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.errors import BackboneError, ConfigurationError, PrismError, first_line, is_out_of_memory
 from prism_plugin.types import TokenIds, TokenMask
 
+WRITTEN = 2  # of a mask: a token of the block that is written now
+
 
 def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: TokenMask | None) -> dict[str, Any]:
     """Make the keyword arguments of a backbone's forward.
@@ -19,16 +21,17 @@ def call_arguments(spec: BackboneSpec, input_ids: TokenIds, attention_mask: Toke
     Args:
         spec: The backbone's family.
         input_ids: Tokens.
-        attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding.
+        attention_mask: True (or 1) where there is a token, False (or 0) at padding; None: no padding. 2 in the block that is
+            written now, of a family with `causal_context`.
     """
     arguments = {"input_ids": input_ids, **dict(spec.call_arguments)}
     if spec.time_argument is not None:
         arguments[spec.time_argument] = torch.zeros(input_ids.shape[0], device=input_ids.device)
     if spec.attention_mask == "2d" and attention_mask is not None:
-        arguments[spec.mask_argument] = attention_mask.long()
+        arguments[spec.mask_argument] = attention_mask.bool().long()
     elif spec.attention_mask == "4d" and (attention_mask is not None or spec.attention_block_length is not None):
         present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        arguments[spec.mask_argument] = pairwise_mask(present.bool(), spec.attention_block_length)
+        arguments[spec.mask_argument] = pairs_of(spec, present)
     return arguments
 
 
@@ -94,6 +97,23 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str = "r
 def attention_blocks(present: TokenMask, block_length: int) -> TokenIds:
     """The number of the block that each position is in, counted from the row's first token."""
     return (present.cumsum(-1) - 1).clamp(min=0) // block_length
+
+
+def pairs_of(spec: BackboneSpec, attention_mask: Tensor) -> Tensor:
+    """Say which position may look at which in a family, as a bool tensor [batch, 1, query, key].
+
+    Args:
+        spec: The family.
+        attention_mask: As for `call_arguments`.
+    """
+    by_blocks = pairwise_mask(attention_mask.bool(), spec.attention_block_length)
+    if not spec.causal_context:
+        return by_blocks
+    written = attention_mask == WRITTEN
+    columns = torch.arange(written.shape[-1], device=written.device)
+    within = written[:, None, :, None] & written[:, None, None, :]
+    seen = attention_mask.bool()[:, None, None, :] & (within | (columns[:, None] >= columns))
+    return torch.where(written.any(-1)[:, None, None, None], seen, by_blocks)
 
 
 def pairwise_mask(present: TokenMask, block_length: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -235,6 +236,9 @@ class _AsAutoClass:
 def _load_weights(
     where: str, auto_class: Any, config: PreTrainedConfig, options: dict[str, Any], *, tensors: dict[str, Any]
 ) -> PreTrainedModel:
+    spec = find_spec(config.model_type, (), vars(config))
+    if spec is not None and spec.weight_names:
+        options = {**options, "key_mapping": {f"^{re.escape(one)}": other for one, other in spec.weight_names}}
     backbone, info = auto_class.from_pretrained(where, config=config, output_loading_info=True, **options, **tensors)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random numbers

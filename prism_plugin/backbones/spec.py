@@ -54,6 +54,9 @@ class BackboneSpec:
         attention_block_length: With "4d": a position sees its own block of that many and the blocks before, as the family
             was trained. The mask is then passed without padding too, and samplers keep these blocks. None: it sees the whole
             row.
+        causal_context: With `attention_block_length`: the block that is written sees itself whole and all before it, and every
+            other position what stands before it, as in an autoregressive model. Which block that is, masks say by the value 2
+            (`call_arguments`); where a row has none, all its blocks see themselves whole.
         block_length_name: Attribute of the config that holds `attention_block_length`, where checkpoints differ in it.
         needs_visible_token: A row of mask tokens alone has no logits, so that one is refused.
         keeps_evaluation_mode: In training mode the code does something else, such as taking labels and making noise and loss
@@ -70,6 +73,7 @@ class BackboneSpec:
         loads_as: Model type of transformers whose class takes the family's weights as they are named. A checkpoint is loaded
             into that, with `config.is_causal=False` and without code of its own, and its config says the family's name under
             `masked_diffusion_family`, saved copies too. None: the class is the family's own.
+        weight_names: With `loads_as`: pairs of how names of weights begin in the family's files and in that class.
         required_config: Pairs of a config attribute and the value that it must have, where it is there at all.
         call_arguments: Pairs of a name and a value that every call of the model is given.
         time_argument: Name of an argument that takes one time per row. It gets zeros: such families ignore it unless they
@@ -98,6 +102,7 @@ class BackboneSpec:
     attention_mask: Literal["2d", "4d", "none"] = "2d"
     mask_argument: str = "attention_mask"
     attention_block_length: int | None = None
+    causal_context: bool = False
     block_length_name: str | None = None
     needs_visible_token: bool = False
     keeps_evaluation_mode: bool = False
@@ -107,6 +112,7 @@ class BackboneSpec:
     causal_by_default: bool = False
     adapted_model_types: tuple[str, ...] = ()
     loads_as: str | None = None
+    weight_names: tuple[tuple[str, str], ...] = ()
     required_config: Settings = ()
     call_arguments: Settings = ()
     time_argument: str | None = None
@@ -134,6 +140,8 @@ class BackboneSpec:
                 "`attention_block_length` must be at least 1 and goes with `attention_mask='4d'`, got "
                 f"{self.attention_block_length} with {self.attention_mask!r}."
             )
+        if self.causal_context and (self.attention_block_length, self.block_length_name) == (None, None):
+            raise BackboneError("`causal_context` says what stands before a block sees, so it needs `attention_block_length`.")
         if self.block_length_name is not None and self.attention_mask != "4d":
             raise BackboneError(f"`block_length_name` goes with `attention_mask='4d'`, got {self.attention_mask!r}.")
         if self.mask_token_vocab_size is not None and self.mask_token_id is None:

@@ -26,7 +26,7 @@ class RowTurning:
     @classmethod
     def of(cls, attention_mask: TokenMask) -> "RowTurning":
         """The turning that brings each row's first token to column 0."""
-        return cls(attention_mask.to(torch.int8).argmax(-1), attention_mask.shape[-1])
+        return cls(attention_mask.bool().to(torch.int8).argmax(-1), attention_mask.shape[-1])
 
     def turn(self, values: Tensor) -> Tensor:
         """Turn one value for each position, [batch, length]."""

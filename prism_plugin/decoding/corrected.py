@@ -9,7 +9,7 @@ from torch import Tensor
 from prism_plugin.core.categorical import most_probable
 from prism_plugin.core.selection import true_places
 from prism_plugin.core.validation import require_int
-from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of, looks_of_block
+from prism_plugin.decoding.looks import LOOKS, Logits, Seen, Want, history_of, looks_of_block, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.types import FlatIndex, Rows, TokenIds
@@ -49,7 +49,7 @@ class CorrectedLook:
         later = beyond.flatten().nonzero().squeeze(-1)
         output = model(
             state.tokens,
-            state.canvas.attention_mask if want.padded else None,
+            told(model, state, want),
             logits_at=torch.cat((masked, later)),
             with_quality=want.quality,
             history=history_of(model, state, want),

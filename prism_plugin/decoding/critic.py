@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from prism_plugin.backbones.spec import vocab_size_of
 from prism_plugin.core.categorical import most_probable
-from prism_plugin.decoding.looks import Asked, Seen, Want
+from prism_plugin.decoding.looks import Asked, Seen, Want, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.errors import ConfigurationError
 from prism_plugin.modeling.headed import HeadedBackbone
@@ -43,7 +43,7 @@ class CriticLook:
 
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         asked = Asked.of(want)
-        mask = state.canvas.attention_mask if want.padded else None
+        mask = told(model, state, want)
         output = model(state.tokens, mask, logits_at=asked.index, with_quality=False)
         filled = most_probable(output.logits[: want.num_masked], forbidden_ids=want.forbidden_ids)
         draft = state.tokens.flatten().index_copy(0, asked.masked, filled).view(state.tokens.shape)

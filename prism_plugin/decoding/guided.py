@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from prism_plugin.core.validation import require_number
-from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 
@@ -31,11 +31,11 @@ class GuidedLook:
         canvas, tokens = state.canvas, state.tokens
         given = canvas.attention_mask.bool() & ~canvas.editable
         both = torch.cat((tokens, tokens.masked_fill(given, model.mask_token_id)))
-        asked = Asked.of(want)
+        asked, mask = Asked.of(want), told(model, state, want)
         history = history_of(model, state, want)
         output = model(
             both,
-            canvas.attention_mask.repeat(2, 1) if want.padded else None,
+            None if mask is None else mask.repeat(2, 1),
             logits_at=torch.cat((asked.index, asked.index + tokens.numel())),
             with_quality=want.quality,
             history=None if history is None else history.moved(lambda part: part.repeat(2, 1)),

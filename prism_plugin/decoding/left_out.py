@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prism_plugin.core.selection import true_places
 from prism_plugin.core.validation import require_int
-from prism_plugin.decoding.looks import LOOKS, Logits, PlainLook, Seen, Want, looks_of_block
+from prism_plugin.decoding.looks import LOOKS, Logits, PlainLook, Seen, Want, looks_of_block, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 
@@ -32,6 +32,7 @@ class LeftOutLook:
     num_parts: int = 4
     every: int = 1
     gives: ClassVar[frozenset[str]] = frozenset({"left_out"})
+    tells_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_int(self, "num_parts", minimum=1)
@@ -50,6 +51,7 @@ class LeftOutLook:
         hidden = want.visible_tokens & due.unsqueeze(-1)
         part_of = (hidden.cumsum(-1) - 1) % self.num_parts
         rows, index, forwards = [], [], torch.zeros_like(state.block)
+        mask = told(model, state, want)
         for part in range(self.num_parts):
             here = hidden & (part_of == part)
             counts = here.sum(-1)
@@ -59,7 +61,7 @@ class LeftOutLook:
             mine = here[asked]
             output = model(
                 state.tokens[asked].masked_fill(mine, model.mask_token_id),
-                state.canvas.attention_mask[asked] if want.padded else None,
+                None if mask is None else mask[asked],
                 logits_at=true_places(mine, int(counts.sum())),
                 with_quality=False,
             )

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from prism_plugin.backbones.call import WRITTEN
 from prism_plugin.core.history import History
 from prism_plugin.core.selection import true_places
 from prism_plugin.decoding.state import Canvas, Memory, State
@@ -102,6 +103,7 @@ class Look(Protocol):
 
     - `gives`, names among "shadow", "corrected", "left_out", "refined" and "quality": what features may read of it that a plain
       look has not, or that it has from elsewhere.
+    - `tells_block`, True: it tells a model by `told` which block is written, which a family with `causal_context` needs.
     - `greedy`, True: it judges the most probable tokens, so others can't be drawn.
     - `may_look_at(model)`, which raises a ConfigurationError where a model cannot make this look.
     """
@@ -173,16 +175,37 @@ def history_of(model: HeadedBackbone, state: State, want: Want) -> History | Non
     return state.history if want.quality and model.quality_head.reads_history else None
 
 
+def told(model: HeadedBackbone, state: State, want: Want) -> Tensor | None:
+    """The mask that a network is told with a state: None where there is nothing to tell."""
+    return mask_of(model, state.canvas, state.block, padded=want.padded)
+
+
+def mask_of(model: HeadedBackbone, canvas: Canvas, block: PerRow, *, padded: bool) -> Tensor | None:
+    """The mask that a network is told with a canvas; a family with `causal_context` is told which block is written.
+
+    Args:
+        model: Who is told.
+        canvas: What is looked at.
+        block: Number of each row's block.
+        padded: Some row has padding.
+    """
+    if model.spec.causal_context:
+        return canvas.attention_mask.masked_fill(canvas.block_of == block.unsqueeze(-1), WRITTEN)
+    return canvas.attention_mask if padded else None
+
+
 @LOOKS.register("plain")
 @dataclass(frozen=True)
 class PlainLook:
     """One forward over the whole canvas, with a row of the LM head at each position that is wanted and nowhere else."""
 
+    tells_block: ClassVar[bool] = True
+
     def __call__(self, model: HeadedBackbone, state: State, want: Want, memory: Memory) -> tuple[Seen, Memory]:
         asked = Asked.of(want)
         output = model(
             state.tokens,
-            state.canvas.attention_mask if want.padded else None,
+            told(model, state, want),
             logits_at=asked.index,
             with_quality=want.quality,
             history=history_of(model, state, want),

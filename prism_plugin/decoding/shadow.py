@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from prism_plugin.core.selection import true_places
-from prism_plugin.decoding.looks import LOOKS, Asked, Logits, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Logits, Seen, Want, history_of, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.shadows import require_shadows
@@ -41,7 +41,7 @@ class ShadowLook:
         of_tokens_and_masks = (asked.index // length) * wide + asked.index % length
         output = model(
             state.tokens,
-            state.canvas.attention_mask if want.padded else None,
+            told(model, state, want),
             logits_at=torch.cat((of_tokens_and_masks, row * wide + length + column)),
             with_quality=want.quality,
             history=history_of(model, state, want),

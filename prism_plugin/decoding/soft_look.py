@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prism_plugin.core.soft import SoftTokens, soft_tokens
 from prism_plugin.core.validation import require_int, require_number
-from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of
+from prism_plugin.decoding.looks import LOOKS, Asked, Seen, Want, history_of, told
 from prism_plugin.decoding.state import Memory, State
 from prism_plugin.modeling.headed import HeadedBackbone
 from prism_plugin.modeling.soft_inputs import require_soft_inputs
@@ -42,7 +42,7 @@ class SoftLook:
         asked = Asked.of(want)
         output = model(
             state.tokens,
-            state.canvas.attention_mask if want.padded else None,
+            told(model, state, want),
             logits_at=asked.index,
             with_quality=want.quality,
             history=history_of(model, state, want),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prism_plugin.backbones import device_of, dropout_off, input_embeddings_of, kept_random_state
 from prism_plugin.backbones.alignment import unlearnt
-from prism_plugin.backbones.call import attention_blocks
+from prism_plugin.backbones.call import WRITTEN, attention_blocks
 from prism_plugin.backbones.probe import Check, not_run
 from prism_plugin.core.float64 import to_float64
 from prism_plugin.core.lm_loss import cross_entropy
@@ -50,18 +50,19 @@ def fill_behind_blocks(model: HeadedBackbone, batch: Mapping[str, Tensor]) -> Te
     masked, before = noised & (block == chosen), noised & (block < chosen)
     clean = ids.masked_fill(masked, model.mask_token_id)
     behind_noised = clean.masked_fill(before, model.mask_token_id)
+    mask = present.long().masked_fill(present & (block == chosen), WRITTEN)
     device = device_of(input_embeddings_of(model.plain_backbone, model.spec))
     with dropout_off(model), kept_random_state(device):
         found = [ids[masked].float()]
-        found += [_losses(model, one, present, masked, ids) for one in (clean, behind_noised)]
+        found += [_losses(model, one, mask, masked, ids) for one in (clean, behind_noised)]
         with _hidden(model, before):
-            found.append(_losses(model, behind_noised, present, masked, ids))
+            found.append(_losses(model, behind_noised, mask, masked, ids))
     return torch.stack(found, dim=-1)
 
 
-def _losses(model: HeadedBackbone, ids: TokenIds, present: TokenMask, at: TokenMask, right: TokenIds) -> Tensor:
+def _losses(model: HeadedBackbone, ids: TokenIds, mask: Tensor, at: TokenMask, right: TokenIds) -> Tensor:
     index = at.flatten().nonzero().squeeze(-1)
-    return cross_entropy(model(ids, present, logits_at=index, with_quality=False).logits, right[at])
+    return cross_entropy(model(ids, mask, logits_at=index, with_quality=False).logits, right[at])
 
 
 @contextmanager

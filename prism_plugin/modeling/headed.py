@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prism_plugin.backbones.call import call_arguments, one_sentence, pairwise_mask, require_visible_token
+from prism_plugin.backbones.call import call_arguments, one_sentence, pairs_of, require_visible_token
 from prism_plugin.backbones.call_changes import CallChanges
 from prism_plugin.backbones.key_values import ONE_COMPILED_CALL, Window, attending
 from prism_plugin.backbones.modes import stay_in_evaluation_mode
@@ -153,7 +153,8 @@ class HeadedBackbone(BackbonePassthrough):
         Args:
             input_ids: Tokens; the mask token where nothing is revealed.
             attention_mask: True (or 1) where there is a token, False (or 0) at padding on either side, which changes nothing
-                for the row; None: no padding. A family that takes no mask is called without it.
+                for the row; None: no padding. 2 in the block that is written, of a family with `causal_context`. A family
+                that takes no mask is called without it.
             logits_at: Positions whose logits are wanted, as a bool mask [batch, length] or an int64 index [rows] into
                 the flattened canvas (an index spares the device a synchronisation); None: none.
             with_quality: Compute the quality of every position. It means something where a token stands, nothing at masks.
@@ -261,13 +262,11 @@ class HeadedBackbone(BackbonePassthrough):
 
     def _may_see(self, input_ids: TokenIds, attention_mask: TokenMask | None) -> Tensor | None:
         """Where a head that looks at neighbours may look, as the family's own attention does: [batch, length or 1, length]."""
-        block_length = self.spec.attention_block_length
         if self.spec.attention_mask == "none":
             return None
-        if block_length is None:
+        if self.spec.attention_block_length is None:
             return None if attention_mask is None else attention_mask.bool().unsqueeze(1)
-        present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return pairwise_mask(present.bool(), block_length).squeeze(1)
+        return pairs_of(self.spec, torch.ones_like(input_ids) if attention_mask is None else attention_mask).squeeze(1)
 
     def release_backbone(self) -> None:
         """Take the hooks off the backbone, and put back what calls changed on it. `forward` fails from then on."""

@@ -20,6 +20,7 @@ from prism_plugin.backbones import (
     require_ok,
     require_placement,
 )
+from prism_plugin.backbones.call import WRITTEN, attention_blocks
 from prism_plugin.core.finite import require_numbers
 from prism_plugin.errors import AdapterConfigError, ConfigurationError
 from prism_plugin.modeling.attached_settings import apply_settings
@@ -126,13 +127,26 @@ class PrismModel(HeadedBackbone):
             for start in range(0, len(input_ids), batch_size):
                 rows = slice(start, start + batch_size)
                 mask = None if attention_mask is None else attention_mask[rows].to(self.device)
-                quality = self(input_ids[rows].to(self.device), mask).quality_logits.sigmoid()
+                quality = self._rated(input_ids[rows].to(self.device), mask)
                 batches.append(quality if mask is None else quality.where(mask, 0.0))
         quality = require_numbers(torch.cat(batches), "quality")
         if not return_tokens:
             return quality
         texts = None if isinstance(texts_or_ids, Tensor | BatchEncoding) else texts_or_ids
         return with_tokens(self.tokenizer, texts, input_ids, attention_mask, quality)
+
+    def _rated(self, input_ids: TokenIds, attention_mask: TokenMask | None) -> PerToken:
+        """The quality of every token by one look; with `causal_context` by one for each block, in which that is written."""
+        if not self.spec.causal_context:
+            return self(input_ids, attention_mask).quality_logits.sigmoid()
+        present = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        block = attention_blocks(present.bool(), self.spec.attention_block_length)  # type: ignore[arg-type]  # it has blocks
+        quality = torch.zeros(input_ids.shape, device=input_ids.device)
+        for number in range(int(block.max()) + 1):
+            here = (block == number) & present.bool()
+            looked = self(input_ids, present.masked_fill(here, WRITTEN)).quality_logits.sigmoid()
+            quality = torch.where(here, looked.float(), quality)
+        return quality
 
     def merge_and_unload(self) -> PreTrainedModel:
         """Add the adapter to the backbone's weights, for good, and drop the wrapper. The head stays on this model.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prism_plugin.backbones.call import pairwise_mask
+from prism_plugin.backbones.call import pairs_of
 from prism_plugin.backbones.spec import BackboneSpec
 from prism_plugin.types import TokenIds, TokenMask
 
@@ -28,7 +28,7 @@ def shadowed(
     present = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
     exists = shadows >= 0
     columns = torch.arange(length, device=input_ids.device)
-    among = pairwise_mask(present, spec.attention_block_length).squeeze(1)
+    among = pairs_of(spec, present).squeeze(1)
     allowed = torch.zeros(batch, length + count, length + count, dtype=torch.bool, device=input_ids.device)
     allowed[:, :length, :length] = among
     of_shadows = among.gather(1, shadows.clamp(min=0).unsqueeze(-1).expand(-1, -1, length))

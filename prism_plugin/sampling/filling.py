@@ -115,6 +115,11 @@ class MaskFiller(SamplerSettings):
         by_blocks = spec.attention_block_length
         if by_blocks is None:
             return
+        if spec.causal_context and not getattr(self.look or PlainLook(), "tells_block", False):
+            raise ConfigurationError(
+                f"{name_of(self.look)} does not tell a model which block is written, but {spec.model_type} sees what stands "
+                "before that block causally; choose a plain look."
+            )
         if self.block_length is not None and by_blocks % self.block_length:
             raise ConfigurationError(
                 f"`block_length` must divide {by_blocks}, since {spec.model_type} attends by blocks of so many positions and "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_plugin.backbones import attention_blocks, dropout_off, vocab_size_of
+from prism_plugin.backbones.call import WRITTEN
 from prism_plugin.core.corruption import Corrupted
 from prism_plugin.core.labels import Labels
 from prism_plugin.core.losses import mean_over_rows
@@ -183,6 +184,8 @@ class Objective:
         within = getattr(self.corruptor, "within", None)
         if within is not None:
             batch = within(batch, noise)
+        if unwrapped.spec.causal_context:
+            batch = _with_written_block(batch, unwrapped.spec.model_type)
         if getattr(self.corruptor, "draws_tokens", False):
             batch = {**batch, "known_ids": _known_ids(unwrapped).to(batch["input_ids"].device, non_blocking=True)}
         plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)
@@ -285,6 +288,23 @@ def _look(
     alone = len(read_by_terms) == 1 and output.logits is not None and may_overwrite(output.logits)
     looked = Looked(output.logits, row_index, output.quality_logits, may_overwrite=alone)
     return _OneLook(looked, {} if row_index is None or len(wanted) == 1 else _own_rows(read_by, row_index))
+
+
+def _with_written_block(batch: Mapping[str, Tensor], family: str) -> Mapping[str, Tensor]:
+    """The batch with a mask that says which block is written: the one of each row that is left to be masked.
+
+    Raises:
+        ConfigurationError: If more than one is.
+    """
+    block, maskable = batch["attention_block"], batch["maskable"]
+    last = block.masked_fill(~maskable, -1).amax(-1, keepdim=True)
+    if (maskable & (block != last)).any():
+        raise ConfigurationError(
+            f"{family} sees what stands before a block causally, so one block of a row is trained at a time; leave "
+            "`noised_blocks` at auto, and choose an objective that makes its drafts from clean rows."
+        )
+    present = batch["attention_mask"].long()
+    return {**batch, "attention_mask": present.masked_fill((block == last) & present.bool(), WRITTEN)}
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ def cases(tmp_path_factory):
         ("llama", "method", "AutoModelForCausalLM"),
         ("sdar", "method", "AutoModelForCausalLM"),
         ("Fast_dLLM_Qwen", "call", "AutoModelForCausalLM"),
+        ("nemotron_labs_diffusion", "method", "AutoModelForCausalLM"),
     ):
         scaling = {"quality_temperature": 0.5, "quality_bias": 0.3} if family == "bert" else {}
         model = text_model(family, **scaling)
@@ -237,7 +238,7 @@ def add_unmerged(cases, folder):
     cases.add("adapter", folder, [sampler], REQUESTS, auto_class="AutoModelForMaskedLM", base=str(base))
 
 
-NAMES = ["bert", "llama", "sdar", "Fast_dLLM_Qwen", *HEADS, "sudoku", *REMOTE, "unmerged"]
+NAMES = ["bert", "llama", "sdar", "Fast_dLLM_Qwen", "nemotron_labs_diffusion", *HEADS, "sudoku", *REMOTE, "unmerged"]
 
 
 @pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)
