@@ -148,7 +148,8 @@ def test_a_draw_works_in_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_step_waits_once(temperature):
+def test_a_step_waits_once(temperature, monkeypatch):
+    monkeypatch.setattr("prism_plugin.core.categorical.is_at_hand", lambda values: False)  # as on an accelerator
     model = build()
     sampler, watch = sampler_of(model, temperature=temperature), Watch()
     sampler.infill(canvas())

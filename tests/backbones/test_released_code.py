@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from remote_families import checked_out_families
 from safetensors.torch import save_file
 from transformers.modeling_rope_utils import RopeParameters
 
@@ -226,3 +227,50 @@ def test_its_own_loop_writes_the_same_tokens(released, prompt_length, monkeypatc
     ours = sampler.sample(prompt, max_new_tokens=end - prompt_length)
     assert theirs.shape == ours.sequences.shape
     assert torch.equal(ours.sequences, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad", [0, 3])
+def test_mmadas_own_loop_writes_the_same_tokens(pad, tmp_path, monkeypatch):
+    """Rows padded on the left, as its loop takes them; its code is loaded as the contract loads it."""
+    if not (CHECKOUTS / "MMaDA" / "generate.py").is_file():
+        pytest.skip("needs MMaDA's repository")
+    checked_out_families()["mmada:MMaDA"].save(tmp_path)
+    backbone = load_backbone(tmp_path, trust_remote_code=True)
+    monkeypatch.setitem(sys.modules, "models", types.SimpleNamespace(MMadaModelLM=None))
+    loop = {"__name__": "generate"}
+    exec(compile((CHECKOUTS / "MMaDA" / "generate.py").read_text(), "generate.py", "exec"), loop)
+    prompt = torch.randint(2, MASK, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(prompt)
+    mask[0, :pad] = 0
+    theirs = loop["generate"](backbone, prompt, 12, 12, 6, mask_id=MASK, attention_mask=F.pad(mask, (0, 12), value=1))
+    model = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK))
+    ours = prism.RemaskingSampler(model, num_steps=12, block_length=6).sample(prompt, mask, max_new_tokens=12)
+    assert torch.equal(ours.sequences[:, -12:], theirs[:, -12:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threshold", [0.2, 0.9])
+@pytest.mark.parametrize("prompt_length", [20, 31, 32])  # of fewer than 32 new tokens its steps are fewer, too
+def test_llada2s_own_loop_writes_the_same_tokens(prompt_length, threshold, tmp_path):
+    name = "llada2_moe:dllm"
+    if name not in checked_out_families():
+        pytest.skip("needs dLLM's repository")
+    checked_out_families()[name].save(tmp_path)
+    backbone = load_backbone(tmp_path, trust_remote_code=True)
+    prompt = torch.randint(2, MASK, (1, prompt_length), generator=torch.Generator().manual_seed(0))
+    forward, new = backbone.forward, 64 - prompt_length
+
+    def as_it_is_meant(ids, attention_mask, **more):
+        """Its mask is in bfloat16, whatever the model is in, and it may write the mask token, which no trained model does."""
+        output = forward(ids, attention_mask=attention_mask.float(), **more)
+        output.logits[..., MASK] = float("-inf")
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "forward", as_it_is_meant)
+        theirs = backbone.generate(prompt, steps=32, gen_length=new, threshold=threshold, eos_id=-1, mask_id=MASK)
+    model = prism.attach_quality_head(backbone, prism.PrismConfig(mask_token_id=MASK))
+    sampler = prism.RemaskingSampler.from_preset("threshold", model, num_steps=64, threshold=threshold)
+    ours = sampler.sample(prompt, max_new_tokens=new)
+    assert torch.equal(ours.sequences[0, prompt_length:], theirs.flatten()[-new:])

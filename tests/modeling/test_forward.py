@@ -10,6 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from prism_plugin.backbones import BackboneSpec, dropout_off, register_backbone
+from prism_plugin.backbones.call import call_arguments
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.modeling import PrismConfig, attach_quality_head
 from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
@@ -18,7 +19,7 @@ from prism_plugin.testing import TINY_FAMILIES, tiny_backbone
 @pytest.mark.parametrize("family", with_marks(*TINY_FAMILIES))
 def test_head_reads_the_final_hidden_state(family, ids):
     model = attach_quality_head(tiny_backbone(family), PrismConfig(mask_token_id=31))
-    last = model.backbone(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    last = model.backbone(**call_arguments(model.spec, ids, None), output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(model(ids, output_hidden_states=True).hidden_states, last, atol=1e-5, rtol=0)
 
 
