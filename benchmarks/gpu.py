@@ -6,8 +6,9 @@ Random weights of LLaDA-8B's shape (`--shape llada` is small, for a CPU). Every 
 the other, so that one model is in memory at a time; those that come first matter most, and what no longer fits into `--minutes`
 is left out and named. Sampling: 448 prompt and 64 new tokens, blocks of 32, 8 looks a block; plain and with a cache. Training:
 one step with LoRA. Beside them the floors and the literal reference of `benchmarks.sampling`, `benchmarks.cache` and
-`benchmarks.training`; with `--checkouts`, LLaDA's and Fast-dLLM's own loops. Peak memory stands beside the estimate: weights,
-and for a cache its keys and values. The profiler counts operators, kernels, and what waits for the device, for each look.
+`benchmarks.training`; with `--checkouts`, a folder that holds the repositories LLaDA, Fast-dLLM and PRISM, the authors' own
+loops. Peak memory stands beside the estimate: weights, and for a cache its keys and values. The profiler counts operators,
+kernels, and what waits for the device, for each look.
 """
 
 import argparse

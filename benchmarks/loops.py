@@ -1,13 +1,16 @@
-"""The public loops of LLaDA (arXiv 2502.09992) and Fast-dLLM (arXiv 2505.22618), from checkouts, on random weights."""
+"""The public loops of LLaDA (arXiv 2502.09992), Fast-dLLM (arXiv 2505.22618) and PRISM's authors (arXiv 2510.01384), from
+checkouts, on random weights."""
 
 import importlib.util
+import io
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +24,11 @@ from prism_plugin.modeling import PrismConfig, PrismModel, attach_quality_head
 from prism_plugin.sampling import RemaskingSampler
 
 # Each by the file that has its `generate`, in a folder of checkouts.
-NAMES = {"LLaDA": Path("LLaDA/generate.py"), "Fast-dLLM": Path("Fast-dLLM/llada/generate.py")}
+NAMES = {
+    "LLaDA": Path("LLaDA/generate.py"),
+    "Fast-dLLM": Path("Fast-dLLM/llada/generate.py"),
+    "PRISM": Path("PRISM/PRISM_llada/sampling.py"),
+}
 BESIDE = replace(SHAPES["llada"], batch=4, max_new_tokens=128)
 # What Fast-dLLM's config has beside the sizes.
 _CONFIG: dict[str, Any] = {
@@ -75,6 +82,8 @@ def prepare(name: str, checkouts: Path, shape: Shape, machine: Machine) -> Calla
     if name == "LLaDA":
         backbone = build_model(shape, machine).plain_backbone
         return lambda: theirs.generate(backbone, prompts, **options)
+    if name == "PRISM":
+        return _taking_back(theirs, build_model(shape, machine), request(shape, machine, shape.mask_token_id), shape)
     return _filling(theirs, fast_dllm_model(theirs, shape, machine), prompts, options)
 
 
@@ -117,6 +126,29 @@ def _filling(theirs: ModuleType, model: PrismModel, prompts: Tensor, options: di
     """Fast-dLLM's loop, which is written for one row: it writes at the first row's positions. So rows come one by one."""
     backbone = model.plain_backbone
     return lambda: torch.cat([theirs.generate_with_dual_cache(backbone, row, **options)[0] for row in prompts.split(1)])
+
+
+def _taking_back(theirs: ModuleType, model: PrismModel, tokens: Tensor, shape: Shape) -> Callable[[], Tensor]:
+    """The loop of PRISM's authors, which takes a token back at each look, under its own autocast. What it prints is dropped."""
+    looks = shape.num_steps * shape.block_length // shape.max_new_tokens  # of a block
+    settings = {
+        "tokenizer": SimpleNamespace(pad_token_id=shape.mask_token_id),  # what is to be filled
+        "steps": looks * (shape.length // shape.block_length), "max_length": shape.length, "block_length": shape.block_length,
+        "model_type": "PRISM", "unmasking": "prob_max", "remasking": True, "remasking_mode": "PRISM", "num_remasking": looks,
+        "temperature": 0.0, "mask_id": shape.mask_token_id,
+    }  # fmt: skip
+
+    def judged(ids: Tensor) -> dict[str, Tensor]:
+        output = model.plain_backbone(ids, output_hidden_states=True)
+        return {"logits": output.logits, "remasking_conf": model.quality_head(output.hidden_states[-1])}
+
+    judged.parameters = model.parameters  # by which it finds the device
+
+    def work() -> Tensor:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return theirs.llada_inference(judged, tokens, **settings)
+
+    return work
 
 
 def _sampling(sampler: RemaskingSampler, prompts: Tensor) -> Callable[[], Tensor]:
