@@ -231,53 +231,46 @@ _BY_BLOCKS = (
     ),
 )
 
+# What LLaDA-8B and models of its code have in common.
+_OF_LLADA: dict[str, Any] = {
+    "final_hidden_at": "model.transformer.ff_out",
+    "lora_target_modules": ("q_proj", "k_proj", "v_proj"),  # PRISM's; the blocks' `ff_out` has the LM head's leaf name
+    "mask_token_id": 126336,
+    "auto_class": "AutoModel",
+    "required_config": (("weight_tying", False),),
+    "call_arguments": _NO_CACHE_IN_CALL,
+    "rotary_method": "get_rotary_embedding",
+}
+
 # These bring code of their own, written for transformers 4: prism_plugin/backbones/compat.py makes it run.
 _WITH_REMOTE_CODE = (
     BackboneSpec(
         model_type="llada",  # LLaDA-8B and LLaDA-1.5
         architectures=("LLaDAModelLM",),
-        final_hidden_at="model.transformer.ff_out",
-        lora_target_modules=("q_proj", "k_proj", "v_proj"),  # PRISM's; the blocks' `ff_out` has the LM head's leaf name
         layer_classes=("LLaDALlamaBlock",),
-        mask_token_id=126336,
         mask_token_vocab_size=126464,
         pads="supervised",
-        auto_class="AutoModel",
-        required_config=(("weight_tying", False),),
-        call_arguments=_NO_CACHE_IN_CALL,
-        rotary_method="get_rotary_embedding",
         reference="https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct",
+        **_OF_LLADA,
     ),
     BackboneSpec(
         model_type="mmada",  # LLaDA-8B with 8,192 tokens for images behind its vocabulary: its text alone is written here
         architectures=("MMadaModelLM",),
-        final_hidden_at="model.transformer.ff_out",
-        lora_target_modules=("q_proj", "k_proj", "v_proj"),
         layer_classes=("LLaDALlamaBlock",),
-        mask_token_id=126336,
         mask_token_vocab_size=134656,
         attention_mask="4d",  # a 2-D mask with a zero makes the whole batch causal
         mask_argument="attention_bias",
-        auto_class="AutoModel",
         hidden_size_name="d_model",
-        required_config=(("weight_tying", False),),
-        call_arguments=_NO_CACHE_IN_CALL,
-        rotary_method="get_rotary_embedding",
         reference="https://github.com/Gen-Verse/MMaDA",
+        **_OF_LLADA,
     ),
     BackboneSpec(
-        model_type="RemeDi",  # LLaDA-8B with a second stream, whose own confidences are not read
+        model_type="RemeDi",  # LLaDA-8B with a second stream, whose own confidences are not read; LoRA goes to both
         architectures=("RemeDiUPMModelLM",),
-        final_hidden_at="model.transformer.ff_out",
-        lora_target_modules=("q_proj", "k_proj", "v_proj"),  # of both streams
         layer_classes=("RemeDiLlamaBlock",),
-        mask_token_id=126336,
         mask_token_vocab_size=126464,
-        auto_class="AutoModel",
-        required_config=(("weight_tying", False),),
-        call_arguments=_NO_CACHE_IN_CALL,
-        rotary_method="get_rotary_embedding",
         reference="https://github.com/maple-research-lab/RemeDi",
+        **_OF_LLADA,
     ),
     BackboneSpec(
         model_type="illada",

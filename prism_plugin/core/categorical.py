@@ -21,8 +21,9 @@ _CHUNK_ENTRIES_CPU, _CHUNK_ENTRIES = 2**20, 2**23
 _BLOCK = 256
 # Blocks with forbidden ids that are copied one by one; with more of them, the whole chunk is.
 _MOST_BLOCKS = 8
-# The sum of a vocabulary's exponentials up to this logit is far from overflow in float32, and its own far from 0.
-_PLAIN_EXP = 60.0
+# A row whose largest logit lies between these needs no shift before `exp` in float32: the sum over a vocabulary is far from
+# overflow, and a token of probability 1e-30 is far from 0.
+_LOWEST_PLAIN, _HIGHEST_PLAIN = -10.0, 60.0
 # Probabilities become integers in units of 2**-52, the resolution of float64 below 1. Their running sum is then exact: it
 # is the same on every device in every order of addition, and an id of probability 0 cannot be hit by rounding.
 _UNITS = 2**52
@@ -233,7 +234,7 @@ def _first_max(chunk: Rows, forbidden: Forbidden) -> tuple[RowValues, RowTokens]
 
 def _shift(largest: RowValues) -> RowValues:
     """What is taken from a row's logits before `exp`: nothing where the largest is neither huge nor tiny. NaN stays NaN."""
-    return torch.where(largest.abs() <= _PLAIN_EXP, 0.0, largest)
+    return torch.where((largest >= _LOWEST_PLAIN) & (largest <= _HIGHEST_PLAIN), 0.0, largest)
 
 
 def _weights(chunk: Rows, shift: RowValues, forbidden: Forbidden, room: Room) -> Rows:

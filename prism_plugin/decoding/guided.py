@@ -1,6 +1,7 @@
 """A look at two conditions: with the prompt, and without it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,7 @@ class GuidedLook:
     """
 
     scale: float
+    tells_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self, "scale", "a number above 0", low=0, open_low=True)

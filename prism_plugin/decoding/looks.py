@@ -176,22 +176,14 @@ def history_of(model: HeadedBackbone, state: State, want: Want) -> History | Non
 
 
 def told(model: HeadedBackbone, state: State, want: Want) -> Tensor | None:
-    """The mask that a network is told with a state: None where there is nothing to tell."""
-    return mask_of(model, state.canvas, state.block, padded=want.padded)
+    """The mask that a network is told with a state, [batch, length]; None where there is nothing to tell.
 
-
-def mask_of(model: HeadedBackbone, canvas: Canvas, block: PerRow, *, padded: bool) -> Tensor | None:
-    """The mask that a network is told with a canvas; a family with `causal_context` is told which block is written.
-
-    Args:
-        model: Who is told.
-        canvas: What is looked at.
-        block: Number of each row's block.
-        padded: Some row has padding.
+    A family with `causal_context` is told which block is written.
     """
+    canvas = state.canvas
     if model.spec.causal_context:
-        return canvas.attention_mask.masked_fill(canvas.block_of == block.unsqueeze(-1), WRITTEN)
-    return canvas.attention_mask if padded else None
+        return canvas.attention_mask.masked_fill(canvas.block_of == state.block.unsqueeze(-1), WRITTEN)
+    return canvas.attention_mask if want.padded else None
 
 
 @LOOKS.register("plain")

@@ -1,6 +1,7 @@
 """A look that sees masks softly: mixed with what the look before would have written there."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class SoftLook:
 
     mix: float = 0.8
     top_k: int = 3
+    tells_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self, "mix", "a share in (0, 1]", low=0, high=1, open_low=True)

@@ -120,6 +120,11 @@ class MaskFiller(SamplerSettings):
                 f"{name_of(self.look)} does not tell a model which block is written, but {spec.model_type} sees what stands "
                 "before that block causally; choose a plain look."
             )
+        if spec.causal_context and self.trajectory is not None:
+            raise ConfigurationError(
+                f"{name_of(self.trajectory)} rates whole canvases, but {spec.model_type} sees what stands before the written "
+                "block causally, so a look tells of one block; leave `trajectory` out."
+            )
         if self.block_length is not None and by_blocks % self.block_length:
             raise ConfigurationError(
                 f"`block_length` must divide {by_blocks}, since {spec.model_type} attends by blocks of so many positions and "

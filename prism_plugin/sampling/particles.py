@@ -11,7 +11,6 @@ from prism_plugin.core.categorical import draw_rows
 from prism_plugin.core.float64 import float64_device, to_float64
 from prism_plugin.core.validation import require_choice, require_int
 from prism_plugin.decoding.chance import Generators, uniform
-from prism_plugin.decoding.looks import mask_of
 from prism_plugin.decoding.loop import Loop, Step
 from prism_plugin.decoding.state import State
 from prism_plugin.errors import ConfigurationError, SamplingError
@@ -244,7 +243,7 @@ class Filling:
         loop, canvas, length = self.loop, self.canvas.take(index), state.tokens.shape[1]
         tokens, lengths = state.tokens[index], canvas.lengths.tolist()
         places = (canvas.editable & (tokens == self.model.mask_token_id)).flatten().nonzero().squeeze(-1)
-        mask = mask_of(self.model, canvas, state.block[index], padded=loop.padded)
+        mask = canvas.attention_mask if loop.padded else None
         rows = self.model(tokens, mask, logits_at=places, with_quality=False).logits
         home = float64_device(tokens.device)
         uniforms = torch.zeros(len(index), count, length, dtype=torch.float64, device=home)
@@ -309,7 +308,7 @@ def with_looks(state: State, looked: PerRow) -> State:
 def judged(model: HeadedBackbone, loop: Loop, canvas: LaidCanvas, state: State) -> State:
     """A state with the quality of every token that stands, by one forward more."""
     history = state.history if model.quality_head.reads_history else None
-    output = model(state.tokens, mask_of(model, canvas, state.block, padded=loop.padded), history=history)
+    output = model(state.tokens, canvas.attention_mask if loop.padded else None, history=history)
     quality = torch.where(canvas.editable, output.quality_logits.float().sigmoid(), state.quality)
     return with_looks(replace(state, quality=quality), torch.ones_like(state.block))
 

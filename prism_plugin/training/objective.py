@@ -185,7 +185,7 @@ class Objective:
         if within is not None:
             batch = within(batch, noise)
         if unwrapped.spec.causal_context:
-            batch = _with_written_block(batch, unwrapped.spec.model_type)
+            batch = _with_written_block(batch, self.corruptor, unwrapped.spec.model_type)
         if getattr(self.corruptor, "draws_tokens", False):
             batch = {**batch, "known_ids": _known_ids(unwrapped).to(batch["input_ids"].device, non_blocking=True)}
         plan = self.corruptor.plan(batch, noise, unwrapped.mask_token_id)
@@ -290,21 +290,20 @@ def _look(
     return _OneLook(looked, {} if row_index is None or len(wanted) == 1 else _own_rows(read_by, row_index))
 
 
-def _with_written_block(batch: Mapping[str, Tensor], family: str) -> Mapping[str, Tensor]:
+def _with_written_block(batch: Mapping[str, Tensor], corruptor: Corruptor, family: str) -> Mapping[str, Tensor]:
     """The batch with a mask that says which block is written: the one of each row that is left to be masked.
 
     Raises:
-        ConfigurationError: If more than one is.
+        ConfigurationError: If the corruptor may leave more than one.
     """
-    block, maskable = batch["attention_block"], batch["maskable"]
-    last = block.masked_fill(~maskable, -1).amax(-1, keepdim=True)
-    if (maskable & (block != last)).any():
+    if getattr(corruptor, "noised_blocks", "all") == "all":
         raise ConfigurationError(
             f"{family} sees what stands before a block causally, so one block of a row is trained at a time; leave "
             "`noised_blocks` at auto, and choose an objective that makes its drafts from clean rows."
         )
-    present = batch["attention_mask"].long()
-    return {**batch, "attention_mask": present.masked_fill((block == last) & present.bool(), WRITTEN)}
+    block, present = batch["attention_block"], batch["attention_mask"].long()
+    written = (block == block.masked_fill(~batch["maskable"], -1).amax(-1, keepdim=True)) & present.bool()
+    return {**batch, "attention_mask": present.masked_fill(written, WRITTEN)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from transformers import DynamicCache
 
 import prism_plugin as prism
 from prism_plugin.backbones import get_backbone_spec, load_backbone
-from prism_plugin.decoding import CachedLook
+from prism_plugin.core import BelowRemasking, EvenSchedule
+from prism_plugin.decoding import CachedLook, GuidedLook, LeftOutLook, SoftLook
 from prism_plugin.errors import BackboneError, ConfigurationError
 from prism_plugin.testing import tiny_backbone
 from prism_plugin.training import get_objective
@@ -130,6 +131,29 @@ def test_looks_that_do_not_tell_the_block_are_refused(model):
     for preset in ("wino", "proseco"):
         with pytest.raises(ConfigurationError, match="Look does not tell a model which block is written"):
             prism.RemaskingSampler.from_preset(preset, model, num_steps=4)
+    with pytest.raises(ConfigurationError, match=r"BestOfN rates whole canvases, .* leave `trajectory` out"):
+        prism.RemaskingSampler.from_preset("best_of", model, num_steps=4)
+
+
+@pytest.mark.parametrize("look", [None, GuidedLook(1.0), SoftLook(), LeftOutLook(2)])
+def test_every_call_of_the_others_tells_the_block(model, look):
+    reads = {} if not isinstance(look, LeftOutLook) else {"remasking": BelowRemasking(0.5, "context_confidence"),
+                                                          "schedule": EvenSchedule(1)}  # fmt: skip
+    sampler = prism.RemaskingSampler(model, num_steps=8, look=look, **reads)  # some make a trial of their own
+    masks = []
+    handle = model.plain_backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    sampler.sample(prompt(8), max_new_tokens=8)
+    handle.remove()
+    assert len(masks) >= 8
+    blocks = set()
+    for mask in masks:
+        behind = mask[:, 0] & ~torch.ones(16, 16).tril().bool()
+        seen = [tuple(sorted(set((row.nonzero()[:, 1] // BLOCK).tolist()))) for row in behind]
+        assert len(set(seen)) == 1
+        blocks |= set(seen)
+    assert blocks == {(2,), (3,)}
 
 
 def test_weights_have_other_names_in_the_familys_files(model, tmp_path):
